@@ -1,0 +1,27 @@
+//! The public API as plain values: their wire form and the rules they keep. No I/O, no async.
+
+pub mod assistant;
+pub mod error;
+pub mod id;
+pub mod message;
+pub mod metadata;
+pub mod page;
+pub mod rule;
+pub mod run;
+pub mod run_step;
+pub mod stream;
+pub mod thread;
+pub mod time;
+pub mod tool;
+
+pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
+pub use error::Error;
+pub use id::{AssistantId, FileId, Ids, MessageId, RunId, RunStepId, ThreadId, ToolCallId, VectorStoreId};
+pub use message::{CreateMessage, Message, ModifyMessage};
+pub use metadata::Metadata;
+pub use page::{Page, PageQuery};
+pub use run::{CreateRun, CreateThreadAndRun, ModifyRun, Run};
+pub use run_step::RunStep;
+pub use stream::StreamEvent;
+pub use thread::{CreateThread, ModifyThread, Thread};
+pub use time::Timestamp;

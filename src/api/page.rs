@@ -1,0 +1,158 @@
+//! Lists: which part of one is asked for, and the part that is given.
+
+use serde::Serialize;
+
+use super::error::Error;
+use super::rule::{At, out_of_range, unsupported_value};
+
+/// Most elements of one page.
+const LIMIT_MAX: u32 = 100;
+/// Elements of a page when the client does not say.
+const LIMIT_DEFAULT: u32 = 20;
+
+/// Which way a list runs, by time of creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Oldest first.
+    Ascending,
+    /// Newest first: the default.
+    Descending,
+}
+
+/// Which part of a list is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageQuery {
+    /// 1 to 100 elements.
+    pub limit: u32,
+    /// Which way the list runs.
+    pub order: Order,
+    /// The id of the element before the page.
+    pub after: Option<String>,
+    /// The id of the element behind the page.
+    pub before: Option<String>,
+}
+
+impl Default for PageQuery {
+    fn default() -> Self {
+        Self { limit: LIMIT_DEFAULT, order: Order::Descending, after: None, before: None }
+    }
+}
+
+impl PageQuery {
+    /// Reads `limit`, `order`, `after` and `before`; other parameters are none of its business.
+    ///
+    /// # Errors
+    /// 400 when `limit` or `order` is out of bounds.
+    pub fn parse<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
+        let mut query = Self::default();
+        for (name, value) in parameters {
+            match name {
+                "limit" => query.limit = limit(value)?,
+                "order" => query.order = order(value)?,
+                "after" if !value.is_empty() => query.after = Some(value.to_owned()),
+                "before" if !value.is_empty() => query.before = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+        Ok(query)
+    }
+}
+
+fn limit(text: &str) -> Result<u32, Error> {
+    let at = At::Member(&At::Root, "limit");
+    let Ok(number) = text.parse::<i64>() else {
+        return Err(Error::invalid(format!(
+            "Invalid type for 'limit': expected an integer, but got a string instead: '{text}'."
+        ))
+        .at("limit")
+        .code("invalid_type"));
+    };
+    match u32::try_from(number) {
+        Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
+        _ => Err(out_of_range(&at, "integer", &number, number > 0, 1, LIMIT_MAX)),
+    }
+}
+
+fn order(text: &str) -> Result<Order, Error> {
+    match text {
+        "asc" => Ok(Order::Ascending),
+        "desc" => Ok(Order::Descending),
+        other => Err(unsupported_value(&At::Member(&At::Root, "order"), other, &["asc", "desc"])),
+    }
+}
+
+/// A part of a list, in list order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    /// The elements.
+    pub data: Vec<T>,
+    /// Whether the list goes on behind the last element (with `before`: in front of the first).
+    pub has_more: bool,
+}
+
+impl<T> Page<T> {
+    /// The same page with each element changed.
+    ///
+    /// # Errors
+    /// The first that `change` gives.
+    pub fn try_map<U, E>(self, change: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
+        Ok(Page { data: self.data.into_iter().map(change).collect::<Result<_, E>>()?, has_more: self.has_more })
+    }
+}
+
+/// The wire form of a [`Page`].
+#[derive(Debug, Serialize)]
+pub struct List<T> {
+    object: &'static str,
+    data: Vec<T>,
+    first_id: Option<String>,
+    last_id: Option<String>,
+    has_more: bool,
+}
+
+impl<T> List<T> {
+    /// A page whose first and last elements have these ids.
+    pub fn new(data: Vec<T>, first_id: Option<&str>, last_id: Option<&str>, has_more: bool) -> Self {
+        Self {
+            object: "list",
+            data,
+            first_id: first_id.map(str::to_owned),
+            last_id: last_id.map(str::to_owned),
+            has_more,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(parameters: &[(&str, &str)]) -> Result<PageQuery, String> {
+        PageQuery::parse(parameters.iter().copied()).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn a_query_without_parameters_asks_for_the_newest_twenty() {
+        assert_eq!(parse(&[("api-version", "x")]), Ok(PageQuery::default()));
+    }
+
+    #[test]
+    fn limits_outside_1_to_100_are_refused_with_the_bound() {
+        assert_eq!(
+            parse(&[("limit", "101")]),
+            Err("Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.".into())
+        );
+        assert_eq!(
+            parse(&[("limit", "0")]),
+            Err("Invalid 'limit': integer below minimum value. Expected a value >= 1, but got 0 instead.".into())
+        );
+    }
+
+    #[test]
+    fn an_unknown_order_is_refused_with_the_two_known_ones() {
+        assert_eq!(
+            parse(&[("order", "up")]),
+            Err("Invalid value: 'up'. Supported values are: 'asc' and 'desc'.".into())
+        );
+    }
+}

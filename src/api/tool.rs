@@ -1,0 +1,462 @@
+//! Tools: what an assistant may call, how the model is told to choose, and what the tools work on.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::error::Error;
+use super::id::{FileId, VectorStoreId};
+use super::rule::{
+    At, Rule, array, boolean, by, decimal, free_object, id, identifier, integer, object, one_of, string, tagged,
+    unsupported_value, wrong_type,
+};
+use crate::request;
+
+/// Most characters of a function's description; the service states none, so this only bounds what is stored.
+const DESCRIPTION_CHARS_MAX: usize = 256_000;
+/// Most characters of a function's name, and of a response format's.
+const NAME_CHARS_MAX: usize = 64;
+/// Most files of a code interpreter, on an assistant or on a thread.
+const CODE_INTERPRETER_FILES_MAX: usize = 20;
+
+/// Something that the model may call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Tool {
+    /// Runs Python that the model writes.
+    CodeInterpreter,
+    /// Searches the attached vector stores.
+    FileSearch {
+        /// How it searches.
+        #[serde(default)]
+        file_search: FileSearch,
+    },
+    /// Asks the client.
+    Function {
+        /// What the model is told of it.
+        function: Function,
+    },
+}
+
+/// How `file_search` searches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct FileSearch {
+    /// Most hits, 1 to 50; left out of replies unless the client gave it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_num_results: Option<u32>,
+    /// How hits are ranked.
+    pub ranking_options: RankingOptions,
+}
+
+/// How hits are ranked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankingOptions {
+    /// `auto` or the one ranker with a name.
+    pub ranker: String,
+    /// Hits below it are dropped, 0 to 1.
+    pub score_threshold: f64,
+    /// Weights of the two searches, kept as the client gave them.
+    pub hybrid_search: Option<Map<String, Value>>,
+}
+
+/// The ranker that stands for itself when a client names none.
+const RANKER: &str = "default_2024_08_21";
+
+impl Default for RankingOptions {
+    fn default() -> Self {
+        Self { ranker: RANKER.to_owned(), score_threshold: 0.0, hybrid_search: None }
+    }
+}
+
+/// A function of the client's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Function {
+    /// 1 to 64 letters, digits, underscores and dashes.
+    pub name: String,
+    /// What it is for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub description: Option<String>,
+    /// A JSON schema of its arguments.
+    pub parameters: Map<String, Value>,
+    /// Whether the model must keep to the schema.
+    pub strict: bool,
+}
+
+request! {
+    /// A function as clients write it.
+    pub struct FunctionRequest {
+        required name: String = identifier(NAME_CHARS_MAX);
+        optional description: String = string(0, DESCRIPTION_CHARS_MAX);
+        optional parameters: Map<String, Value> = free_object();
+        optional strict: bool = boolean();
+    }
+}
+
+request! {
+    /// The members of a function tool.
+    pub struct FunctionToolRequest {
+        required function: FunctionRequest = object();
+    }
+}
+
+request! {
+    /// The members of a file search tool.
+    pub struct FileSearchToolRequest {
+        optional file_search: FileSearchRequest = object();
+    }
+}
+
+request! {
+    /// How `file_search` shall search.
+    pub struct FileSearchRequest {
+        optional max_num_results: u32 = integer(1, 50);
+        optional ranking_options: RankingOptionsRequest = object();
+    }
+}
+
+request! {
+    /// How hits shall be ranked.
+    pub struct RankingOptionsRequest {
+        optional ranker: &'static str = one_of(&[("auto", "auto"), (RANKER, RANKER)]);
+        optional score_threshold: f64 = decimal(0.0, 1.0);
+        optional hybrid_search: Map<String, Value> = free_object();
+    }
+}
+
+request! {
+    /// A tool that has no members but its type.
+    pub struct BareTool {}
+}
+
+/// The rule for one tool.
+#[must_use]
+pub fn tool() -> impl Rule<Out = Tool> + Copy {
+    by(|value, at: &At<'_>| {
+        let (kind, members) = tagged(value, at, &["code_interpreter", "file_search", "function"])?;
+        match kind {
+            "code_interpreter" => object::<BareTool>().read(members.into(), at).map(|_| Tool::CodeInterpreter),
+            "file_search" => object::<FileSearchToolRequest>().read(members.into(), at).map(file_search),
+            _ => object::<FunctionToolRequest>().read(members.into(), at).map(function),
+        }
+    })
+}
+
+fn file_search(request: FileSearchToolRequest) -> Tool {
+    let Some(given) = request.file_search else {
+        return Tool::FileSearch { file_search: FileSearch::default() };
+    };
+    let ranking_options = given.ranking_options.map_or_else(RankingOptions::default, |options| RankingOptions {
+        ranker: options.ranker.unwrap_or(RANKER).to_owned(),
+        score_threshold: options.score_threshold.unwrap_or(0.0),
+        hybrid_search: options.hybrid_search,
+    });
+    Tool::FileSearch { file_search: FileSearch { max_num_results: given.max_num_results, ranking_options } }
+}
+
+fn function(request: FunctionToolRequest) -> Tool {
+    let FunctionRequest { name, description, parameters, strict } = request.function;
+    let parameters = parameters.unwrap_or_else(|| {
+        let Value::Object(empty) = json!({"type": "object", "properties": {}}) else {
+            unreachable!("the literal above is an object")
+        };
+        empty
+    });
+    Tool::Function { function: Function { name, description, parameters, strict: strict.unwrap_or(false) } }
+}
+
+/// What the tools of an assistant or a thread work on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ToolResources {
+    /// Files for the code interpreter.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub code_interpreter: Option<CodeInterpreterResources>,
+    /// Vector stores for the file search.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file_search: Option<FileSearchResources>,
+}
+
+impl ToolResources {
+    /// The form that events of a stream have: the code interpreter's list is always there.
+    #[must_use]
+    pub fn in_stream(&self) -> Self {
+        let mut resources = self.clone();
+        resources.code_interpreter.get_or_insert_default();
+        resources
+    }
+}
+
+/// Files for the code interpreter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CodeInterpreterResources {
+    /// At most 20.
+    #[serde(default)]
+    pub file_ids: Vec<FileId>,
+}
+
+/// Vector stores for the file search.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileSearchResources {
+    /// At most one.
+    #[serde(default)]
+    pub vector_store_ids: Vec<VectorStoreId>,
+}
+
+request! {
+    /// Tool resources as clients write them.
+    pub struct ToolResourcesRequest {
+        optional code_interpreter: CodeInterpreterRequest = object();
+        optional file_search: FileSearchResourcesRequest = object();
+    }
+}
+
+request! {
+    /// Files for the code interpreter.
+    pub struct CodeInterpreterRequest {
+        optional file_ids: Vec<FileId> = array(id(), 0, CODE_INTERPRETER_FILES_MAX);
+    }
+}
+
+request! {
+    /// Vector stores for the file search.
+    pub struct FileSearchResourcesRequest {
+        optional vector_store_ids: Vec<VectorStoreId> = array(id(), 0, 1);
+        optional vector_stores: Vec<()> = array(by(not_served), 0, 1);
+    }
+}
+
+/// Refuses the helper that makes a vector store on the way: this server has none yet, and dropping it silently would
+/// lose the client's files.
+fn not_served(_: Value, at: &At<'_>) -> Result<(), Error> {
+    Err(Error::invalid(format!("Invalid '{at}': this server does not serve vector stores yet."))
+        .at(at.to_string())
+        .code("unsupported_parameter"))
+}
+
+/// The rule for `tool_resources`.
+#[must_use]
+pub fn tool_resources() -> impl Rule<Out = ToolResources> + Copy {
+    by(|value, at: &At<'_>| {
+        let request = object::<ToolResourcesRequest>().read(value, at)?;
+        Ok(ToolResources {
+            code_interpreter: request
+                .code_interpreter
+                .map(|given| CodeInterpreterResources { file_ids: given.file_ids.unwrap_or_default() }),
+            file_search: request
+                .file_search
+                .map(|given| FileSearchResources { vector_store_ids: given.vector_store_ids.unwrap_or_default() }),
+        })
+    })
+}
+
+/// Whether, and what, the model must call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ToolChoice {
+    /// A word: the model's own choice, none, or any.
+    Mode(ToolMode),
+    /// One tool by name.
+    Named(NamedTool),
+}
+
+impl Default for ToolChoice {
+    fn default() -> Self {
+        Self::Mode(ToolMode::Auto)
+    }
+}
+
+/// The words for a tool choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolMode {
+    /// Call nothing.
+    None,
+    /// The model decides.
+    Auto,
+    /// Call something.
+    Required,
+}
+
+/// One tool that the model must call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum NamedTool {
+    /// The function of this name.
+    Function {
+        /// Which one.
+        function: FunctionName,
+    },
+    /// The code interpreter.
+    CodeInterpreter,
+    /// The file search.
+    FileSearch,
+}
+
+/// The name of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionName {
+    /// As in the function's definition.
+    pub name: String,
+}
+
+request! {
+    /// The members of a named function choice.
+    pub struct NamedFunctionRequest {
+        required function: FunctionNameRequest = object();
+    }
+}
+
+request! {
+    /// The name of a function.
+    pub struct FunctionNameRequest {
+        required name: String = identifier(NAME_CHARS_MAX);
+    }
+}
+
+/// The rule for `tool_choice`.
+#[must_use]
+pub fn tool_choice() -> impl Rule<Out = ToolChoice> + Copy {
+    by(|value, at: &At<'_>| {
+        let word = match &value {
+            Value::String(word) => word,
+            Value::Object(_) => return named_tool(value, at).map(ToolChoice::Named),
+            other => return Err(wrong_type(at, "one of a string or object", other)),
+        };
+        match word.as_str() {
+            "none" => Ok(ToolChoice::Mode(ToolMode::None)),
+            "auto" => Ok(ToolChoice::Mode(ToolMode::Auto)),
+            "required" => Ok(ToolChoice::Mode(ToolMode::Required)),
+            other => Err(unsupported_value(at, other, &["none", "auto", "required"])),
+        }
+    })
+}
+
+fn named_tool(value: Value, at: &At<'_>) -> Result<NamedTool, Error> {
+    let (kind, members) = tagged(value, at, &["function", "code_interpreter", "file_search"])?;
+    match kind {
+        "function" => {
+            let request = object::<NamedFunctionRequest>().read(members.into(), at)?;
+            Ok(NamedTool::Function { function: FunctionName { name: request.function.name } })
+        }
+        "code_interpreter" => object::<BareTool>().read(members.into(), at).map(|_| NamedTool::CodeInterpreter),
+        _ => object::<BareTool>().read(members.into(), at).map(|_| NamedTool::FileSearch),
+    }
+}
+
+/// The form that the model must answer in; kept and echoed as the client wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ResponseFormat(Value);
+
+impl Default for ResponseFormat {
+    fn default() -> Self {
+        Self(Value::String("auto".to_owned()))
+    }
+}
+
+impl ResponseFormat {
+    /// The form as chat completions take it; `None` for `auto`, which is said by saying nothing.
+    #[must_use]
+    pub fn for_model(&self) -> Option<&Value> {
+        self.0.is_object().then_some(&self.0)
+    }
+}
+
+request! {
+    /// The members of a JSON schema form.
+    pub struct JsonSchemaFormatRequest {
+        required json_schema: JsonSchemaRequest = object();
+    }
+}
+
+request! {
+    /// A JSON schema with its name.
+    pub struct JsonSchemaRequest {
+        required name: String = identifier(NAME_CHARS_MAX);
+        optional description: String = string(0, DESCRIPTION_CHARS_MAX);
+        optional schema: Map<String, Value> = free_object();
+        optional strict: bool = boolean();
+    }
+}
+
+/// The rule for `response_format`.
+#[must_use]
+pub fn response_format() -> impl Rule<Out = ResponseFormat> + Copy {
+    by(|value: Value, at: &At<'_>| match &value {
+        Value::String(word) if word == "auto" => Ok(ResponseFormat(value)),
+        Value::String(word) => Err(unsupported_value(at, word, &["auto"])),
+        Value::Object(_) => {
+            let (kind, members) = tagged(value.clone(), at, &["text", "json_object", "json_schema"])?;
+            if kind == "json_schema" {
+                object::<JsonSchemaFormatRequest>().read(members.into(), at)?;
+            } else {
+                object::<BareTool>().read(members.into(), at)?;
+            }
+            Ok(ResponseFormat(value))
+        }
+        other => Err(wrong_type(at, "one of a string or object", other)),
+    })
+}
+
+/// How hard a reasoning model shall think, as the API spells it.
+#[must_use]
+pub fn reasoning_effort() -> impl Rule<Out = &'static str> + Copy {
+    one_of(&[
+        ("none", "none"),
+        ("minimal", "minimal"),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("xhigh", "xhigh"),
+        ("max", "max"),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn echo(value: Value) -> Value {
+        serde_json::to_value(tool().read(value, &At::Member(&At::Root, "tool")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn tools_come_back_with_their_defaults_filled_in() {
+        assert_eq!(echo(json!({"type": "code_interpreter"})), json!({"type": "code_interpreter"}));
+        assert_eq!(
+            echo(json!({"type": "file_search"})),
+            json!({"type": "file_search", "file_search": {"ranking_options":
+                {"ranker": "default_2024_08_21", "score_threshold": 0.0, "hybrid_search": null}}})
+        );
+        assert_eq!(
+            echo(json!({"type": "function", "function": {"name": "f"}})),
+            json!({"type": "function", "function":
+                {"name": "f", "parameters": {"type": "object", "properties": {}}, "strict": false}})
+        );
+    }
+
+    #[test]
+    fn choices_and_formats_come_back_as_given() {
+        let at = At::Member(&At::Root, "x");
+        for choice in [json!("none"), json!("required"), json!({"type": "function", "function": {"name": "f"}})] {
+            let read = tool_choice().read(choice.clone(), &at).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), choice);
+        }
+        for format in [
+            json!("auto"),
+            json!({"type": "json_object"}),
+            json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}),
+        ] {
+            let read = response_format().read(format.clone(), &at).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), format);
+        }
+    }
+
+    #[test]
+    fn an_unknown_tool_type_is_refused_with_the_known_ones() {
+        let error = tool().read(json!({"type": "retrieval"}), &At::Element(&At::Member(&At::Root, "tools"), 0));
+
+        assert_eq!(
+            error.unwrap_err().message,
+            "Invalid value: 'retrieval'. Supported values are: 'code_interpreter', 'file_search', and 'function'."
+        );
+    }
+}

@@ -1,0 +1,339 @@
+//! Settings: the embedded defaults, then a file, then the environment.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::store::Synchronous;
+use crate::telemetry::LogFormat;
+use crate::{http, llm, runs, store};
+
+/// Every key at its default with a comment: the file that users copy from, and the defaults themselves.
+pub const EXAMPLE: &str = include_str!("../config.example.toml");
+
+/// What every environment variable of ours begins with.
+const PREFIX: &str = "ASSISTD_";
+/// Variables that are not settings: where the file is.
+const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
+/// What Kubernetes and Docker links put into the environment beside a service that is named assistd.
+const INJECTED: [&str; 2] = ["ASSISTD_SERVICE_", "ASSISTD_PORT"];
+
+/// What shows in place of a secret.
+const MASK: &str = "***";
+
+/// All settings; `config.example.toml` says what each one means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.example.toml documents each key, once")]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub api_keys: Vec<String>,
+    pub body_bytes_max: usize,
+    pub header_timeout_s: u64,
+    pub body_timeout_s: u64,
+    pub keep_alive_s: u64,
+    pub shutdown_grace_s: u64,
+    pub data_dir: PathBuf,
+    pub database_url: String,
+    pub database_connections_max: u32,
+    pub sqlite_synchronous: Synchronous,
+    pub upstream_url: String,
+    pub upstream_api_key: String,
+    pub default_model: String,
+    pub upstream_connect_timeout_s: u64,
+    pub upstream_first_byte_timeout_s: u64,
+    pub upstream_idle_timeout_s: u64,
+    pub upstream_retries: u32,
+    pub max_concurrent_runs: usize,
+    pub run_expires_after_s: u64,
+    pub run_lease_s: u64,
+    pub log: String,
+    pub log_format: LogFormat,
+    pub model_aliases: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<UpstreamSettings>,
+}
+
+/// A further model server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSettings {
+    /// Its base URL, ending in `/v1`.
+    pub url: String,
+    /// Its key, if it wants one.
+    #[serde(default)]
+    pub api_key: String,
+    /// Names that belong to it.
+    #[serde(default)]
+    pub models: Vec<String>,
+}
+
+/// What is wrong with the settings; the text names the key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);
+
+impl Settings {
+    /// Joins the defaults, a file if there is one, and the environment's pairs.
+    ///
+    /// # Errors
+    /// When the file cannot be read, when a key is unknown, or when a value is of the wrong kind or out of bounds.
+    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Error> {
+        let mut table: Table = EXAMPLE.parse().map_err(|error| Error(format!("the defaults: {error}")))?;
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Error(format!("the settings file {} cannot be read: {error}", path.display())))?;
+            let given: Table = text.parse().map_err(|error| Error(format!("{}: {error}", path.display())))?;
+            for (key, value) in given {
+                if !table.contains_key(&key) && key != "upstreams" {
+                    return Err(Error(format!("{}: there is no setting \"{key}\"", path.display())));
+                }
+                table.insert(key, value);
+            }
+        }
+        for (name, text) in environment {
+            let Some(key) = name.strip_prefix(PREFIX) else { continue };
+            if NOT_SETTINGS.contains(&name.as_str()) || INJECTED.iter().any(|injected| name.starts_with(injected)) {
+                continue;
+            }
+            let key = key.to_lowercase();
+            let Some(default) = table.get(&key) else {
+                return Err(Error(format!("there is no setting for the environment variable {name}")));
+            };
+            let value = from_text(default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
+            table.insert(key, value);
+        }
+        let settings: Self = Value::Table(table)
+            .try_into()
+            .map_err(|error: toml::de::Error| Error(format!("settings: {}", error.to_string().trim())))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let at_least_one: [(&str, u64); 10] = [
+            ("header_timeout_s", self.header_timeout_s),
+            ("body_timeout_s", self.body_timeout_s),
+            ("keep_alive_s", self.keep_alive_s),
+            ("database_connections_max", self.database_connections_max.into()),
+            ("upstream_connect_timeout_s", self.upstream_connect_timeout_s),
+            ("upstream_first_byte_timeout_s", self.upstream_first_byte_timeout_s),
+            ("upstream_idle_timeout_s", self.upstream_idle_timeout_s),
+            ("max_concurrent_runs", self.max_concurrent_runs as u64),
+            ("run_expires_after_s", self.run_expires_after_s),
+            ("body_bytes_max", self.body_bytes_max as u64),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return Err(Error(format!("{key} is 0; it must be at least 1")));
+            }
+        }
+        if self.run_lease_s < 5 {
+            return Err(Error(format!("run_lease_s is {}; it must be at least 5", self.run_lease_s)));
+        }
+        if self.max_concurrent_runs > 1_000_000 {
+            return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
+        }
+        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url]);
+        for url in urls.filter(|url| !url.is_empty()) {
+            let known = reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+            if !known {
+                return Err(Error(format!("\"{url}\" is no URL of a model server; it looks like http://host:port/v1")));
+            }
+        }
+        if self.api_keys.iter().any(|key| key.trim().is_empty()) {
+            return Err(Error("api_keys holds an empty key".to_owned()));
+        }
+        if !self.listen.ip().is_loopback() && self.api_keys.is_empty() {
+            return Err(Error(format!(
+                "listen is {}, which other machines can reach, and there are no api_keys: anyone could use your \
+                 models and read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random text, \
+                 or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+
+    /// The same settings with secrets masked, as TOML.
+    ///
+    /// # Errors
+    /// None in practice: the settings were read from TOML.
+    pub fn masked(&self) -> Result<String, toml::ser::Error> {
+        let mut shown = self.clone();
+        let mask = |text: &mut String| {
+            if !text.is_empty() {
+                MASK.clone_into(text);
+            }
+        };
+        shown.api_keys.iter_mut().for_each(mask);
+        mask(&mut shown.upstream_api_key);
+        shown.upstreams.iter_mut().for_each(|upstream| mask(&mut upstream.api_key));
+        for url in shown
+            .upstreams
+            .iter_mut()
+            .map(|upstream| &mut upstream.url)
+            .chain([&mut shown.upstream_url, &mut shown.database_url])
+        {
+            mask_password(url);
+        }
+        toml::to_string(&shown)
+    }
+
+    /// The database's URL, also where the setting leaves it to the data folder.
+    #[must_use]
+    pub fn store(&self) -> store::Settings {
+        let url = if self.database_url.is_empty() {
+            format!("sqlite://{}", self.data_dir.join("assistd.db").display())
+        } else {
+            self.database_url.clone()
+        };
+        store::Settings { url, connections_max: self.database_connections_max, synchronous: self.sqlite_synchronous }
+    }
+
+    /// How patient we are with model servers.
+    #[must_use]
+    pub fn llm(&self) -> llm::Settings {
+        llm::Settings {
+            connect_timeout: Duration::from_secs(self.upstream_connect_timeout_s),
+            first_byte_timeout: Duration::from_secs(self.upstream_first_byte_timeout_s),
+            idle_timeout: Duration::from_secs(self.upstream_idle_timeout_s),
+            retries: self.upstream_retries,
+        }
+    }
+
+    /// How runs are driven.
+    #[must_use]
+    pub fn runs(&self) -> runs::executor::Settings {
+        runs::executor::Settings {
+            concurrent_runs_max: self.max_concurrent_runs,
+            lease_s: self.run_lease_s,
+            expires_after_s: self.run_expires_after_s,
+        }
+    }
+
+    /// Bounds of requests and replies.
+    #[must_use]
+    pub fn http(&self) -> http::Settings {
+        http::Settings {
+            body_bytes_max: self.body_bytes_max,
+            body_timeout: Duration::from_secs(self.body_timeout_s),
+            keep_alive: Duration::from_secs(self.keep_alive_s),
+        }
+    }
+}
+
+/// Reads an environment variable as the kind that its default is of.
+fn from_text(default: &Value, text: &str) -> Result<Value, String> {
+    match default {
+        Value::Integer(_) => {
+            text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is no whole number"))
+        }
+        Value::Array(_) => Ok(Value::Array(items(text).map(|item| Value::String(item.to_owned())).collect())),
+        Value::Table(_) => items(text)
+            .map(|item| match item.split_once('=') {
+                Some((name, value)) => Ok((name.trim().to_owned(), Value::String(value.trim().to_owned()))),
+                None => Err(format!("\"{item}\" is not of the form name=value")),
+            })
+            .collect::<Result<Table, String>>()
+            .map(Value::Table),
+        _ => Ok(Value::String(text.to_owned())),
+    }
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn mask_password(url: &mut String) {
+    if let Ok(mut parsed) = reqwest::Url::parse(url)
+        && parsed.password().is_some()
+        && parsed.set_password(Some(MASK)).is_ok()
+    {
+        *url = parsed.to_string();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::load(None, pairs).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_example_holds_every_key_at_its_default() {
+        let settings = load(&[]).unwrap();
+        let written: Table = toml::to_string(&settings).unwrap().parse().unwrap();
+        let example: Table = EXAMPLE.parse().unwrap();
+
+        assert_eq!(written, example);
+    }
+
+    #[test]
+    fn the_environment_speaks_in_the_kind_of_each_key() {
+        let settings = load(&[
+            ("ASSISTD_LISTEN", "127.0.0.1:1"),
+            ("ASSISTD_API_KEYS", "a, b"),
+            ("ASSISTD_MAX_CONCURRENT_RUNS", "7"),
+            ("ASSISTD_MODEL_ALIASES", "gpt-4o=qwen3:8b, o1=x"),
+            ("PATH", "/bin"),
+        ])
+        .unwrap();
+
+        assert_eq!(settings.listen.port(), 1);
+        assert_eq!(settings.api_keys, ["a", "b"]);
+        assert_eq!(settings.max_concurrent_runs, 7);
+        assert_eq!(settings.model_aliases["gpt-4o"], "qwen3:8b");
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let folder = std::env::temp_dir().join(format!("assistd-config-{}", std::process::id()));
+        std::fs::write(&folder, "listn = \"x\"").unwrap();
+        let in_file = Settings::load(Some(&folder), std::iter::empty()).unwrap_err().to_string();
+        std::fs::remove_file(&folder).unwrap();
+
+        assert!(in_file.contains("there is no setting \"listn\""), "{in_file}");
+        assert_eq!(
+            load(&[("ASSISTD_LISTN", "x")]),
+            Err("there is no setting for the environment variable ASSISTD_LISTN".into())
+        );
+        assert!(load(&[("ASSISTD_SERVICE_HOST", "x"), ("ASSISTD_PORT", "tcp://x"), ("ASSISTD_CONFIG", "x")]).is_ok());
+    }
+
+    #[test]
+    fn listening_to_other_machines_without_keys_is_refused_with_what_to_do() {
+        let refused = load(&[("ASSISTD_LISTEN", "0.0.0.0:8484")]).unwrap_err();
+
+        assert!(refused.contains("Set ASSISTD_API_KEYS"), "{refused}");
+        assert!(load(&[("ASSISTD_LISTEN", "0.0.0.0:8484"), ("ASSISTD_API_KEYS", "k")]).is_ok());
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let settings = load(&[
+            ("ASSISTD_API_KEYS", "sk-secret"),
+            ("ASSISTD_UPSTREAM_API_KEY", "sk-secret"),
+            ("ASSISTD_DATABASE_URL", "postgres://user:secret@host/name"),
+        ])
+        .unwrap();
+
+        let shown = settings.masked().unwrap();
+        assert!(!shown.contains("secret"), "{shown}");
+        assert!(shown.contains("postgres://user:***@host/name"), "{shown}");
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named() {
+        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "0")]).unwrap_err().contains("max_concurrent_runs"));
+        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("no whole number"));
+        assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("no URL"));
+    }
+}

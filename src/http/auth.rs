@@ -1,0 +1,112 @@
+//! Who may ask: bearer keys.
+
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::error::Error;
+use super::state::App;
+use crate::api;
+use crate::api::error::Kind;
+
+/// The keys that open the server; only their digests are kept.
+#[derive(Debug, Default)]
+pub struct Keys {
+    digests: Vec<[u8; 32]>,
+}
+
+impl Keys {
+    /// These keys; with none, every request may pass.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { digests: keys.into_iter().map(digest).collect() }
+    }
+
+    /// Compares with every key, in a time that tells nothing of any of them.
+    fn contains(&self, key: &str) -> bool {
+        let given = digest(key);
+        let found = self.digests.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&given));
+        found.into()
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// Lets a request pass that brings a key, when there are keys.
+pub(super) async fn require_key(State(app): State<App>, request: Request, next: Next) -> Result<Response, Error> {
+    if !app.keys.digests.is_empty() {
+        check(&app.keys, request.headers())?;
+    }
+    Ok(next.run(request).await)
+}
+
+fn check(keys: &Keys, headers: &HeaderMap) -> Result<(), api::Error> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    let key = bearer.or_else(|| headers.get("api-key").and_then(|value| value.to_str().ok()));
+    match key.filter(|key| !key.is_empty()) {
+        None => Err(api::Error::new(
+            Kind::Authentication,
+            "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
+             auth (i.e. Authorization: Bearer YOUR_KEY), or in an api-key header. The keys of this server are set by \
+             the person who runs it.",
+        )),
+        Some(key) if keys.contains(key) => Ok(()),
+        Some(key) => Err(api::Error::new(
+            Kind::Authentication,
+            format!(
+                "Incorrect API key provided: {}. The keys of this server are set by the person who runs it.",
+                masked(key)
+            ),
+        )
+        .code("invalid_api_key")),
+    }
+}
+
+/// Enough of a key to recognise one's own.
+fn masked(key: &str) -> String {
+    let characters: Vec<char> = key.chars().collect();
+    if characters.len() < 12 {
+        return "***".to_owned();
+    }
+    let first: String = characters[..5].iter().collect();
+    let last: String = characters[characters.len() - 2..].iter().collect();
+    format!("{first}***{last}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(headers: &[(&'static str, &'static str)]) -> Result<(), String> {
+        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        check(&Keys::new(["sk-right-0123456789"]), &headers).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn a_right_key_passes_in_either_header() {
+        assert_eq!(told(&[("authorization", "Bearer sk-right-0123456789")]), Ok(()));
+        assert_eq!(told(&[("api-key", "sk-right-0123456789")]), Ok(()));
+    }
+
+    #[test]
+    fn a_wrong_key_is_shown_masked() {
+        let message = told(&[("authorization", "Bearer sk-wrong-0123456789")]).unwrap_err();
+
+        assert!(message.starts_with("Incorrect API key provided: sk-wr***89."), "{message}");
+    }
+
+    #[test]
+    fn no_key_and_an_empty_one_are_the_same() {
+        for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Basic x")]] {
+            assert!(told(headers).unwrap_err().starts_with("You didn't provide an API key."));
+        }
+    }
+}

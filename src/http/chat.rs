@@ -1,0 +1,39 @@
+//! `POST /v1/chat/completions`
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::post;
+use serde_json::Value;
+
+use super::error::Error;
+use super::extract::Object;
+use super::state::App;
+use crate::api::rule::{At, missing, required, string};
+
+/// Most characters of a model's name.
+const MODEL_CHARS_MAX: usize = 256;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/v1/chat/completions", post(create_chat_completion))
+}
+
+/// Hands the request on to the model's server and its reply back, so that an app needs one base URL. Only the model's
+/// name is looked at and, for an alias, replaced.
+async fn create_chat_completion(State(app): State<App>, Object(mut members): Object) -> Result<Response, Error> {
+    if !members.contains_key("model") {
+        return Err(missing(&At::Member(&At::Root, "model")).into());
+    }
+    let name = required(&mut members, "model", &string(1, MODEL_CHARS_MAX), &At::Root)?;
+    let route = app.models.route(&name).await;
+    members.insert("model".to_owned(), Value::String(route.model));
+    let proxied = route.server.proxy(members).await?;
+    let mut response = Response::new(Body::from_stream(proxied.body));
+    *response.status_mut() = StatusCode::from_u16(proxied.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    if let Some(kind) = proxied.content_type.and_then(|kind| HeaderValue::from_str(&kind).ok()) {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    Ok(response)
+}

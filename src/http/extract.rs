@@ -1,0 +1,151 @@
+//! Reads paths, queries and bodies; what is wrong with them is told in the API's error shape.
+
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, RawQuery, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Map, Value};
+
+use super::error::Error;
+use super::state::App;
+use crate::api;
+use crate::api::error::Kind;
+use crate::api::id::Id;
+use crate::api::{PageQuery, RunId, rule};
+
+/// The ids in a path: one, or a tuple of them.
+pub(super) struct Ids<T>(pub T);
+
+/// Reads one id from a path by the name of its kind.
+fn id<T: Id>(params: &RawPathParams) -> Result<T, api::Error> {
+    let text = params.iter().find(|(name, _)| *name == T::PARAM).map(|(_, text)| text).unwrap_or_default();
+    T::parse(text, T::PARAM)
+}
+
+async fn params<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<RawPathParams, Error> {
+    RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|_| api::Error::invalid("The path is not valid UTF-8.").into())
+}
+
+impl<S: Send + Sync, A: Id> FromRequestParts<S> for Ids<(A,)> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = params(parts, state).await?;
+        Ok(Self((id(&params)?,)))
+    }
+}
+
+impl<S: Send + Sync, A: Id, B: Id> FromRequestParts<S> for Ids<(A, B)> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = params(parts, state).await?;
+        Ok(Self((id(&params)?, id(&params)?)))
+    }
+}
+
+impl<S: Send + Sync, A: Id, B: Id, C: Id> FromRequestParts<S> for Ids<(A, B, C)> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = params(parts, state).await?;
+        Ok(Self((id(&params)?, id(&params)?, id(&params)?)))
+    }
+}
+
+/// Which part of a list is asked for.
+pub(super) struct ListQuery {
+    pub page: PageQuery,
+    /// Only messages of this run.
+    pub run: Option<RunId>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
+        let pairs: Vec<(String, String)> =
+            serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default();
+        let page = PageQuery::parse(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+        let run = pairs.iter().find(|(name, value)| name == "run_id" && !value.is_empty());
+        let run = run.map(|(_, value)| RunId::parse(value, "run_id")).transpose()?;
+        Ok(Self { page, run })
+    }
+}
+
+/// A JSON object of any members.
+pub(super) struct Object(pub Map<String, Value>);
+
+impl FromRequest<App> for Object {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        check_content_type(&request)?;
+        let bytes = read(request, app).await?;
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Self(Map::new()));
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(members)) => Ok(Self(members)),
+            Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
+            Err(_) => Err(api::Error::invalid(
+                "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your \
+                 HTTP library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)",
+            )
+            .into()),
+        }
+    }
+}
+
+/// A request body that was read by its rules. An absent one counts as an empty object.
+pub(super) struct Json<T>(pub T);
+
+impl<T: rule::Request> FromRequest<App> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        let Object(members) = Object::from_request(request, app).await?;
+        Ok(Self(T::parse(Value::Object(members))?))
+    }
+}
+
+fn check_content_type(request: &Request) -> Result<(), api::Error> {
+    let Some(value) = request.headers().get(CONTENT_TYPE) else { return Ok(()) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let kind = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json")) {
+        return Ok(());
+    }
+    Err(api::Error::new(
+        Kind::UnsupportedMedia,
+        format!(
+            "Unsupported content type: '{text}'. This API method only accepts 'application/json' requests, but you \
+             specified the header 'Content-Type: {text}'. Please try again with a supported content type."
+        ),
+    )
+    .code("unsupported_content_type"))
+}
+
+async fn read(request: Request, app: &App) -> Result<Bytes, api::Error> {
+    let max = app.settings.body_bytes_max;
+    let body = Limited::new(request.into_body(), max);
+    match tokio::time::timeout(app.settings.body_timeout, body.collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(api::Error::new(
+            Kind::TooLarge,
+            format!("The request body is larger than {max} bytes, the most that this server takes (body_bytes_max)."),
+        )),
+        Ok(Err(_)) => Err(api::Error::invalid("The request body ended before it was whole.")),
+        Err(_) => Err(api::Error::new(
+            Kind::Timeout,
+            format!(
+                "The request body did not arrive within {} s (body_timeout_s).",
+                app.settings.body_timeout.as_secs()
+            ),
+        )),
+    }
+}

@@ -1,0 +1,34 @@
+//! `GET /health`\
+//! `GET /ready`
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::state::App;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/health", get(health)).route("/ready", get(ready))
+}
+
+/// Alive: the process answers.
+async fn health() -> Json<Value> {
+    Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// Ready for requests: the store answers, its schema is up to date (else the server would not have started), and the
+/// server is not stopping.
+async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
+    if app.runs.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "draining"})));
+    }
+    match app.store.ping().await {
+        Ok(()) => (StatusCode::OK, Json(json!({"status": "ready"}))),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer");
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "store unavailable"})))
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `GET /v1/models`\
+//! `GET /v1/models/{model}`
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::get;
+use serde_json::json;
+
+use super::error::Error;
+use super::reply::object;
+use super::state::App;
+use crate::api;
+use crate::api::error::Kind;
+
+pub(super) fn routes() -> Router<App> {
+    // Names of models may have slashes in them.
+    Router::new().route("/v1/models", get(list_models)).route("/v1/models/{*model}", get(get_model))
+}
+
+async fn list_models(State(app): State<App>) -> Response {
+    object(&json!({"object": "list", "data": app.models.list().await}))
+}
+
+async fn get_model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Error> {
+    match app.models.list().await.into_iter().find(|model| model.id == name) {
+        Some(model) => Ok(object(&model)),
+        None => Err(api::Error::new(Kind::NotFound, format!("The model '{name}' does not exist"))
+            .at("model")
+            .code("model_not_found")
+            .into()),
+    }
+}

@@ -1,0 +1,47 @@
+//! `GET /v1/threads/{thread_id}/runs/{run_id}/steps`\
+//! `GET /v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}`
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+
+use super::error::Error;
+use super::extract::{Ids, ListQuery};
+use super::reply::{cursor, list, object};
+use super::state::App;
+use super::threads::missing;
+use crate::api::id::Id;
+use crate::api::run_step::RunStepObject;
+use crate::api::{RunId, RunStepId, ThreadId};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/threads/{thread_id}/runs/{run_id}/steps", get(list_run_steps))
+        .route("/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}", get(get_run_step))
+}
+
+async fn list_run_steps(
+    State(app): State<App>,
+    Ids((thread, run)): Ids<(ThreadId, RunId)>,
+    query: ListQuery,
+) -> Result<Response, Error> {
+    let page = app.store.list_steps(&thread, &run, &query.page).await.map_err(cursor::<RunStepId>)?;
+    if page.data.is_empty() && app.store.run(&thread, &run).await?.is_none() {
+        return Err(missing(&app, &thread, &run).await);
+    }
+    Ok(list(&page, |step| step.id.as_str(), RunStepObject::from))
+}
+
+async fn get_run_step(
+    State(app): State<App>,
+    Ids((thread, run, id)): Ids<(ThreadId, RunId, RunStepId)>,
+) -> Result<Response, Error> {
+    if let Some(step) = app.store.step(&thread, &run, &id).await? {
+        return Ok(object(&RunStepObject::from(&step)));
+    }
+    if app.store.run(&thread, &run).await?.is_none() {
+        return Err(missing(&app, &thread, &run).await);
+    }
+    Err(id.not_found().into())
+}

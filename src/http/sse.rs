@@ -1,0 +1,65 @@
+//! A run's events as server-sent events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+
+use crate::api::{RunId, StreamEvent, ThreadId};
+use crate::runs::Runs;
+use crate::runs::events::Listener;
+
+/// A comment line, which every client skips. Without an empty line behind it: as a block of its own it breaks one.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n";
+const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
+
+/// The reply that streams a run to its end. A client that goes away ends the stream, never the run.
+pub(super) fn stream(
+    runs: Runs,
+    mut listener: Listener,
+    thread: ThreadId,
+    run: RunId,
+    keep_alive: Duration,
+) -> Response {
+    let frames = async_stream::stream! {
+        loop {
+            let (events, more) = listener.take();
+            let mut bytes = Vec::new();
+            for event in &events {
+                write_frame(&mut bytes, event);
+            }
+            if !more {
+                bytes.extend_from_slice(DONE);
+            }
+            if !bytes.is_empty() {
+                yield Ok::<_, Infallible>(Bytes::from(bytes));
+            }
+            if !more {
+                return;
+            }
+            if events.is_empty() {
+                tokio::select! {
+                    () = runs.follow(&mut listener, &thread, &run) => {}
+                    () = tokio::time::sleep(keep_alive) => yield Ok(Bytes::from_static(KEEP_ALIVE)),
+                }
+            }
+        }
+    };
+    let mut response = Response::new(Body::from_stream(frames));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    // Asks a proxy in front not to hold tokens back.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+fn write_frame(out: &mut Vec<u8>, event: &StreamEvent) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(event.name().as_bytes());
+    out.extend_from_slice(b"\ndata: ");
+    event.write_data(out).expect("plain values with string keys always make JSON");
+    out.extend_from_slice(b"\n\n");
+}

@@ -1,0 +1,41 @@
+//! What handlers reach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::auth::Keys;
+use crate::api::Ids;
+use crate::clock::Clock;
+use crate::llm::Models;
+use crate::runs::Runs;
+use crate::store::Store;
+
+/// What handlers reach; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// Where runs are asked for.
+    pub runs: Runs,
+    /// The model servers.
+    pub models: Arc<Models>,
+    /// What time it is.
+    pub clock: Arc<Clock>,
+    /// Names for what is made.
+    pub ids: Arc<Ids>,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
+    /// Bounds.
+    pub settings: Arc<Settings>,
+}
+
+/// Bounds of requests and replies.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Most bytes of a request's body.
+    pub body_bytes_max: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a stream may be silent before a comment shows that it lives.
+    pub keep_alive: Duration,
+}

@@ -1,0 +1,77 @@
+//! `POST /v1/threads`\
+//! `GET /v1/threads`\
+//! `GET /v1/threads/{thread_id}`\
+//! `POST /v1/threads/{thread_id}`\
+//! `DELETE /v1/threads/{thread_id}`
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use super::error::Error;
+use super::extract::{Ids, Json, ListQuery};
+use super::reply::{cursor, deleted, list, object};
+use super::state::App;
+use crate::api::id::Id;
+use crate::api::thread::ThreadObject;
+use crate::api::{CreateThread, ModifyThread, ThreadId};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/threads", post(create_thread).get(list_threads))
+        .route("/v1/threads/{thread_id}", get(get_thread).post(modify_thread).delete(delete_thread))
+}
+
+async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>) -> Result<Response, Error> {
+    let now = app.clock.now();
+    let (thread, messages) = request.into_thread(app.ids.make(), now);
+    let messages: Vec<_> =
+        messages.into_iter().map(|message| message.into_message(&app.ids, &thread.id, now)).collect();
+    app.store.create_thread(&thread, &messages).await?;
+    Ok(object(&ThreadObject::from(&thread)))
+}
+
+/// Differs: the service had no list of threads, and its users asked for one more than for anything else.
+async fn list_threads(State(app): State<App>, query: ListQuery) -> Result<Response, Error> {
+    let page = app.store.list_threads(&query.page).await.map_err(cursor::<ThreadId>)?;
+    Ok(list(&page, |thread| thread.id.as_str(), ThreadObject::from))
+}
+
+async fn get_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
+    let thread = app.store.thread(&id).await?.ok_or_else(|| id.not_found())?;
+    Ok(object(&ThreadObject::from(&thread)))
+}
+
+async fn modify_thread(
+    State(app): State<App>,
+    Ids((id,)): Ids<(ThreadId,)>,
+    Json(request): Json<ModifyThread>,
+) -> Result<Response, Error> {
+    let thread = app.store.modify_thread(&id, &request).await?.ok_or_else(|| id.not_found())?;
+    Ok(object(&ThreadObject::from(&thread)))
+}
+
+async fn delete_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
+    if !app.store.delete_thread(&id).await? {
+        return Err(id.not_found().into());
+    }
+    Ok(deleted(&id, "thread.deleted").into_response())
+}
+
+/// The refusal for something that was not found on a thread: the thread itself, when that is what is missing.
+pub(super) async fn missing(app: &App, thread: &ThreadId, id: &impl Id) -> Error {
+    match app.store.thread(thread).await {
+        Ok(Some(_)) => id.not_found().into(),
+        Ok(None) => thread.not_found().into(),
+        Err(error) => error.into(),
+    }
+}
+
+/// Refuses an empty list of something on a thread that is not there.
+pub(super) async fn check_exists(app: &App, thread: &ThreadId) -> Result<(), Error> {
+    match app.store.thread(thread).await? {
+        Some(_) => Ok(()),
+        None => Err(thread.not_found().into()),
+    }
+}

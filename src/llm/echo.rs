@@ -1,0 +1,135 @@
+//! The built-in model: it says back what it hears, for when there is no other.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde_json::{Map, Value, json};
+
+use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
+use crate::api::run::Usage;
+
+/// Slow enough that a person sees the words come one by one.
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// Streams the last user message back word by word, and says that it is the echo model.
+#[derive(Debug)]
+pub struct Echo;
+
+impl Echo {
+    /// The name that it lists itself under.
+    pub const NAME: &'static str = "echo";
+}
+
+#[async_trait]
+impl ChatModel for Echo {
+    fn chat(&self, request: ChatRequest) -> ChatStream {
+        let heard: Vec<&Value> =
+            request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
+        let words = reply(heard.last().copied());
+        let usage = usage(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+        let ending = vec![ChatDelta::Finish(FinishReason::Stop), ChatDelta::Usage(usage)];
+        stream::iter(words)
+            .then(|word| async move {
+                tokio::time::sleep(PAUSE).await;
+                Ok(vec![ChatDelta::Text(word)])
+            })
+            .chain(stream::iter([Ok(ending)]))
+            .boxed()
+    }
+
+    async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error> {
+        let messages = request.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let heard: Vec<&Value> =
+            messages.iter().filter(|message| message["role"] == "user").map(|message| &message["content"]).collect();
+        let words = reply(heard.last().copied());
+        let usage = usage(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+        let head = json!({"id": "chatcmpl-echo", "created": 0, "model": Self::NAME});
+        if request.get("stream") == Some(&Value::Bool(true)) {
+            let with_usage = request.get("stream_options").is_some_and(|options| options["include_usage"] == true);
+            let mut choices: Vec<Value> = words
+                .into_iter()
+                .map(|word| json!([{"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": null}]))
+                .collect();
+            choices.push(json!([{"index": 0, "delta": {}, "finish_reason": "stop"}]));
+            let mut chunks: Vec<Value> = choices
+                .into_iter()
+                .map(|choices| with(&head, &[("object", json!("chat.completion.chunk")), ("choices", choices)]))
+                .collect();
+            if with_usage {
+                let last =
+                    [("object", json!("chat.completion.chunk")), ("choices", json!([])), ("usage", json!(usage))];
+                chunks.push(with(&head, &last));
+            }
+            let frames = chunks.into_iter().map(|chunk| format!("data: {chunk}\n\n"));
+            let frames: Vec<String> = frames.chain(["data: [DONE]\n\n".to_owned()]).collect();
+            let body = stream::iter(frames).then(|frame| async move {
+                tokio::time::sleep(PAUSE).await;
+                Ok(Bytes::from(frame))
+            });
+            return Ok(Proxied {
+                status: 200,
+                content_type: Some("text/event-stream; charset=utf-8".to_owned()),
+                body: body.boxed(),
+            });
+        }
+        let message = json!({"role": "assistant", "content": words.concat(), "refusal": null});
+        let reply = with(
+            &head,
+            &[
+                ("object", json!("chat.completion")),
+                ("choices", json!([{"index": 0, "message": message, "finish_reason": "stop", "logprobs": null}])),
+                ("usage", json!(usage)),
+            ],
+        );
+        Ok(Proxied {
+            status: 200,
+            content_type: Some("application/json".to_owned()),
+            body: stream::iter([Ok(Bytes::from(reply.to_string()))]).boxed(),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<ModelObject>, Error> {
+        Ok(vec![ModelObject::ours(Self::NAME)])
+    }
+
+    fn place(&self) -> String {
+        "built in".to_owned()
+    }
+}
+
+fn with(head: &Value, members: &[(&str, Value)]) -> Value {
+    let mut whole = head.clone();
+    for (name, value) in members {
+        whole[*name] = value.clone();
+    }
+    whole
+}
+
+/// The words of the answer, each with the space behind it.
+fn reply(heard: Option<&Value>) -> Vec<String> {
+    let heard = heard.map(text).unwrap_or_default();
+    let whole = format!("I am the built-in echo model of assistd. You said: {heard}");
+    whole.split_inclusive(' ').map(str::to_owned).collect()
+}
+
+fn text(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
+        _ => String::new(),
+    }
+}
+
+/// It has no tokens: it counts words.
+fn usage(read: usize, written: usize) -> Usage {
+    let (read, written) = (u32::try_from(read).unwrap_or(u32::MAX), u32::try_from(written).unwrap_or(u32::MAX));
+    Usage {
+        prompt_tokens: read,
+        completion_tokens: written,
+        total_tokens: read.saturating_add(written),
+        ..Usage::default()
+    }
+}

@@ -1,0 +1,292 @@
+//! Talking to model servers: anything that speaks chat completions.
+//!
+//! [`Models`] knows them all and finds the one for a model's name; a [`ChatModel`] is one of them.
+
+mod discover;
+mod echo;
+mod openai;
+pub mod sse;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::api::run::Usage;
+
+pub use discover::discover;
+pub use echo::Echo;
+pub use openai::{Settings, Upstream};
+
+/// How long a server's list of models is taken for true.
+const LIST_FRESH: Duration = Duration::from_secs(30);
+
+/// A question to a model, in the form of chat completions.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+#[expect(missing_docs, reason = "the members are those of chat completions")]
+pub struct ChatRequest {
+    pub model: String,
+    pub messages: Vec<ChatMessage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_completion_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_effort: Option<String>,
+}
+
+/// What one side said, in the form of chat completions.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// A string, or a list of parts.
+    pub content: Value,
+}
+
+/// A piece of a model's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatDelta {
+    /// More text; never empty.
+    Text(String),
+    /// Why the answer ends.
+    Finish(FinishReason),
+    /// What the answer cost.
+    Usage(Usage),
+}
+
+/// Why a model's answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It is whole.
+    Stop,
+    /// It is as long as it may be.
+    Length,
+    /// Its words were held back.
+    ContentFilter,
+}
+
+/// A model's answer: each element holds what one read from the server brought, so that a burst is handled as one.
+pub type ChatStream = BoxStream<'static, Result<Vec<ChatDelta>, Error>>;
+
+/// Why a model server did not answer. The texts are for the people who run it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It asked us to slow down, more often than we may try.
+    #[error("{0}")]
+    RateLimited(String),
+    /// It cannot be reached, is too slow, or broke off; tries are used up.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It refused the request; another try does not help.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A reply that is handed on as it is.
+#[expect(missing_debug_implementations, reason = "a stream cannot be shown")]
+pub struct Proxied {
+    /// The HTTP status.
+    pub status: u16,
+    /// The content type, if the server gave one.
+    pub content_type: Option<String>,
+    /// The body as it comes.
+    pub body: BoxStream<'static, Result<Bytes, Error>>,
+}
+
+/// One model server.
+#[async_trait]
+pub trait ChatModel: Send + Sync + std::fmt::Debug {
+    /// Asks for an answer. Nothing is sent before the stream is first read; dropping it closes the connection.
+    fn chat(&self, request: ChatRequest) -> ChatStream;
+    /// Hands a chat-completions request on, whatever its members.
+    async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error>;
+    /// Lists what it serves.
+    async fn list(&self) -> Result<Vec<ModelObject>, Error>;
+    /// What to call it in a banner or in a text about its failure.
+    fn place(&self) -> String;
+}
+
+/// A model in a list of models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelObject {
+    /// Its name.
+    pub id: String,
+    /// Always `model`.
+    #[serde(default = "model_word")]
+    pub object: String,
+    /// Since when it is there, in Unix seconds.
+    #[serde(default)]
+    pub created: i64,
+    /// Who made it.
+    #[serde(default = "owner_word")]
+    pub owned_by: String,
+}
+
+fn model_word() -> String {
+    "model".to_owned()
+}
+
+fn owner_word() -> String {
+    "assistd".to_owned()
+}
+
+impl ModelObject {
+    fn ours(id: &str) -> Self {
+        Self { id: id.to_owned(), object: model_word(), created: 0, owned_by: owner_word() }
+    }
+}
+
+/// A model server, and the model names that the settings give it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The server.
+    pub model: Arc<dyn ChatModel>,
+    /// Names that belong to it whatever it lists itself.
+    pub names: Vec<String>,
+}
+
+/// All model servers, and which model name goes where.
+#[derive(Debug)]
+pub struct Models {
+    /// The first is the default.
+    entries: Vec<Entry>,
+    aliases: BTreeMap<String, String>,
+    /// What a name that nobody knows is replaced by.
+    default_model: Option<String>,
+    /// What each server listed last, and when.
+    listed: Mutex<Option<(Instant, Vec<Vec<ModelObject>>)>>,
+}
+
+/// Where a request for a model goes.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The server.
+    pub server: Arc<dyn ChatModel>,
+    /// The name that it knows the model by.
+    pub model: String,
+}
+
+impl Models {
+    /// Joins servers, the default one first; there must be at least one.
+    #[must_use]
+    pub fn new(entries: Vec<Entry>, aliases: BTreeMap<String, String>, default_model: Option<String>) -> Self {
+        Self { entries, aliases, default_model, listed: Mutex::new(None) }
+    }
+
+    /// Finds the server for a model's name, in this order: an alias is followed once; a server that the settings name
+    /// for it; with a default model set, a server that lists it, else the default model; else the default server under
+    /// the name as it is.
+    pub async fn route(&self, name: &str) -> Route {
+        let name = self.aliases.get(name).map_or(name, String::as_str);
+        if let Some(route) = self.configured(name) {
+            return route;
+        }
+        let Some(default_model) = &self.default_model else { return self.default_server(name) };
+        if name == default_model {
+            return self.default_server(name);
+        }
+        let listed = self.listed().await;
+        match listed.iter().position(|models| models.iter().any(|model| model.id == name)) {
+            Some(index) => self.route_to(index, name),
+            None => self.configured(default_model).unwrap_or_else(|| self.default_server(default_model)),
+        }
+    }
+
+    fn configured(&self, name: &str) -> Option<Route> {
+        let index = self.entries.iter().position(|entry| entry.names.iter().any(|known| known == name))?;
+        Some(self.route_to(index, name))
+    }
+
+    fn default_server(&self, name: &str) -> Route {
+        self.route_to(0, name)
+    }
+
+    fn route_to(&self, index: usize, name: &str) -> Route {
+        Route { server: self.entries[index].model.clone(), model: name.to_owned() }
+    }
+
+    /// Lists the models of all servers and the configured names, each once. A server that does not answer is left out.
+    pub async fn list(&self) -> Vec<ModelObject> {
+        let mut all: Vec<ModelObject> = self.listed().await.into_iter().flatten().collect();
+        let names = self.entries.iter().flat_map(|entry| &entry.names);
+        all.extend(names.chain(self.aliases.keys()).chain(&self.default_model).map(|name| ModelObject::ours(name)));
+        let mut seen = std::collections::HashSet::new();
+        all.retain(|model| seen.insert(model.id.clone()));
+        all
+    }
+
+    async fn listed(&self) -> Vec<Vec<ModelObject>> {
+        let mut listed = self.listed.lock().await;
+        if let Some((at, models)) = &*listed
+            && at.elapsed() < LIST_FRESH
+        {
+            return models.clone();
+        }
+        let lists = futures_util::future::join_all(self.entries.iter().map(|entry| entry.model.list())).await;
+        let models: Vec<Vec<ModelObject>> = lists
+            .into_iter()
+            .zip(&self.entries)
+            .map(|(list, entry)| {
+                list.unwrap_or_else(|error| {
+                    tracing::warn!(server = entry.model.place(), %error, "a model server lists no models");
+                    Vec::new()
+                })
+            })
+            .collect();
+        *listed = Some((Instant::now(), models.clone()));
+        models
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn models(default_model: Option<&str>) -> Models {
+        let entry = |names: &[&str]| Entry {
+            model: Arc::new(Echo),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        Models::new(
+            vec![entry(&["small"]), entry(&["large"])],
+            BTreeMap::from([("gpt-4o".to_owned(), "large".to_owned())]),
+            default_model.map(str::to_owned),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_name_is_followed_to_its_alias_and_an_unknown_one_goes_to_the_default_server_as_it_is() {
+        let models = models(None);
+
+        assert_eq!(models.route("gpt-4o").await.model, "large");
+        assert_eq!(models.route("unheard-of").await.model, "unheard-of");
+    }
+
+    #[tokio::test]
+    async fn with_a_default_model_an_unknown_name_becomes_it_and_a_listed_one_stays() {
+        let models = models(Some("small"));
+
+        assert_eq!(models.route("unheard-of").await.model, "small");
+        assert_eq!(models.route("large").await.model, "large");
+        assert_eq!(models.route(Echo::NAME).await.model, Echo::NAME);
+    }
+
+    #[tokio::test]
+    async fn the_list_has_each_name_once() {
+        let names: Vec<String> = models(Some("small")).list().await.into_iter().map(|model| model.id).collect();
+
+        assert_eq!(names, [Echo::NAME, "small", "large", "gpt-4o"]);
+    }
+}

@@ -1,0 +1,475 @@
+//! One chat-completions server over HTTP.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::sse::Parser;
+use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
+use crate::api::run::{CompletionTokensDetails, PromptTokenDetails, Usage};
+
+/// The first pause before another try; each later one is twice as long.
+const BACK_OFF: Duration = Duration::from_millis(500);
+/// The longest pause, also when the server asks for a longer one: a run has a deadline.
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// How much of a server's error text is handed on.
+const ERROR_CHARS_MAX: usize = 500;
+/// How long a server may take to list its models.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How patient we are with model servers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Until the connection stands.
+    pub connect_timeout: Duration,
+    /// From the request to the first byte of the answer's body.
+    pub first_byte_timeout: Duration,
+    /// Between two reads of the body.
+    pub idle_timeout: Duration,
+    /// Further tries after a 429, a 5xx or a connection that failed, before the first byte.
+    pub retries: u32,
+}
+
+/// One server.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    client: reqwest::Client,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    base_url: String,
+    api_key: Option<String>,
+    settings: Settings,
+}
+
+impl Upstream {
+    /// A server whose base URL ends in `/v1`, as the SDKs write it.
+    ///
+    /// # Panics
+    /// When the system's TLS roots cannot be loaded at all.
+    #[must_use]
+    pub fn new(base_url: &str, api_key: Option<String>, settings: Settings) -> Self {
+        // Fails when it is installed already, which is what we want.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that makes clients for model servers")]
+        let client = reqwest::Client::builder()
+            .connect_timeout(settings.connect_timeout)
+            .pool_max_idle_per_host(usize::MAX)
+            .build()
+            .expect("the client's settings are constants that build");
+        let base_url = base_url.trim_end_matches('/').to_owned();
+        Self { client, inner: Arc::new(Inner { base_url, api_key, settings }) }
+    }
+
+    fn post(&self, body: &impl serde::Serialize) -> RequestBuilder {
+        self.with_key(self.client.post(format!("{}/chat/completions", self.inner.base_url)).json(body))
+    }
+
+    fn with_key(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.inner.api_key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    /// Sends until there is an answer that a further try would not change, and gives it with its first bytes.
+    async fn send(&self, request: RequestBuilder) -> Result<Answer, Error> {
+        let settings = &self.inner.settings;
+        for attempt in 0.. {
+            let request = request.try_clone().expect("a JSON body can be sent again");
+            let failure = match tokio::time::timeout(settings.first_byte_timeout, first_bytes(request)).await {
+                Err(_) => {
+                    return Err(self.unavailable(&format!(
+                        "sent nothing for {} s (upstream_first_byte_timeout_s)",
+                        settings.first_byte_timeout.as_secs()
+                    )));
+                }
+                Ok(Ok(answer)) if !is_passing(answer.response.status().as_u16()) => return Ok(answer),
+                Ok(Ok(answer)) => Failure::Status(answer),
+                Ok(Err(error)) => Failure::Connection(error),
+            };
+            if attempt >= settings.retries {
+                return match failure {
+                    Failure::Status(answer) => Ok(answer),
+                    Failure::Connection(error) => Err(self.unreachable(&error)),
+                };
+            }
+            let asked = match &failure {
+                Failure::Status(answer) => retry_after(answer.response.headers()),
+                Failure::Connection(_) => None,
+            };
+            let pause = asked.unwrap_or(BACK_OFF * 2u32.saturating_pow(attempt)).min(BACK_OFF_MAX);
+            tracing::debug!(server = self.inner.base_url, attempt, ?pause, "a model server is tried again");
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("the loop ends with its last attempt")
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Error {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        self.unavailable(&format!("cannot be reached: {cause}. Check that it runs and that upstream_url is right"))
+    }
+
+    fn unavailable(&self, what: &str) -> Error {
+        Error::Unavailable(format!("The model server {} {what}.", self.place()))
+    }
+
+    /// Tells what a reply that is no success says.
+    async fn refusal(&self, answer: Answer) -> Error {
+        let status = answer.response.status();
+        let text = tokio::time::timeout(self.inner.settings.idle_timeout, answer.text()).await.unwrap_or_default();
+        let said = serde_json::from_str::<Value>(&text)
+            .ok()
+            .and_then(|body| {
+                let error = &body["error"];
+                error["message"].as_str().or(error.as_str()).or(body["message"].as_str()).map(str::to_owned)
+            })
+            .unwrap_or(text);
+        let said: String = said.trim().chars().take(ERROR_CHARS_MAX).collect();
+        let message = format!("The model server {} answered {}: {said}", self.place(), status.as_u16());
+        match status.as_u16() {
+            429 => Error::RateLimited(message),
+            500.. => Error::Unavailable(message),
+            _ => Error::Refused(message),
+        }
+    }
+
+    async fn answer(&self, request: &ChatRequest) -> Result<Answer, Error> {
+        let mut body = serde_json::to_value(request).expect("plain values make JSON");
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+        let answer = self.send(self.post(&body)).await?;
+        if answer.response.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
+    }
+}
+
+/// A reply, and the first bytes of its body, which prove that it has begun.
+struct Answer {
+    response: Response,
+    first: Option<Bytes>,
+}
+
+enum Failure {
+    Status(Answer),
+    Connection(reqwest::Error),
+}
+
+async fn first_bytes(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let mut response = request.send().await?;
+    let first = response.chunk().await?;
+    Ok(Answer { response, first })
+}
+
+impl Answer {
+    fn is_json(&self) -> bool {
+        let kind = self.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        kind.is_some_and(|kind| kind.starts_with("application/json"))
+    }
+
+    fn into_bytes(self) -> impl Stream<Item = Result<Bytes, reqwest::Error>> {
+        futures_util::stream::iter(self.first.map(Ok)).chain(self.response.bytes_stream())
+    }
+
+    /// The whole body, as far as it can be read.
+    async fn text(self) -> String {
+        let mut bytes = Vec::new();
+        let mut stream = std::pin::pin!(self.into_bytes());
+        while let Some(Ok(more)) = stream.next().await {
+            bytes.extend_from_slice(&more);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Whether another try may end differently.
+fn is_passing(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500..)
+}
+
+/// What a server asks for: milliseconds, seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(milliseconds) = text("retry-after-ms").and_then(|text| text.parse().ok()) {
+        return Some(Duration::from_millis(milliseconds));
+    }
+    let after = text(RETRY_AFTER.as_str())?;
+    if let Ok(seconds) = after.parse::<f64>() {
+        Duration::try_from_secs_f64(seconds).ok()
+    } else {
+        let date = httpdate::parse_http_date(after).ok()?;
+        #[expect(clippy::disallowed_methods, reason = "the header names a time of day, and we need how far off it is")]
+        let now = SystemTime::now();
+        Some(date.duration_since(now).unwrap_or_default())
+    }
+}
+
+#[async_trait]
+impl ChatModel for Upstream {
+    fn chat(&self, request: ChatRequest) -> ChatStream {
+        let upstream = self.clone();
+        async_stream::stream! {
+            let answer = match upstream.answer(&request).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
+            let idle = upstream.inner.settings.idle_timeout;
+            if answer.is_json() {
+                let text = tokio::time::timeout(idle, answer.text()).await.unwrap_or_default();
+                yield whole(&text).ok_or_else(|| upstream.unavailable("answered with something else than a completion"));
+                return;
+            }
+            let mut parser = Parser::default();
+            let mut ended = false;
+            let mut bytes = std::pin::pin!(answer.into_bytes());
+            loop {
+                let events = match tokio::time::timeout(idle, bytes.next()).await {
+                    Err(_) => {
+                        let seconds = idle.as_secs();
+                        yield Err(upstream.unavailable(&format!("fell silent for {seconds} s (upstream_idle_timeout_s)")));
+                        return;
+                    }
+                    Ok(None) => match parser.end() {
+                        Some(event) => vec![event],
+                        None if ended => return,
+                        None => {
+                            yield Err(upstream.unavailable("broke off in the middle of its answer"));
+                            return;
+                        }
+                    },
+                    Ok(Some(Err(error))) => {
+                        yield Err(upstream.unavailable(&format!("broke off in the middle of its answer: {error}")));
+                        return;
+                    }
+                    Ok(Some(Ok(bytes))) => match parser.push(&bytes) {
+                        Ok(events) => events,
+                        Err(error) => {
+                            yield Err(upstream.unavailable(&format!("sent what is no answer: {error}")));
+                            return;
+                        }
+                    },
+                };
+                let mut deltas = Vec::new();
+                let mut done = false;
+                for event in events {
+                    if event.trim() == "[DONE]" {
+                        done = true;
+                        break;
+                    }
+                    match deltas_of(&event) {
+                        Ok(more) => deltas.extend(more),
+                        Err(what) => {
+                            yield Err(upstream.unavailable(&what));
+                            return;
+                        }
+                    }
+                }
+                ended |= deltas.iter().any(|delta| matches!(delta, ChatDelta::Finish(_)));
+                if !deltas.is_empty() {
+                    yield Ok(deltas);
+                }
+                if done {
+                    return;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error> {
+        let answer = self.send(self.post(&request)).await?;
+        let header = answer.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let upstream = self.clone();
+        Ok(Proxied {
+            status: answer.response.status().as_u16(),
+            content_type: header.map(str::to_owned),
+            body: answer
+                .into_bytes()
+                .map(move |bytes| bytes.map_err(|error| upstream.unavailable(&format!("broke off: {error}"))))
+                .boxed(),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<ModelObject>, Error> {
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<ModelObject>,
+        }
+        let request = self.with_key(self.client.get(format!("{}/models", self.inner.base_url))).timeout(LIST_TIMEOUT);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(Answer { response, first: None }).await);
+        }
+        let list: List = response
+            .json()
+            .await
+            .map_err(|_| self.unavailable("answered with something else than a list of models"))?;
+        Ok(list.data)
+    }
+
+    fn place(&self) -> String {
+        match reqwest::Url::parse(&self.inner.base_url) {
+            Ok(mut url) => {
+                // Neither a user name nor a password in the address belongs into a log.
+                let _ = url.set_username("");
+                let _ = url.set_password(None);
+                url.to_string()
+            }
+            Err(_) => self.inner.base_url.clone(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    usage: Option<ChunkUsage>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    index: u32,
+    /// In a stream.
+    delta: Option<Said>,
+    /// In a whole answer.
+    message: Option<Said>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    content: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ChunkUsage {
+    #[serde(default)]
+    prompt_tokens: u32,
+    #[serde(default)]
+    completion_tokens: u32,
+    total_tokens: Option<u32>,
+    prompt_tokens_details: Option<Details>,
+    completion_tokens_details: Option<Details>,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    cached_tokens: Option<u32>,
+    reasoning_tokens: Option<u32>,
+}
+
+impl From<ChunkUsage> for Usage {
+    fn from(given: ChunkUsage) -> Self {
+        Self {
+            prompt_tokens: given.prompt_tokens,
+            completion_tokens: given.completion_tokens,
+            total_tokens: given.total_tokens.unwrap_or(given.prompt_tokens.saturating_add(given.completion_tokens)),
+            prompt_token_details: PromptTokenDetails {
+                cached_tokens: given.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0),
+            },
+            completion_tokens_details: CompletionTokensDetails {
+                reasoning_tokens: given
+                    .completion_tokens_details
+                    .and_then(|details| details.reasoning_tokens)
+                    .unwrap_or(0),
+            },
+        }
+    }
+}
+
+/// What one event of the stream says, or in a few words why it says nothing.
+fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
+    let chunk: Chunk =
+        serde_json::from_str(event).map_err(|error| format!("sent an event that is no completion chunk: {error}"))?;
+    if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
+        let said = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
+        let said: String = said.chars().take(ERROR_CHARS_MAX).collect();
+        return Err(format!("failed in the middle of its answer: {said}"));
+    }
+    let mut deltas = Vec::new();
+    for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+        let text = choice.delta.or(choice.message).and_then(|said| said.content);
+        deltas.extend(text.filter(|text| !text.is_empty()).map(ChatDelta::Text));
+        deltas.extend(choice.finish_reason.map(|reason| {
+            ChatDelta::Finish(match reason.as_str() {
+                "length" => FinishReason::Length,
+                "content_filter" => FinishReason::ContentFilter,
+                _ => FinishReason::Stop,
+            })
+        }));
+    }
+    deltas.extend(chunk.usage.map(|usage| ChatDelta::Usage(usage.into())));
+    Ok(deltas)
+}
+
+/// Reads a whole completion: what a server sends that does not stream.
+fn whole(text: &str) -> Option<Vec<ChatDelta>> {
+    let deltas = deltas_of(text).ok()?;
+    (!deltas.is_empty()).then_some(deltas)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_gives_its_text_its_end_and_its_usage() {
+        let chunk = r#"{"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"length"}],
+            "usage":{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}}"#;
+
+        let usage = Usage {
+            prompt_tokens: 3,
+            completion_tokens: 4,
+            total_tokens: 7,
+            prompt_token_details: PromptTokenDetails { cached_tokens: 2 },
+            ..Usage::default()
+        };
+        assert_eq!(
+            deltas_of(chunk),
+            Ok(vec![ChatDelta::Text("hi".into()), ChatDelta::Finish(FinishReason::Length), ChatDelta::Usage(usage)])
+        );
+    }
+
+    #[test]
+    fn an_error_in_the_stream_is_told_with_its_words() {
+        let error = deltas_of(r#"{"error":{"message":"out of memory"}}"#).unwrap_err();
+
+        assert_eq!(error, "failed in the middle of its answer: out of memory");
+    }
+
+    #[test]
+    fn other_choices_and_empty_texts_are_dropped() {
+        let chunk = r#"{"choices":[{"index":1,"delta":{"content":"no"}},{"delta":{"role":"assistant","content":""}}]}"#;
+
+        assert_eq!(deltas_of(chunk), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_server_may_ask_for_a_pause_in_milliseconds_seconds_or_by_date() {
+        let headers = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+        };
+
+        assert_eq!(retry_after(&headers("retry-after-ms", "250")), Some(Duration::from_millis(250)));
+        assert_eq!(retry_after(&headers("retry-after", "1.5")), Some(Duration::from_millis(1500)));
+        assert_eq!(retry_after(&headers("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")), Some(Duration::ZERO));
+        assert_eq!(retry_after(&headers("retry-after", "soon")), None);
+    }
+}

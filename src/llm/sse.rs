@@ -1,0 +1,124 @@
+//! Server-sent events: bytes in, events out. Pure.
+
+/// Most bytes of one event. A model server's largest is a whole answer in one chunk.
+const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Cuts a byte stream into the data of its events.
+#[derive(Debug, Default)]
+pub struct Parser {
+    /// Bytes of a line that has not ended yet.
+    line: Vec<u8>,
+    /// The data lines of the event so far, joined by line feeds.
+    data: Vec<u8>,
+    /// Whether the event has a data line, even an empty one.
+    has_data: bool,
+    /// Whether the last byte was a carriage return, whose line feed is still to come.
+    after_return: bool,
+}
+
+/// One event is larger than anything sensible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an event is larger than {EVENT_BYTES_MAX} bytes")]
+pub struct TooLarge;
+
+impl Parser {
+    /// Takes the next bytes and gives the data of each event that they end.
+    ///
+    /// Bytes that are no UTF-8 are replaced. Comments, names and ids are dropped: chat completions use data alone.
+    ///
+    /// # Errors
+    /// [`TooLarge`]; the stream is of no use after that.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLarge> {
+        let mut events = Vec::new();
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+            let (part, ending) = (&rest[..end], rest[end]);
+            let is_second_half = self.after_return && ending == b'\n' && end == 0;
+            self.after_return = ending == b'\r';
+            rest = &rest[end + 1..];
+            if is_second_half {
+                continue;
+            }
+            self.line.extend_from_slice(part);
+            events.extend(self.end_line());
+        }
+        if !rest.is_empty() {
+            self.after_return = false;
+            self.line.extend_from_slice(rest);
+        }
+        if self.line.len() + self.data.len() > EVENT_BYTES_MAX { Err(TooLarge) } else { Ok(events) }
+    }
+
+    /// Gives the event that the end of the stream cut off, if any: some servers leave out the last empty line.
+    pub fn end(&mut self) -> Option<String> {
+        self.end_line().or_else(|| self.end_event())
+    }
+
+    fn end_line(&mut self) -> Option<String> {
+        let line = std::mem::take(&mut self.line);
+        if line.is_empty() {
+            return self.end_event();
+        }
+        if let Some(data) = line.strip_prefix(b"data:") {
+            if self.has_data {
+                self.data.push(b'\n');
+            }
+            self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
+            self.has_data = true;
+        }
+        None
+    }
+
+    fn end_event(&mut self) -> Option<String> {
+        let data = std::mem::take(&mut self.data);
+        std::mem::take(&mut self.has_data).then(|| String::from_utf8_lossy(&data).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(pieces: &[&[u8]]) -> Vec<String> {
+        let mut parser = Parser::default();
+        let mut events = Vec::new();
+        for piece in pieces {
+            events.extend(parser.push(piece).unwrap());
+        }
+        events.extend(parser.end());
+        events
+    }
+
+    #[test]
+    fn comments_names_and_ids_are_dropped_and_data_lines_joined() {
+        let stream = b": hello\nevent: x\nid: 1\ndata: a\ndata:b\n\ndata:\n\n\n: bye\n";
+
+        assert_eq!(parse(&[stream]), ["a\nb", ""]);
+    }
+
+    #[test]
+    fn an_event_without_its_last_empty_line_is_given_at_the_end() {
+        assert_eq!(parse(&[b"data: a\n\ndata: [DONE]"]), ["a", "[DONE]"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_events_are_the_same_wherever_the_bytes_are_cut(
+            lines in prop::collection::vec("(data: ?)?[a-zé:]{0,5}", 0..20),
+            ending in prop::sample::select(vec!["\n", "\r\n", "\r"]),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let stream = lines.join(ending);
+            let whole = parse(&[stream.as_bytes()]);
+
+            let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            places.extend([0, stream.len()]);
+            places.sort_unstable();
+            let pieces: Vec<&[u8]> = places.windows(2).map(|pair| &stream.as_bytes()[pair[0]..pair[1]]).collect();
+
+            prop_assert_eq!(parse(&pieces), whole);
+        }
+    }
+}

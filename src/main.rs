@@ -1,0 +1,114 @@
+//! The command line: reads arguments and settings, and hands over to the server.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use assistd::clock::Clock;
+use assistd::config::Settings;
+use assistd::server::Server;
+use assistd::{health, store, telemetry};
+
+/// The Assistants API, on your own machine.
+///
+/// Serves OpenAI's Assistants API v2 with any model behind it. Every setting is a key in a file or an environment
+/// variable; `assistd config` shows them all.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The settings file. Without one, the defaults and the environment.
+    #[arg(long, env = "ASSISTD_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve; what happens without a command as well.
+    Serve,
+    /// Print the settings in effect, with secrets masked.
+    Config,
+    /// Bring the database's schema up to date, and end.
+    Migrate,
+    /// Ask the server on this machine whether it is alive; exit with 1 if not. For container health checks.
+    Health,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(deeper) = cause {
+                text = format!("{text}: {deeper}");
+                cause = deeper.source();
+            }
+            eprintln!("assistd: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    #[expect(clippy::disallowed_methods, reason = "this is where the environment enters the settings")]
+    let settings = Settings::load(arguments.config.as_deref(), std::env::vars())?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    match arguments.command {
+        None | Some(Command::Serve) => runtime.block_on(serve(&settings)),
+        Some(Command::Config) => Ok(std::io::stdout().write_all(settings.masked()?.as_bytes())?),
+        Some(Command::Migrate) => runtime.block_on(async {
+            let store = store::open(&settings.store()).await?;
+            writeln!(std::io::stdout(), "{} is up to date", store.place())?;
+            store.close().await;
+            Ok(())
+        }),
+        Some(Command::Health) => Ok(runtime.block_on(health::check(settings.listen))?),
+    }
+}
+
+async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
+    telemetry::start(&settings.log, settings.log_format)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(settings, Arc::new(Clock::system())).await?;
+    banner(&server, !settings.api_keys.is_empty());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        () = server.stop() => {}
+        // A second signal: at once. What is unfinished is taken up by the next server.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn banner(server: &Server, with_keys: bool) {
+    let Server { address, store, model, model_name, .. } = server;
+    let key = if with_keys { "YOUR_KEY" } else { "any" };
+    eprintln!(
+        "assistd {version} listens on http://{address}
+  base_url  http://{address}/v1
+  api_key   {key_text}
+  store     {store}
+  model     {model}
+
+Try it:
+  curl -sN http://{address}/v1/threads/runs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+    -d \"{{\\\"assistant_id\\\": \\\"$(curl -s http://{address}/v1/assistants -H 'Authorization: Bearer {key}' \\
+      -H 'Content-Type: application/json' -d '{{\"model\": \"{model_name}\"}}' | grep -o 'asst_[0-9a-f]*')\\\", \\
+      \\\"thread\\\": {{\\\"messages\\\": [{{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"Hello\\\"}}]}}, \\\"stream\\\": true}}\"
+",
+        version = env!("CARGO_PKG_VERSION"),
+        key_text = if with_keys { "one of api_keys" } else { "any (no api_keys are set; only this machine can reach it)" },
+    );
+}

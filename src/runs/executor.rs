@@ -1,0 +1,485 @@
+//! Drives runs: takes a lease, asks the model, writes and tells what comes of it. The only loop that does.
+//!
+//! A run is started at once by the server that created it while that server has a free slot; else it waits in the
+//! store, and whoever has a slot next takes the one that waits longest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::events::{Log, Logs};
+use super::machine::{self, Effect, Input, Progress};
+use super::prompt;
+use crate::api::error::Kind;
+use crate::api::run::{ErrorCode, LastError, RunState, Usage};
+use crate::api::{Error as ApiError, Ids, Run, StreamEvent, Timestamp};
+use crate::clock::Clock;
+use crate::llm::{self, ChatDelta, FinishReason, Models};
+use crate::store::{self, Commit, Store, Versioned};
+
+/// How often text is made durable and, where it must be, the lease is renewed.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How often the queue is looked at, besides whenever there is a reason to.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// The first pause before a write that the database could not take is tried again; each later one is twice as long.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Most bytes of one answer; a model that writes more is stopped as at a token limit.
+const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What an executor needs of the rest.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Where runs are kept.
+    pub store: Arc<dyn Store>,
+    /// Whom to ask.
+    pub models: Arc<Models>,
+    /// What time it is.
+    pub clock: Arc<Clock>,
+    /// Names for what is made.
+    pub ids: Arc<Ids>,
+}
+
+/// How runs are driven.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Runs driven at a time; the rest wait in order.
+    pub concurrent_runs_max: usize,
+    /// How long a run stays ours without a sign of life, in seconds.
+    pub lease_s: u64,
+    /// When a run is given up, in seconds after its creation.
+    pub expires_after_s: u64,
+}
+
+/// Drives runs.
+#[derive(Debug)]
+pub struct Executor {
+    pub(super) parts: Parts,
+    pub(super) settings: Settings,
+    pub(super) logs: Logs,
+    slots: Arc<Semaphore>,
+    /// Whether a run of ours may wait in the store: then the next free slot looks there.
+    queued: AtomicBool,
+    look: Notify,
+    tasks: TaskTracker,
+    /// Nothing new is begun.
+    draining: CancellationToken,
+    /// What is under way is let go of.
+    stopping: CancellationToken,
+}
+
+/// The right to drive one more run.
+#[derive(Debug)]
+pub struct Slot {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A run that this executor drives.
+struct Held {
+    progress: Progress,
+    version: i64,
+    lease_until: Timestamp,
+    log: Arc<Log>,
+}
+
+/// Why this executor does not drive the run any further.
+enum Lost {
+    /// Someone else has changed it.
+    Overtaken,
+    /// The database is away, or has refused; the lease runs out and the run is taken up again.
+    Store(store::Error),
+    /// The server stops; the run is for others.
+    Stopping,
+}
+
+impl Executor {
+    /// An executor with all its slots free.
+    #[must_use]
+    pub fn new(parts: Parts, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Arc::new(Semaphore::new(settings.concurrent_runs_max)),
+            parts,
+            settings,
+            logs: Logs::default(),
+            queued: AtomicBool::new(false),
+            look: Notify::new(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    /// A slot, if one is free.
+    pub fn slot(&self) -> Option<Slot> {
+        if self.draining.is_cancelled() {
+            return None;
+        }
+        let permit = self.slots.clone().try_acquire_owned().ok()?;
+        Some(Slot { _permit: permit })
+    }
+
+    /// Whether nothing new is begun any more.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Says that a run waits in the store.
+    pub fn queue(&self) {
+        self.queued.store(true, Ordering::Relaxed);
+        self.look.notify_one();
+    }
+
+    /// When a lease that is taken now ends.
+    pub fn lease_end(&self) -> Timestamp {
+        self.parts.clock.now().plus(self.settings.lease_s)
+    }
+
+    /// Drives a run that was created in progress.
+    pub fn start(self: &Arc<Self>, slot: Slot, run: Run, version: i64, log: Arc<Log>) {
+        log.set_driven(true);
+        let held = Held { progress: Progress::new(run), version, lease_until: self.lease_end(), log };
+        let executor = self.clone();
+        self.tasks.spawn(async move {
+            executor.drive(held, true).await;
+            executor.next(slot).await;
+        });
+    }
+
+    /// Takes waiting runs as slots come free, until nothing new may be begun.
+    pub async fn work(self: Arc<Self>) {
+        let mut poll = tokio::time::interval(POLL_EVERY);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.draining.cancelled() => return,
+                () = self.look.notified() => {}
+                _ = poll.tick() => {}
+            }
+            while let Some(slot) = self.slot() {
+                let Some(held) = self.claim().await else { break };
+                let executor = self.clone();
+                self.tasks.spawn(async move {
+                    executor.drive(held, false).await;
+                    executor.next(slot).await;
+                });
+            }
+        }
+    }
+
+    /// Lets no new run begin; gives those under way until `grace` is over, then lets go of them, for others to take up.
+    pub async fn stop(&self, grace: Duration) {
+        self.draining.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                runs = self.tasks.len(),
+                "runs are still going after the grace time; others will take them up"
+            );
+        }
+        self.stopping.cancel();
+        self.tasks.wait().await;
+    }
+
+    /// A slot that has come free goes to the runs that wait, before it is given to new ones.
+    async fn next(self: Arc<Self>, slot: Slot) {
+        while self.queued.load(Ordering::Relaxed) && !self.draining.is_cancelled() {
+            match self.claim().await {
+                Some(held) => self.drive(held, false).await,
+                None => self.queued.store(false, Ordering::Relaxed),
+            }
+        }
+        drop(slot);
+    }
+
+    async fn claim(&self) -> Option<Held> {
+        let now = self.parts.clock.now();
+        let lease_until = self.lease_end();
+        let claimed = match self.parts.store.claim_run(now, lease_until).await {
+            Ok(claimed) => claimed?,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the queue cannot be read");
+                return None;
+            }
+        };
+        let Versioned { run, version, .. } = claimed;
+        let (step, message) = match self.parts.store.open_parts(&run.spec.id).await {
+            Ok(parts) => parts,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run.spec.id, "a claimed run cannot be read");
+                return None;
+            }
+        };
+        let log = self.logs.open(&run.spec.id);
+        log.set_driven(true);
+        Some(Held { progress: Progress { run, step, message }, version, lease_until, log })
+    }
+
+    #[tracing::instrument(name = "run", skip_all, fields(
+        run.id = %held.progress.run.spec.id,
+        thread.id = %held.progress.run.spec.thread_id,
+    ))]
+    async fn drive(&self, mut held: Held, claimed: bool) {
+        let began = Instant::now();
+        let outcome = self.carry(&mut held, claimed).await;
+        held.log.set_driven(false);
+        let run = &held.progress.run;
+        match outcome {
+            Ok(()) => {
+                self.logs.forget(&run.spec.id);
+                let duration_ms = began.elapsed().as_millis();
+                tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "run ended");
+            }
+            Err(Lost::Overtaken) => tracing::debug!("run is in other hands"),
+            Err(Lost::Store(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "run is given up for now; it is taken up again when its lease ends"
+                );
+            }
+            Err(Lost::Stopping) => self.let_go(&held).await,
+        }
+    }
+
+    /// Takes a run from where it stands to its end.
+    async fn carry(&self, held: &mut Held, claimed: bool) -> Result<(), Lost> {
+        let first = match held.progress.run.state {
+            RunState::Cancelling { .. } => Some(Input::Stopped),
+            _ if held.progress.run.is_overdue(self.parts.clock.now()) => Some(Input::DeadlinePassed),
+            _ if claimed => None,
+            _ => Some(Input::Claimed),
+        };
+        let mut effect = Effect::CallModel;
+        if let Some(input) = first {
+            effect = self.step_or_look(held, input).await?;
+        }
+        while effect == Effect::CallModel {
+            let input = self.answer(held).await?;
+            effect = match input {
+                Some(input) => self.step_or_look(held, input).await?,
+                None => self.look(held).await?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Steps the run; when somebody else was faster, does what has become of it instead.
+    async fn step_or_look(&self, held: &mut Held, input: Input) -> Result<Effect, Lost> {
+        match self.step(held, input).await {
+            Err(Lost::Overtaken) => self.look(held).await,
+            other => other,
+        }
+    }
+
+    /// Steps the run, writes what changed, then tells it. A database that is away is given as long as the lease lasts.
+    async fn step(&self, held: &mut Held, input: Input) -> Result<Effect, Lost> {
+        let log = held.log.clone();
+        let _gate = log.gate.lock().await;
+        let name = input.name();
+        let Ok(transition) = machine::step(&held.progress, input, self.now(held), &self.parts.ids) else {
+            tracing::error!(input = name, status = held.progress.run.state.status(), "the run takes no such input");
+            return Err(Lost::Overtaken);
+        };
+        let run = &transition.progress.run;
+        let lease_until = self.lease_end();
+        let mut pause = RETRY_PAUSE;
+        loop {
+            let commit = Commit {
+                run,
+                version: held.version,
+                due_at: run.state.needs_executor().then_some(lease_until),
+                steps: &transition.steps,
+                messages: &transition.messages,
+            };
+            match self.parts.store.commit(commit).await {
+                Ok(version) => {
+                    held.version = version;
+                    break;
+                }
+                Err(store::Error::Stale) => return Err(Lost::Overtaken),
+                Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < held.lease_until => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be written; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(Lost::Store(error)),
+            }
+        }
+        held.lease_until = lease_until;
+        held.progress = transition.progress;
+        log.tell(transition.events);
+        Ok(transition.effect)
+    }
+
+    /// Never earlier than the run's creation, by a server whose clock may have been ahead of ours.
+    fn now(&self, held: &Held) -> Timestamp {
+        self.parts.clock.now().max(held.progress.run.spec.created_at)
+    }
+
+    /// Looks at what somebody else has made of the run.
+    async fn look(&self, held: &mut Held) -> Result<Effect, Lost> {
+        let spec = held.progress.run.spec.clone();
+        let found = self.parts.store.run(&spec.thread_id, &spec.id).await.map_err(Lost::Store)?;
+        let Some(found) = found else {
+            held.log.tell([StreamEvent::Error(ApiError::new(
+                Kind::NotFound,
+                format!("Thread {} was deleted while run {} was active.", spec.thread_id, spec.id),
+            ))]);
+            return Err(Lost::Overtaken);
+        };
+        if matches!(found.run.state, RunState::Cancelling { .. }) {
+            // Our text is newer than what is stored of it.
+            held.progress.run = found.run;
+            held.version = found.version;
+            return self.step(held, Input::Stopped).await;
+        }
+        if found.run.state.is_over() {
+            let (step, message) = self.parts.store.open_parts(&spec.id).await.map_err(Lost::Store)?;
+            held.progress = Progress { run: found.run, step, message };
+            let _gate = held.log.gate.lock().await;
+            held.log.tell_missing(&held.progress);
+            return Ok(Effect::Release);
+        }
+        Err(Lost::Overtaken)
+    }
+
+    async fn was_changed(&self, held: &Held) -> Result<bool, Lost> {
+        let spec = &held.progress.run.spec;
+        let found = self.parts.store.run(&spec.thread_id, &spec.id).await.map_err(Lost::Store)?;
+        Ok(found.is_none_or(|found| found.version != held.version))
+    }
+
+    /// Asks the model and takes its answer; gives what came of it, or nothing when there is reason to look.
+    async fn answer(&self, held: &mut Held) -> Result<Option<Input>, Lost> {
+        let thread = &held.progress.run.spec.thread_id;
+        let conversation = match self.parts.store.conversation(thread).await {
+            Ok(conversation) => conversation,
+            Err(error) => return Err(Lost::Store(error)),
+        };
+        let mut request = prompt::build(&held.progress.run, &conversation);
+        drop(conversation);
+        let route = self.parts.models.route(&request.model).await;
+        request.model = route.model;
+        let mut answer = route.server.chat(request);
+
+        let log = held.log.clone();
+        let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
+        saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut saved_bytes = 0;
+        let mut written_bytes = 0;
+        let mut usage = Usage::default();
+        let mut finish = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = log.changed.notified() => {
+                    if self.was_changed(held).await? {
+                        return Ok(None);
+                    }
+                }
+                () = self.stopping.cancelled() => return Err(Lost::Stopping),
+                _ = saves.tick() => {
+                    if held.progress.run.is_overdue(self.parts.clock.now()) {
+                        return Ok(Some(Input::DeadlinePassed));
+                    }
+                    if written_bytes != saved_bytes || self.half_leased(held) {
+                        match self.save(held).await {
+                            Err(Lost::Overtaken) => return Ok(None),
+                            other => other?,
+                        }
+                        saved_bytes = written_bytes;
+                    }
+                }
+                deltas = answer.next() => match deltas {
+                    None => {
+                        let finish = finish.unwrap_or(FinishReason::Stop);
+                        return Ok(Some(Input::ModelReplied { usage, finish }));
+                    }
+                    Some(Err(error)) => return Ok(Some(Input::Failed(last_error(&error)))),
+                    Some(Ok(deltas)) => {
+                        let texts: Vec<&str> = deltas.iter().filter_map(text_of).collect();
+                        if !texts.is_empty() && held.progress.message.is_none() {
+                            match self.step(held, Input::TextBegan).await {
+                                Err(Lost::Overtaken) => return Ok(None),
+                                other => other?,
+                            };
+                        }
+                        for text in &texts {
+                            held.progress.append(text);
+                            written_bytes += text.len();
+                        }
+                        log.tell_text(texts);
+                        for delta in &deltas {
+                            match delta {
+                                ChatDelta::Text(_) => {}
+                                ChatDelta::Finish(reason) => finish = Some(*reason),
+                                ChatDelta::Usage(given) => usage = *given,
+                            }
+                        }
+                        if written_bytes > ANSWER_BYTES_MAX {
+                            return Ok(Some(Input::ModelReplied { usage, finish: FinishReason::Length }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn half_leased(&self, held: &Held) -> bool {
+        self.parts.clock.now().plus(self.settings.lease_s / 2) >= held.lease_until
+    }
+
+    /// Makes the text so far durable and keeps the lease. A database that is away for a while does no harm.
+    async fn save(&self, held: &mut Held) -> Result<(), Lost> {
+        let until = self.lease_end();
+        let run = &held.progress.run.spec.id;
+        match self.parts.store.keep(run, held.version, until, held.progress.message.as_ref()).await {
+            Ok(()) => {
+                held.lease_until = until;
+                Ok(())
+            }
+            Err(store::Error::Stale) => Err(Lost::Overtaken),
+            Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < held.lease_until => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "text cannot be written; trying again");
+                Ok(())
+            }
+            Err(error) => Err(Lost::Store(error)),
+        }
+    }
+
+    /// Leaves a run to others, with all that was written of it.
+    async fn let_go(&self, held: &Held) {
+        let store = &self.parts.store;
+        let run = &held.progress.run.spec.id;
+        let kept = match store.keep(run, held.version, held.lease_until, held.progress.message.as_ref()).await {
+            Ok(()) => store.release(run, held.version, self.parts.clock.now()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a run is taken up only when its lease ends");
+        }
+        held.log.tell([StreamEvent::Error(ApiError::new(
+            Kind::Unavailable,
+            format!("The server is stopping. Run {run} goes on when it is back; retrieve it to see how it ends."),
+        ))]);
+    }
+}
+
+fn text_of(delta: &ChatDelta) -> Option<&str> {
+    match delta {
+        ChatDelta::Text(text) => Some(text),
+        ChatDelta::Finish(_) | ChatDelta::Usage(_) => None,
+    }
+}
+
+fn last_error(error: &llm::Error) -> LastError {
+    let code = match error {
+        llm::Error::RateLimited(_) => ErrorCode::RateLimitExceeded,
+        llm::Error::Unavailable(_) | llm::Error::Refused(_) => ErrorCode::ServerError,
+    };
+    LastError { code, message: error.to_string() }
+}

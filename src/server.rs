@@ -1,0 +1,205 @@
+//! The one place where the parts are built, joined, started and stopped.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Ids;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::http::{self, App, Keys};
+use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
+use crate::runs::Runs;
+use crate::runs::executor::{Executor, Parts};
+use crate::runs::sweeper;
+use crate::store;
+
+/// How long streams get to send their last bytes after the runs have ended.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+/// Pause after a connection could not be accepted, such as when there are no file handles left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store cannot be opened.
+    #[error("the database cannot be opened")]
+    Store(#[from] store::Error),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A server that is up.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens; the port is a real one where the settings said 0.
+    pub address: SocketAddr,
+    /// What the store is called.
+    pub store: String,
+    /// Who answers, and under which model name.
+    pub model: String,
+    /// The model's name to use in a first request.
+    pub model_name: String,
+    executor: Arc<Executor>,
+    database: Arc<dyn store::Store>,
+    /// Ends the loops.
+    stopping: CancellationToken,
+    /// Ends the accepting of connections.
+    closing: CancellationToken,
+    tasks: TaskTracker,
+    grace: Duration,
+}
+
+impl Server {
+    /// Opens the store, finds a model, and listens.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or the address is taken.
+    pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
+        let database = store::open(&settings.store()).await?;
+        let (models, model, model_name) = models(settings).await;
+        let listener = listen(settings.listen).await?;
+        let address = listener.local_addr().unwrap_or(settings.listen);
+
+        let ids = Arc::new(Ids::unique_everywhere());
+        let models = Arc::new(models);
+        let parts = Parts { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
+        let executor = Executor::new(parts, settings.runs());
+        let runs = Runs::new(executor.clone());
+        let app = App {
+            store: database.clone(),
+            runs: runs.clone(),
+            models,
+            clock,
+            ids,
+            keys: Arc::new(Keys::new(settings.api_keys.iter().map(String::as_str))),
+            settings: Arc::new(settings.http()),
+        };
+
+        let stopping = CancellationToken::new();
+        let closing = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(executor.clone().work());
+        tasks.spawn(sweeper::sweep(runs, stopping.clone()));
+        let header_timeout = Duration::from_secs(settings.header_timeout_s);
+        tasks.spawn(accept(listener, http::router(app), header_timeout, closing.clone()));
+        Ok(Self {
+            address,
+            store: database.place(),
+            model,
+            model_name,
+            executor,
+            database,
+            stopping,
+            closing,
+            tasks,
+            grace: Duration::from_secs(settings.shutdown_grace_s),
+        })
+    }
+
+    /// Stops in order: no new runs, time for those under way and their streams, then connections, loops and the store.
+    /// What is not finished by then is taken up by the next server.
+    pub async fn stop(self) {
+        tracing::info!(grace_s = self.grace.as_secs(), "stopping");
+        self.executor.stop(self.grace).await;
+        self.closing.cancel();
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.database.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// The model servers; what the banner says of them; and the model name for a first request.
+async fn models(settings: &Settings) -> (Models, String, String) {
+    let upstream = |url: &str, key: &str| -> Arc<dyn ChatModel> {
+        let key = (!key.is_empty()).then(|| key.to_owned());
+        Arc::new(Upstream::new(url, key, settings.llm()))
+    };
+    let mut entries = Vec::new();
+    if !settings.upstream_url.is_empty() {
+        let model = upstream(&settings.upstream_url, &settings.upstream_api_key);
+        entries.push(Entry { model, names: Vec::new() });
+    }
+    for more in &settings.upstreams {
+        entries.push(Entry { model: upstream(&more.url, &more.api_key), names: more.models.clone() });
+    }
+    let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
+    let mut place = entries.first().map(|entry| entry.model.place()).unwrap_or_default();
+    if entries.is_empty() {
+        let (model, found_place, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
+            Some((server, model, name)) => (model.clone(), format!("{server} at {}", model.place()), name),
+            None => (
+                Arc::new(Echo),
+                "built in, because no model server is set or found (set ASSISTD_UPSTREAM_URL)".to_owned(),
+                Echo::NAME.to_owned(),
+            ),
+        };
+        entries.push(Entry { model, names: Vec::new() });
+        default_model.get_or_insert(name);
+        place = found_place;
+    }
+    let first_name = entries.iter().find_map(|entry| entry.names.first()).cloned();
+    let name = default_model.clone().or(first_name);
+    let shown = match &name {
+        Some(name) => format!("{name} ({place})"),
+        None => format!("as requests name it ({place})"),
+    };
+    let models = Models::new(entries, settings.model_aliases.clone(), default_model);
+    (models, shown, name.unwrap_or_else(|| "gpt-4o".to_owned()))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// Accepts connections until told to close, then lets those that are open finish what they are sending.
+async fn accept(listener: TcpListener, router: Router, header_timeout: Duration, closing: CancellationToken) {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    let graceful = GracefulShutdown::new();
+    loop {
+        let stream = tokio::select! {
+            () = closing.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        // Tokens are small and must leave at once.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        #[expect(clippy::disallowed_methods, reason = "the graceful shutdown tracks it")]
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a connection broke");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(LAST_BYTES, graceful.shutdown()).await.is_err() {
+        tracing::debug!("connections were still open at the end");
+    }
+}

@@ -1,0 +1,311 @@
+//! The store on Postgres: many servers may share one. Here is what only Postgres says; the rest is in `sql/`.
+//!
+//! Decisions that touch several tables are one statement each, with the parts as common table expressions: one round
+//! trip, one transaction.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, Transaction};
+
+use super::{Commit, Error, NewRun, Settings, Store, to_json};
+use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
+
+#[path = "sql/assistants.rs"]
+mod assistants;
+#[path = "sql/messages.rs"]
+mod messages;
+#[path = "sql/page.rs"]
+mod page;
+#[path = "sql/runs.rs"]
+mod runs;
+#[path = "sql/threads.rs"]
+mod threads;
+
+type Db = sqlx::Postgres;
+type Row = sqlx::postgres::PgRow;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+
+/// A connection that has been idle for longer is asked for a sign of life before use. Under load none is, which saves
+/// a round trip a statement; after a pause or a restart of the database a broken one is found and replaced.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// How long a call waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `for update skip locked`: two servers that claim at once get two runs, and neither waits.
+const CLAIM_RUN: &str = "
+    update runs set due_at = $2, version = version + 1
+    where id = (
+        select id from runs where due_at <= $1 order by due_at, seq limit 1 for update skip locked
+    )
+    returning id, version, due_at, spec, state, metadata";
+
+/// A pool of connections to one server.
+#[derive(Debug)]
+pub struct Backend {
+    pool: PgPool,
+    place: String,
+}
+
+impl Backend {
+    pub(super) async fn open(settings: &Settings) -> Result<Self, Error> {
+        let options = PgConnectOptions::from_str(&settings.url)
+            .map_err(|error| Error::Place(format!("database_url is no Postgres URL: {error}")))?
+            .application_name("assistd");
+        let place = format!(
+            "postgres://{}:{}/{}",
+            options.get_host(),
+            options.get_port(),
+            options.get_database().unwrap_or_default()
+        );
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_with(options)
+            .await?;
+        // Takes an advisory lock, so that several servers may start at once.
+        MIGRATIONS.run(&pool).await.map_err(Error::Migration)?;
+        Ok(Self { pool, place })
+    }
+
+    fn reader(&self) -> &PgPool {
+        &self.pool
+    }
+
+    fn writer(&self) -> &PgPool {
+        &self.pool
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Db>, Error> {
+        Ok(self.pool.begin().await?)
+    }
+
+    async fn insert_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
+        let rows = MessageRows::new(messages);
+        sqlx::query::<Db>(
+            "with thread as (
+                insert into threads (id, created_at, version, message_seq, message_at, body)
+                values ($1, $2, 1, $4, $2, $3)
+            )
+            insert into messages (id, thread_id, seq, created_at, metadata, body)
+            select m.id, $1, m.seq, $2, m.metadata, m.body
+            from unnest($5::text[], $6::text[], $7::text[]) with ordinality as m (id, metadata, body, seq)",
+        )
+        .bind(thread.id.as_str())
+        .bind(thread.created_at.0)
+        .bind(to_json(thread))
+        .bind(rows.count())
+        .bind(rows.ids)
+        .bind(rows.metadata)
+        .bind(rows.bodies)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Gives the message's time, or nothing when the thread is locked or not there.
+    async fn insert_message(&self, message: &Message) -> Result<Option<Timestamp>, Error> {
+        let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
+            "with thread as (
+                update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
+                where id = $1 and active_run is null
+                returning message_seq, message_at
+            )
+            insert into messages (id, thread_id, seq, created_at, metadata, body)
+            select $3, $1, message_seq, message_at, $4, $5 from thread
+            returning created_at",
+        )
+        .bind(message.thread_id.as_str())
+        .bind(message.created_at.0)
+        .bind(message.id.as_str())
+        .bind(to_json(&message.metadata))
+        .bind(to_json(message))
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(time.map(|(seconds,)| Timestamp(seconds)))
+    }
+
+    /// Says whether the thread was there and free.
+    async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
+        let rows = MessageRows::new(new.messages);
+        let sql = match new.thread {
+            Some(_) => {
+                "with thread as (
+                    insert into threads (id, created_at, version, message_seq, message_at, active_run, body)
+                    values ($1, $4, 1, $10, $4, $2, $14)
+                    returning 0::bigint as seq, message_at
+                ), message as (
+                    insert into messages (id, thread_id, seq, created_at, metadata, body)
+                    select m.id, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                    from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
+                        as m (id, metadata, body, seq)
+                )
+                insert into runs
+                    (id, thread_id, active, version, created_at, expires_at, due_at, spec, state, metadata)
+                select $2, $1, true, $3, $4, $5, $6, $7, $8, $9 from thread"
+            }
+            None => {
+                "with thread as (
+                    update threads
+                    set active_run = $2, message_seq = message_seq + $10, message_at = greatest(message_at, $4)
+                    where id = $1 and active_run is null and $14::text is null
+                    returning message_seq - $10 as seq, message_at
+                ), message as (
+                    insert into messages (id, thread_id, seq, created_at, metadata, body)
+                    select m.id, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                    from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
+                        as m (id, metadata, body, seq)
+                )
+                insert into runs
+                    (id, thread_id, active, version, created_at, expires_at, due_at, spec, state, metadata)
+                select $2, $1, true, $3, $4, $5, $6, $7, $8, $9 from thread"
+            }
+        };
+        let spec = &new.run.spec;
+        let done = sqlx::query::<Db>(sql)
+            .bind(spec.thread_id.as_str())
+            .bind(spec.id.as_str())
+            .bind(super::FIRST_VERSION)
+            .bind(spec.created_at.0)
+            .bind(spec.expires_at.0)
+            .bind(new.due_at.0)
+            .bind(to_json(&**spec))
+            .bind(runs::state_column(new.run))
+            .bind(to_json(&new.run.metadata))
+            .bind(rows.count())
+            .bind(rows.ids)
+            .bind(rows.metadata)
+            .bind(rows.bodies)
+            .bind(new.thread.map(to_json))
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Says whether the run was still at the commit's version.
+    async fn write_commit(&self, commit: &Commit<'_>) -> Result<bool, Error> {
+        let rows = MessageRows::new(commit.messages);
+        let message_at = commit.messages.iter().map(|message| message.created_at.0).max().unwrap_or(0);
+        let (written,): (i64,) = sqlx::query_as::<Db, _>(
+            "with run as (
+                update runs set active = $3, version = version + 1, due_at = $4, state = $5
+                where id = $1 and version = $2
+                returning thread_id
+            ), thread as (
+                update threads
+                set active_run = case when $3 then active_run else nullif(active_run, $1) end,
+                    message_seq = message_seq + $6, message_at = greatest(message_at, $7)
+                from run
+                where threads.id = run.thread_id and ($6 > 0 or not $3)
+                returning message_seq - $6 as seq, message_at
+            ), message as (
+                insert into messages (id, thread_id, seq, created_at, run_id, metadata, body)
+                select m.id, run.thread_id, thread.seq + m.seq, thread.message_at, $1, m.metadata, m.body
+                from run, thread, unnest($8::text[], $9::text[], $10::text[]) with ordinality
+                    as m (id, metadata, body, seq)
+                on conflict (id) do update set body = excluded.body
+            ), step as (
+                insert into run_steps (id, run_id, thread_id, created_at, body)
+                select s.id, $1, run.thread_id, s.created_at, s.body
+                from run, unnest($11::text[], $12::bigint[], $13::text[]) as s (id, created_at, body)
+                on conflict (id) do update set body = excluded.body
+            )
+            select count(*) from run",
+        )
+        .bind(commit.run.spec.id.as_str())
+        .bind(commit.version)
+        .bind(!commit.run.state.is_over())
+        .bind(commit.due_at.map(|due_at| due_at.0))
+        .bind(runs::state_column(commit.run))
+        .bind(rows.count())
+        .bind(message_at)
+        .bind(rows.ids)
+        .bind(rows.metadata)
+        .bind(rows.bodies)
+        .bind(commit.steps.iter().map(|step| step.id.as_str()).collect::<Vec<_>>())
+        .bind(commit.steps.iter().map(|step| step.created_at.0).collect::<Vec<_>>())
+        .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(written == 1)
+    }
+
+    /// Says whether the run was still at `version`.
+    async fn write_lease(
+        &self,
+        run: &RunId,
+        version: i64,
+        until: Timestamp,
+        message: Option<&Message>,
+    ) -> Result<bool, Error> {
+        let (written,): (i64,) = sqlx::query_as::<Db, _>(
+            "with run as (
+                update runs set due_at = $3 where id = $1 and version = $2 returning id
+            ), message as (
+                update messages set body = $5 from run where messages.id = $4
+            )
+            select count(*) from run",
+        )
+        .bind(run.as_str())
+        .bind(version)
+        .bind(until.0)
+        .bind(message.map(|message| message.id.as_str()))
+        .bind(message.map(to_json))
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(written == 1)
+    }
+}
+
+/// Messages as columns, for `unnest`.
+struct MessageRows {
+    ids: Vec<String>,
+    metadata: Vec<String>,
+    bodies: Vec<String>,
+}
+
+impl MessageRows {
+    fn new(messages: &[Message]) -> Self {
+        Self {
+            ids: messages.iter().map(|message| message.id.to_string()).collect(),
+            metadata: messages.iter().map(|message| to_json(&message.metadata)).collect(),
+            bodies: messages.iter().map(to_json).collect(),
+        }
+    }
+
+    fn count(&self) -> i64 {
+        i64::try_from(self.ids.len()).expect("a request's messages fit in memory")
+    }
+}
+
+#[async_trait]
+impl Store for Backend {
+    async fn ping(&self) -> Result<(), Error> {
+        sqlx::query::<Db>("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn place(&self) -> String {
+        self.place.clone()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,182 @@
+//! The tables `runs` and `run_steps`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use sqlx::Row as _;
+
+use super::page::{List, page};
+use super::{Backend, CLAIM_RUN, Db, Row, messages};
+use crate::api::run::{RunState, Usage};
+use crate::api::run_step::StepDetails;
+use crate::api::{
+    Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
+    Timestamp,
+};
+use crate::store::{Commit, Error, Ground, NewRun, Runs, Versioned, from_json, to_json};
+
+const RUNS: &str = "runs";
+const STEPS: &str = "run_steps";
+const RUN_COLUMNS: &str = "id, version, due_at, spec, state, metadata";
+
+/// The column `state`: what a commit changes of a run.
+#[derive(Serialize, Deserialize)]
+struct StateColumn<S> {
+    state: S,
+    usage: Usage,
+}
+
+pub(super) fn state_column(run: &Run) -> String {
+    to_json(&StateColumn { state: &run.state, usage: run.usage })
+}
+
+fn run_from_row(row: &Row) -> Result<Versioned, Error> {
+    let id: &str = row.try_get("id")?;
+    let column: StateColumn<RunState> = from_json(RUNS, id, row.try_get("state")?)?;
+    let run = Run {
+        spec: Arc::new(from_json(RUNS, id, row.try_get("spec")?)?),
+        metadata: from_json(RUNS, id, row.try_get("metadata")?)?,
+        state: column.state,
+        usage: column.usage,
+    };
+    let due_at = row.try_get::<Option<i64>, _>("due_at")?.map(Timestamp);
+    Ok(Versioned { run, version: row.try_get("version")?, due_at })
+}
+
+fn step_from_row(row: &Row) -> Result<RunStep, Error> {
+    from_json(STEPS, row.try_get("id")?, row.try_get("body")?)
+}
+
+#[async_trait]
+impl Runs for Backend {
+    async fn ground(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<Ground, Error> {
+        let thread = thread.map_or("", ThreadId::as_str);
+        let row = sqlx::query::<Db>(
+            "select (select body from assistants where id = $1) as assistant,
+                    (select body from threads where id = $2) as thread,
+                    exists (select 1 from messages where thread_id = $2) as has_messages",
+        )
+        .bind(assistant.as_str())
+        .bind(thread)
+        .fetch_one(self.reader())
+        .await?;
+        let assistant_body: Option<&str> = row.try_get("assistant")?;
+        let thread_body: Option<&str> = row.try_get("thread")?;
+        Ok(Ground {
+            assistant: assistant_body
+                .map(|body| from_json::<Assistant>("assistants", assistant.as_str(), body))
+                .transpose()?,
+            thread: thread_body.map(|body| from_json::<Thread>("threads", thread, body)).transpose()?,
+            has_messages: row.try_get("has_messages")?,
+        })
+    }
+
+    async fn create_run(&self, new: NewRun<'_>) -> Result<(), Error> {
+        loop {
+            if self.insert_run(&new).await? {
+                return Ok(());
+            }
+            self.check_lock(&new.run.spec.thread_id).await?;
+        }
+    }
+
+    async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error> {
+        let row = sqlx::query::<Db>(
+            "select id, version, due_at, spec, state, metadata from runs where id = $1 and thread_id = $2",
+        )
+        .bind(id.as_str())
+        .bind(thread.as_str())
+        .fetch_optional(self.reader())
+        .await?;
+        row.as_ref().map(run_from_row).transpose()
+    }
+
+    async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error> {
+        let list = List { table: RUNS, columns: RUN_COLUMNS, scope: &[("thread_id", thread.as_str())] };
+        page(self, &list, query).await?.try_map(|row| Ok(run_from_row(&row)?.run))
+    }
+
+    async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error> {
+        let row = sqlx::query::<Db>(
+            "update runs set metadata = $3 where id = $1 and thread_id = $2
+             returning id, version, due_at, spec, state, metadata",
+        )
+        .bind(id.as_str())
+        .bind(thread.as_str())
+        .bind(to_json(metadata))
+        .fetch_optional(self.writer())
+        .await?;
+        Ok(row.as_ref().map(run_from_row).transpose()?.map(|versioned| versioned.run))
+    }
+
+    async fn open_parts(&self, run: &RunId) -> Result<(Option<RunStep>, Option<Message>), Error> {
+        let row =
+            sqlx::query::<Db>("select id, body from run_steps where run_id = $1 order by created_at, seq limit 1")
+                .bind(run.as_str())
+                .fetch_optional(self.reader())
+                .await?;
+        let Some(row) = row else { return Ok((None, None)) };
+        let step = step_from_row(&row)?;
+        let StepDetails::MessageCreation { message_creation } = &step.details;
+        let message = sqlx::query::<Db>("select id, created_at, metadata, body from messages where id = $1")
+            .bind(message_creation.message_id.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        let message = message.as_ref().map(messages::from_row).transpose()?;
+        Ok((Some(step), message))
+    }
+
+    async fn claim_run(&self, now: Timestamp, until: Timestamp) -> Result<Option<Versioned>, Error> {
+        let row = sqlx::query::<Db>(CLAIM_RUN).bind(now.0).bind(until.0).fetch_optional(self.writer()).await?;
+        row.as_ref().map(run_from_row).transpose()
+    }
+
+    async fn commit(&self, commit: Commit<'_>) -> Result<i64, Error> {
+        if self.write_commit(&commit).await? { Ok(commit.version + 1) } else { Err(Error::Stale) }
+    }
+
+    async fn keep(&self, run: &RunId, version: i64, until: Timestamp, message: Option<&Message>) -> Result<(), Error> {
+        if self.write_lease(run, version, until, message).await? { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    async fn release(&self, run: &RunId, version: i64, now: Timestamp) -> Result<(), Error> {
+        let done = sqlx::query::<Db>("update runs set due_at = $3 where id = $1 and version = $2 and due_at > $3")
+            .bind(run.as_str())
+            .bind(version)
+            .bind(now.0)
+            .execute(self.writer())
+            .await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    async fn overdue_runs(&self, before: Timestamp, limit: u32) -> Result<Vec<Versioned>, Error> {
+        let rows = sqlx::query::<Db>(
+            "select id, version, due_at, spec, state, metadata from runs
+             where active and expires_at < $1
+             order by expires_at
+             limit $2",
+        )
+        .bind(before.0)
+        .bind(i64::from(limit))
+        .fetch_all(self.reader())
+        .await?;
+        rows.iter().map(run_from_row).collect()
+    }
+
+    async fn step(&self, thread: &ThreadId, run: &RunId, id: &RunStepId) -> Result<Option<RunStep>, Error> {
+        let row = sqlx::query::<Db>("select id, body from run_steps where id = $1 and run_id = $2 and thread_id = $3")
+            .bind(id.as_str())
+            .bind(run.as_str())
+            .bind(thread.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(step_from_row).transpose()
+    }
+
+    async fn list_steps(&self, thread: &ThreadId, run: &RunId, query: &PageQuery) -> Result<Page<RunStep>, Error> {
+        let scope = [("run_id", run.as_str()), ("thread_id", thread.as_str())];
+        let list = List { table: STEPS, columns: "id, body", scope: &scope };
+        page(self, &list, query).await?.try_map(|row| step_from_row(&row))
+    }
+}
