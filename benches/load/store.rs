@@ -1,0 +1,140 @@
+//! The database beneath the servers: fresh ones to measure on, and what it costs.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::{Result, proc};
+
+/// A folder under the system's temporary one; it goes when dropped.
+pub struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    pub fn create() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("assistd-load-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("load: {} stays: {error}", self.0.display());
+        }
+    }
+}
+
+/// Where fresh databases come from.
+pub struct Store {
+    kind: Kind,
+    /// Databases made so far.
+    made: AtomicU32,
+}
+
+enum Kind {
+    Sqlite { folder: PathBuf },
+    Postgres { url: String, postmaster: Option<u32> },
+}
+
+impl Store {
+    /// `SQLite` files in this folder.
+    pub fn sqlite(folder: PathBuf) -> Self {
+        Self { kind: Kind::Sqlite { folder }, made: AtomicU32::new(0) }
+    }
+
+    /// Databases on the Postgres at this URL.
+    pub async fn postgres(url: String) -> Result<Self> {
+        let mut connection = PgConnection::connect(&url).await?;
+        let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await?;
+        let postmaster = proc::postmaster_of(backend.unsigned_abs());
+        connection.close().await?;
+        Ok(Self { kind: Kind::Postgres { url, postmaster }, made: AtomicU32::new(0) })
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Sqlite { .. } => "SQLite",
+            Kind::Postgres { .. } => "Postgres",
+        }
+    }
+
+    /// The name with the version.
+    pub async fn title(&self) -> Result<String> {
+        let version: String = match &self.kind {
+            Kind::Sqlite { .. } => {
+                let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
+                sqlx::query_scalar("select sqlite_version()").fetch_one(&mut connection).await?
+            }
+            Kind::Postgres { url, .. } => {
+                let mut connection = PgConnection::connect(url).await?;
+                sqlx::query_scalar("show server_version").fetch_one(&mut connection).await?
+            }
+        };
+        Ok(format!("{} {version}", self.name()))
+    }
+
+    /// Makes an empty database and gives its URL.
+    pub async fn create_database(&self) -> Result<String> {
+        let n = self.made.fetch_add(1, Ordering::Relaxed);
+        match &self.kind {
+            Kind::Sqlite { folder } => Ok(format!("sqlite://{}", folder.join(format!("{n}.db")).display())),
+            Kind::Postgres { url, .. } => {
+                let name = database_name(n);
+                let mut connection = PgConnection::connect(url).await?;
+                connection.execute(AssertSqlSafe(format!("create database {name}"))).await?;
+                with_database(url, &name)
+            }
+        }
+    }
+
+    /// The host and port of Postgres, and the same URL with another host and port.
+    pub fn through(&self, database_url: &str, address: std::net::SocketAddr) -> Option<(String, String)> {
+        let Kind::Postgres { .. } = self.kind else { return None };
+        let (scheme, rest) = database_url.split_once("://")?;
+        let (authority, path) = rest.split_once('/')?;
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("postgres", authority));
+        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:5432") };
+        Some((host, format!("{scheme}://{user}@{address}/{path}")))
+    }
+
+    /// The processor time that the database has used so far, in processes of its own.
+    pub fn cpu(&self) -> Option<Duration> {
+        match self.kind {
+            Kind::Sqlite { .. } => None,
+            Kind::Postgres { postmaster, .. } => proc::cpu_with_children(postmaster?),
+        }
+    }
+
+    /// Drops the databases that were made. Files go with their folder.
+    pub async fn clean_up(&self) -> Result<()> {
+        let Kind::Postgres { url, .. } = &self.kind else { return Ok(()) };
+        let mut connection = PgConnection::connect(url).await?;
+        for n in 0..self.made.load(Ordering::Relaxed) {
+            let name = database_name(n);
+            connection.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
+        }
+        Ok(())
+    }
+}
+
+fn database_name(n: u32) -> String {
+    format!("assistd_load_{}_{n}", std::process::id())
+}
+
+/// The URL with this database in place of its own.
+fn with_database(url: &str, name: &str) -> Result<String> {
+    let (before_options, options) = url.split_once('?').map_or((url, None), |(url, options)| (url, Some(options)));
+    let (scheme, rest) = before_options.split_once("://").ok_or("a Postgres URL starts with postgres://")?;
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let options = options.map_or_else(String::new, |options| format!("?{options}"));
+    Ok(format!("{scheme}://{authority}/{name}{options}"))
+}
