@@ -1,7 +1,7 @@
 //! Settings: the embedded defaults, then a file, then the environment.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ pub const EXAMPLE: &str = include_str!("../config.example.toml");
 const PREFIX: &str = "ASSISTD_";
 /// Variables that are not settings: where the file is.
 const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
-/// What Kubernetes and Docker links put into the environment beside a service that is named assistd.
-const INJECTED: [&str; 2] = ["ASSISTD_SERVICE_", "ASSISTD_PORT"];
+/// What Kubernetes and Docker links put into the environment beside a service that is named assistd, and what our own
+/// tests do.
+const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
 
 /// What shows in place of a secret.
 const MASK: &str = "***";
@@ -30,7 +31,7 @@ const MASK: &str = "***";
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config.example.toml documents each key, once")]
 pub struct Settings {
-    pub listen: SocketAddr,
+    pub listen: String,
     pub api_keys: Vec<String>,
     pub body_bytes_max: usize,
     pub header_timeout_s: u64,
@@ -148,7 +149,8 @@ impl Settings {
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error("api_keys holds an empty key".to_owned()));
         }
-        if !self.listen.ip().is_loopback() && self.api_keys.is_empty() {
+        let address = self.address()?;
+        if !address.ip().is_loopback() && self.api_keys.is_empty() {
             return Err(Error(format!(
                 "listen is {}, which other machines can reach, and there are no api_keys: anyone could use your \
                  models and read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random text, \
@@ -157,6 +159,18 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    /// The address to listen on.
+    ///
+    /// # Errors
+    /// When `listen` is not of the form host:port, or its host has no address.
+    pub fn address(&self) -> Result<SocketAddr, Error> {
+        let found = self.listen.to_socket_addrs().ok().and_then(|mut found| found.next());
+        found.ok_or_else(|| {
+            let listen = &self.listen;
+            Error(format!("listen is \"{listen}\"; it must be an address and a port, such as 127.0.0.1:8484"))
+        })
     }
 
     /// The same settings with secrets masked, as TOML.
@@ -287,7 +301,7 @@ mod tests {
         ])
         .unwrap();
 
-        assert_eq!(settings.listen.port(), 1);
+        assert_eq!(settings.address().unwrap().port(), 1);
         assert_eq!(settings.api_keys, ["a", "b"]);
         assert_eq!(settings.max_concurrent_runs, 7);
         assert_eq!(settings.model_aliases["gpt-4o"], "qwen3:8b");
@@ -334,6 +348,8 @@ mod tests {
     fn values_out_of_bounds_are_named() {
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "0")]).unwrap_err().contains("max_concurrent_runs"));
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("no whole number"));
+        assert!(load(&[("ASSISTD_LISTEN", "8484")]).unwrap_err().contains("such as 127.0.0.1:8484"));
+        assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
         assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("no URL"));
     }
 }

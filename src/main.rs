@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use assistd::clock::Clock;
 use assistd::config::Settings;
 use assistd::server::Server;
-use assistd::{health, store, telemetry};
+use assistd::telemetry::{self, LogFormat};
+use assistd::{health, store};
 
 /// The Assistants API, on your own machine.
 ///
@@ -69,16 +70,21 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             store.close().await;
             Ok(())
         }),
-        Some(Command::Health) => Ok(runtime.block_on(health::check(settings.listen))?),
+        Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
     }
 }
 
 async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
-    telemetry::start(&settings.log, settings.log_format)?;
+    telemetry::start(&settings.log, settings.log_format)
+        .map_err(|error| format!("log is \"{}\": {error}", settings.log))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
-    banner(&server, !settings.api_keys.is_empty());
+    tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
+    // Where programs read the log, they get nothing else.
+    if settings.log_format != LogFormat::Json {
+        banner(&server, !settings.api_keys.is_empty())?;
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -92,10 +98,12 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn banner(server: &Server, with_keys: bool) {
+fn banner(server: &Server, with_keys: bool) -> std::io::Result<()> {
     let Server { address, store, model, model_name, .. } = server;
+    let address = health::reachable(*address);
     let key = if with_keys { "YOUR_KEY" } else { "any" };
-    eprintln!(
+    writeln!(
+        std::io::stdout(),
         "assistd {version} listens on http://{address}
   base_url  http://{address}/v1
   api_key   {key_text}
@@ -110,5 +118,5 @@ Try it:
 ",
         version = env!("CARGO_PKG_VERSION"),
         key_text = if with_keys { "one of api_keys" } else { "any (no api_keys are set; only this machine can reach it)" },
-    );
+    )
 }

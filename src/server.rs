@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Ids;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::http::{self, App, Keys};
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
 use crate::runs::Runs;
@@ -31,6 +31,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The settings cannot be followed.
+    #[error(transparent)]
+    Settings(#[from] config::Error),
     /// The store cannot be opened.
     #[error("the database cannot be opened")]
     Store(#[from] store::Error),
@@ -74,8 +77,9 @@ impl Server {
     pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
         let database = store::open(&settings.store()).await?;
         let (models, model, model_name) = models(settings).await;
-        let listener = listen(settings.listen).await?;
-        let address = listener.local_addr().unwrap_or(settings.listen);
+        let address = settings.address()?;
+        let listener = listen(address).await?;
+        let address = listener.local_addr().unwrap_or(address);
 
         let ids = Arc::new(Ids::unique_everywhere());
         let models = Arc::new(models);

@@ -30,8 +30,11 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), tracing_subscriber::
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let started =
-        if json { builder.json().flatten_event(true).try_init() } else { builder.with_target(false).try_init() };
+    let started = if json {
+        builder.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        builder.with_target(false).try_init()
+    };
     // Someone else in this process has begun to log already: then that is the log.
     drop(started);
     Ok(())

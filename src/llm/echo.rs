@@ -59,8 +59,7 @@ impl ChatModel for Echo {
                 .map(|choices| with(&head, &[("object", json!("chat.completion.chunk")), ("choices", choices)]))
                 .collect();
             if with_usage {
-                let last =
-                    [("object", json!("chat.completion.chunk")), ("choices", json!([])), ("usage", json!(usage))];
+                let last = [("object", json!("chat.completion.chunk")), ("choices", json!([])), ("usage", told(usage))];
                 chunks.push(with(&head, &last));
             }
             let frames = chunks.into_iter().map(|chunk| format!("data: {chunk}\n\n"));
@@ -81,7 +80,7 @@ impl ChatModel for Echo {
             &[
                 ("object", json!("chat.completion")),
                 ("choices", json!([{"index": 0, "message": message, "finish_reason": "stop", "logprobs": null}])),
-                ("usage", json!(usage)),
+                ("usage", told(usage)),
             ],
         );
         Ok(Proxied {
@@ -121,6 +120,15 @@ fn text(content: &Value) -> String {
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
         _ => String::new(),
     }
+}
+
+/// The usage as chat completions name its members.
+fn told(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    })
 }
 
 /// It has no tokens: it counts words.

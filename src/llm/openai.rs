@@ -119,11 +119,19 @@ impl Upstream {
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
-        self.unavailable(&format!("cannot be reached: {cause}. Check that it runs and that upstream_url is right"))
+        self.unavailable(&format!(
+            "cannot be reached: {cause}. Check that it runs and that its URL in the settings is right"
+        ))
     }
 
     fn unavailable(&self, what: &str) -> Error {
         Error::Unavailable(format!("The model server {} {what}.", self.place()))
+    }
+
+    fn is_openai(&self) -> bool {
+        let url = reqwest::Url::parse(&self.inner.base_url).ok();
+        let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
+        ["openai.com", "openai.azure.com"].iter().any(|known| host.ends_with(known))
     }
 
     /// Tells what a reply that is no success says.
@@ -150,6 +158,10 @@ impl Upstream {
         let mut body = serde_json::to_value(request).expect("plain values make JSON");
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
+        if let Some(tokens) = request.max_completion_tokens.filter(|_| !self.is_openai()) {
+            // The older name: some servers know only that one, and OpenAI's newer models refuse it.
+            body["max_tokens"] = json!(tokens);
+        }
         let answer = self.send(self.post(&body)).await?;
         if answer.response.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
     }

@@ -231,7 +231,7 @@ impl Executor {
         match outcome {
             Ok(()) => {
                 self.logs.forget(&run.spec.id);
-                let duration_ms = began.elapsed().as_millis();
+                let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "run ended");
             }
             Err(Lost::Overtaken) => tracing::debug!("run is in other hands"),

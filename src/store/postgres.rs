@@ -61,6 +61,14 @@ impl Backend {
             options.get_port(),
             options.get_database().unwrap_or_default()
         );
+        // A first connection says at once what is wrong; a pool would go on trying and only tell that it timed out.
+        let first = sqlx::PgConnection::connect_with(&options);
+        let unreachable = |what: &dyn std::fmt::Display| Error::Place(format!("{place} cannot be used: {what}"));
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, first).await {
+            Err(_) => return Err(unreachable(&"it does not answer")),
+            Ok(Err(error)) => return Err(unreachable(&error)),
+            Ok(Ok(connection)) => connection.close().await?,
+        }
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)

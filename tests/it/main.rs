@@ -1,1 +1,28 @@
+//! The tests through the public faces: the store's contract on both databases, and the HTTP surface of a real server
+//! with a scripted model server behind it.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests read the environment, make clients, and fail where something is not as it should be"
+)]
+
+mod support;
+
+mod assistants;
+mod async_openai;
+mod auth;
+mod cancel;
+mod chat;
+mod expiry;
+mod layers;
+mod lists;
+mod messages;
+mod migrations;
+mod recordings;
+mod recovery;
+mod runs;
+mod store;
+mod streaming;
+mod threads;
+mod upstreams;

@@ -1,0 +1,143 @@
+//! Assistants: create, list, retrieve, modify, delete.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::both_stores;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::Upstream;
+
+both_stores!(an_assistant_lives_from_create_to_delete, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+
+    let made = client
+        .post(
+            "/v1/assistants",
+            json!({"model": "gpt-4o", "name": "n", "description": null, "instructions": "be kind",
+                "tools": [{"type": "code_interpreter"}, {"type": "function", "function": {"name": "f"}}],
+                "metadata": {"z": "1", "a": "2"}, "temperature": 0.5, "response_format": {"type": "json_object"}}),
+        )
+        .await;
+
+    let members: Vec<&String> = made.as_object().unwrap().keys().collect();
+    assert_eq!(
+        members,
+        [
+            "id",
+            "object",
+            "created_at",
+            "name",
+            "description",
+            "model",
+            "instructions",
+            "tools",
+            "top_p",
+            "temperature",
+            "reasoning_effort",
+            "tool_resources",
+            "metadata",
+            "response_format"
+        ]
+    );
+    assert_eq!(made["tool_resources"], json!({"code_interpreter": {"file_ids": []}}));
+    assert_eq!(made["metadata"].to_string(), r#"{"z":"1","a":"2"}"#, "pairs keep their order");
+    assert_eq!((&made["temperature"], &made["top_p"]), (&json!(0.5), &json!(1.0)));
+
+    let path = format!("/v1/assistants/{}", made["id"].as_str().unwrap());
+    assert_eq!(client.get(&path).await, made);
+
+    let modified = client.post(&path, json!({"name": null, "metadata": {"b": "3"}, "tools": []})).await;
+    assert_eq!(modified["name"], json!(null));
+    assert_eq!(modified["instructions"], "be kind");
+    assert_eq!((&modified["metadata"], &modified["tools"]), (&json!({"b": "3"}), &json!([])));
+    assert_eq!(client.get(&path).await, modified);
+
+    let deleted = client.delete(&path).await;
+    assert_eq!(deleted, json!({"id": made["id"], "object": "assistant.deleted", "deleted": true}));
+    let (status, error) = client.refused(Method::GET, &path, None).await;
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(
+        (status, error["message"].as_str().unwrap()),
+        (404, format!("No assistant found with id '{id}'.").as_str())
+    );
+    assert_eq!(client.refused(Method::DELETE, &path, None).await.0, 404);
+});
+
+both_stores!(wrong_bodies_are_refused_and_nothing_is_kept, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let cases = [
+        (json!({}), "Missing required parameter: 'model'."),
+        (json!({"model": "m", "foo": 1}), "Unknown parameter: 'foo'."),
+        (json!({"model": 1}), "Invalid type for 'model': expected a string, but got an integer instead."),
+        (
+            json!({"model": "m", "temperature": 3}),
+            "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 3 instead.",
+        ),
+        (
+            json!({"model": "m", "name": "n".repeat(257)}),
+            "Invalid 'name': string too long. Expected a string with maximum length 256, but got a string with length \
+             257 instead.",
+        ),
+        (
+            json!({"model": "m", "tools": vec![json!({"type": "code_interpreter"}); 129]}),
+            "Invalid 'tools': array too long. Expected an array with maximum length 128, but got an array with length \
+             129 instead.",
+        ),
+        (
+            json!({"model": "m", "tools": [{"type": "function", "function": {}}]}),
+            "Missing required parameter: 'tools[0].function.name'.",
+        ),
+        (
+            json!({"model": "m", "metadata": {"modified": true}}),
+            "Invalid type for 'metadata.modified': expected a string, but got a boolean instead.",
+        ),
+        (json!([]), "Invalid type for the request body: expected an object, but got an array instead."),
+    ];
+
+    for (body, message) in cases {
+        assert_eq!(client.complaint("/v1/assistants", body).await, message);
+    }
+
+    assert_eq!(client.get("/v1/assistants").await["data"], json!([]));
+});
+
+both_stores!(what_is_no_json_is_refused_in_the_apis_shape, async |database: Database| {
+    let server = Server::with(&database, &Upstream::start().await, &[("BODY_BYTES_MAX", "1000")]).await;
+    let send = async |kind: &'static str, body: String| {
+        let request = server.client.request(Method::POST, "/v1/assistants").header("content-type", kind).body(body);
+        let reply = crate::support::client::Client::read(request.send().await.unwrap()).await;
+        crate::support::contract::check_error(&reply.body);
+        (reply.status, reply.body["error"]["message"].as_str().unwrap().to_owned())
+    };
+
+    let (status, message) = send("application/json", "{\"model\": ".to_owned()).await;
+    assert_eq!(status, 400);
+    assert!(message.starts_with("We could not parse the JSON body of your request."), "{message}");
+    let (status, message) = send("text/plain", "{}".to_owned()).await;
+    assert_eq!(status, 415);
+    assert!(message.starts_with("Unsupported content type: 'text/plain'."), "{message}");
+    let (status, message) = send("application/json", format!("{{\"model\": \"{}\"}}", "m".repeat(2_000))).await;
+    assert_eq!(status, 413);
+    assert!(message.contains("larger than 1000 bytes"), "{message}");
+});
+
+both_stores!(every_reply_has_the_headers_that_clients_read, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+
+    let served = server.client.send(Method::GET, "/v1/assistants", None).await;
+    let refused = server.client.send(Method::POST, "/v1/xyz", None).await;
+
+    for reply in [&served, &refused] {
+        let id = reply.headers["x-request-id"].to_str().unwrap();
+        assert!(id.starts_with("req_") && id.len() == "req_".len() + 32, "{id}");
+        assert!(reply.headers["openai-processing-ms"].to_str().unwrap().parse::<u64>().is_ok());
+        assert_eq!(reply.headers["openai-version"], "2020-10-01");
+        assert_eq!(reply.headers["content-type"], "application/json");
+    }
+    assert_eq!((refused.status, &refused.body["error"]["message"]), (404, &json!("Invalid URL (POST /v1/xyz)")));
+    let wrong_method = server.client.send(Method::PUT, "/v1/assistants", None).await;
+    assert_eq!(wrong_method.status, 405);
+});

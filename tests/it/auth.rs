@@ -1,0 +1,37 @@
+//! Keys, and what answers without them.
+
+use reqwest::Method;
+
+use crate::both_stores;
+use crate::support::client::Client;
+use crate::support::contract;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::Upstream;
+
+both_stores!(with_keys_every_request_needs_one_and_health_checks_need_none, async |database: Database| {
+    let server = Server::with(&database, &Upstream::start().await, &[("API_KEYS", "sk-one,sk-two-0123456789")]).await;
+    let ask = async |path: &str, name: &'static str, value: &'static str| {
+        let reply =
+            Client::read(server.client.request(Method::GET, path).header(name, value).send().await.unwrap()).await;
+        if reply.status != 200 {
+            contract::check_error(&reply.body);
+        }
+        (
+            reply.status,
+            reply.body["error"]["message"].as_str().unwrap_or_default().to_owned(),
+            reply.body["error"]["code"].clone(),
+        )
+    };
+
+    assert_eq!(ask("/v1/assistants", "authorization", "Bearer sk-one").await.0, 200);
+    assert_eq!(ask("/v1/assistants", "api-key", "sk-two-0123456789").await.0, 200);
+    let (status, message, code) = ask("/v1/assistants", "authorization", "Bearer sk-wrong-0123456789").await;
+    assert_eq!((status, code), (401, "invalid_api_key".into()));
+    assert!(message.starts_with("Incorrect API key provided: sk-wr***89."), "{message}");
+    let (status, message, _) = ask("/v1/xyz", "accept", "*/*").await;
+    assert_eq!(status, 401);
+    assert!(message.starts_with("You didn't provide an API key."), "{message}");
+    assert_eq!(ask("/health", "accept", "*/*").await.0, 200);
+    assert_eq!(ask("/ready", "accept", "*/*").await.0, 200);
+});

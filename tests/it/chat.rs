@@ -1,0 +1,71 @@
+//! Chat completions, handed through.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::both_stores;
+use crate::support::client::Client;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::{Answer, Upstream};
+
+both_stores!(a_request_and_its_reply_pass_as_they_are_but_for_the_models_name, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Words(vec!["Hello"]), Answer::Words(vec!["Hel", "lo"])]).await;
+    let server = Server::with(&database, &upstream, &[("MODEL_ALIASES", "gpt-4o=small")]).await;
+    let client = &server.client;
+    let body = |stream: bool| json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stream": stream});
+
+    let plain = client.post("/v1/chat/completions", body(false)).await;
+    let streamed = client.request(Method::POST, "/v1/chat/completions").json(&body(true)).send().await.unwrap();
+
+    assert_eq!(plain["choices"][0]["message"]["content"], "Hello");
+    assert_eq!(
+        upstream.requests()[0],
+        json!({"model": "small", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stream": false})
+    );
+    assert!(streamed.headers()["content-type"].to_str().unwrap().starts_with("text/event-stream"));
+    let text = streamed.text().await.unwrap();
+    assert!(text.contains("\"content\":\"Hel\"") && text.ends_with("data: [DONE]\n\n"), "{text}");
+});
+
+both_stores!(a_servers_refusal_passes_with_its_status, async |database: Database| {
+    let body = json!({"error": {"message": "bad", "type": "invalid_request_error", "param": null, "code": null}});
+    let upstream = Upstream::saying([Answer::Status(422, vec![], body.clone())]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    let reply =
+        server.client.send(Method::POST, "/v1/chat/completions", Some(&json!({"model": "m", "messages": []}))).await;
+
+    assert_eq!((reply.status, reply.body), (422, body));
+});
+
+both_stores!(a_request_without_a_model_and_a_server_that_is_away_are_told, async |database: Database| {
+    let mut upstream = Upstream::start().await;
+    upstream.url = "http://127.0.0.1:9/v1".to_owned();
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_RETRIES", "0")]).await;
+
+    let complaint = server.client.complaint("/v1/chat/completions", json!({"messages": []})).await;
+    let away = server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await;
+
+    assert_eq!(complaint, "Missing required parameter: 'model'.");
+    let reply = Client::read(away.unwrap()).await;
+    assert_eq!((reply.status, &reply.body["error"]["type"]), (502, &json!("server_error")));
+});
+
+#[tokio::test]
+async fn the_echo_model_speaks_chat_completions_too() {
+    use assistd::llm::{ChatModel as _, Echo};
+    use futures_util::StreamExt as _;
+    let mut members = serde_json::Map::new();
+    members.insert("messages".into(), json!([{"role": "user", "content": "Hi"}]));
+
+    let proxied = Echo.proxy(members.clone()).await.unwrap();
+    let bytes: Vec<_> = proxied.body.map(|bytes| bytes.unwrap()).collect().await;
+    let whole: serde_json::Value = serde_json::from_slice(&bytes.concat()).unwrap();
+    assert!(whole["choices"][0]["message"]["content"].as_str().unwrap().ends_with("You said: Hi"));
+
+    members.insert("stream".into(), json!(true));
+    let proxied = Echo.proxy(members).await.unwrap();
+    let bytes: Vec<_> = proxied.body.map(|bytes| bytes.unwrap()).collect().await;
+    assert!(String::from_utf8(bytes.concat()).unwrap().ends_with("data: [DONE]\n\n"));
+}

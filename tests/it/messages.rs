@@ -1,0 +1,141 @@
+//! Messages: create, list, retrieve, modify, delete.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::both_stores;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::Upstream;
+
+both_stores!(a_message_lives_from_create_to_delete, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let thread = client.thread("first").await;
+    let path = format!("/v1/threads/{thread}/messages");
+
+    let made = client
+        .post(
+            &path,
+            json!({"role": "user", "metadata": {"k": "v"},
+                "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}],
+                "attachments": [{"file_id": "file-1", "tools": [{"type": "file_search"}]}]}),
+        )
+        .await;
+
+    let members: Vec<&String> = made.as_object().unwrap().keys().collect();
+    assert_eq!(
+        members,
+        [
+            "id",
+            "object",
+            "created_at",
+            "assistant_id",
+            "thread_id",
+            "run_id",
+            "status",
+            "incomplete_details",
+            "incomplete_at",
+            "completed_at",
+            "role",
+            "content",
+            "attachments",
+            "metadata"
+        ]
+    );
+    assert_eq!(
+        made["content"],
+        json!([{"type": "text", "text": {"value": "look", "annotations": []}},
+               {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}}])
+    );
+    assert_eq!(made["attachments"], json!([{"file_id": "file-1", "tools": [{"type": "file_search"}]}]));
+    assert_eq!((&made["status"], &made["run_id"]), (&json!("completed"), &Value::Null));
+
+    let one = format!("{path}/{}", made["id"].as_str().unwrap());
+    assert_eq!(client.get(&one).await, made);
+    assert_eq!(client.post(&one, json!({"metadata": {"a": "b"}})).await["metadata"], json!({"a": "b"}));
+    assert_eq!(client.post(&one, json!({})).await["metadata"], json!({"a": "b"}));
+    assert_eq!(client.post(&one, json!({"metadata": null})).await["metadata"], json!({}));
+    assert_eq!(client.delete(&one).await["object"], "thread.message.deleted");
+    let (status, error) = client.refused(Method::GET, &one, None).await;
+    let id = made["id"].as_str().unwrap();
+    assert_eq!((status, &error["message"]), (404, &json!(format!("No message found with id '{id}'."))));
+    assert_eq!(client.get(&path).await["data"].as_array().unwrap().len(), 1);
+});
+
+both_stores!(wrong_messages_are_refused_in_the_known_words, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let path = format!("/v1/threads/{}/messages", client.thread("first").await);
+    let cases = [
+        (json!({"role": "user"}), "Missing required parameter: 'content'."),
+        (
+            json!({"role": "system", "content": "x"}),
+            "Invalid value: 'system'. Supported values are: 'user' and 'assistant'.",
+        ),
+        (
+            json!({"role": "user", "content": []}),
+            "Invalid 'content': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+        ),
+        (
+            json!({"role": "user", "content": 1}),
+            "Invalid type for 'content': expected one of a string or array of objects, but got an integer instead.",
+        ),
+        (
+            json!({"role": "user", "content": "x".repeat(256_001)}),
+            "Invalid 'content': string too long. Expected a string with maximum length 256000, but got a string with \
+             length 256001 instead.",
+        ),
+        (
+            json!({"role": "user", "content": [{"type": "audio"}]}),
+            "Invalid value: 'audio'. Supported values are: 'text', 'image_url', and 'image_file'.",
+        ),
+    ];
+
+    for (body, message) in cases {
+        assert_eq!(client.complaint(&path, body).await, message);
+    }
+
+    client.post(&path, json!({"role": "user", "content": "é".repeat(256_000)})).await;
+    let unknown = "/v1/threads/thread_x/messages";
+    let (status, error) = client.refused(Method::POST, unknown, Some(json!({"role": "user", "content": "x"}))).await;
+    assert_eq!((status, &error["message"]), (404, &json!("No thread found with id 'thread_x'.")));
+});
+
+both_stores!(while_a_run_is_active_its_thread_takes_no_message_and_no_run, async |database: Database| {
+    use crate::support::upstream::Answer;
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("first").await);
+    let run = client.run(&assistant, &thread).await;
+    let id = run.rsplit('/').next().unwrap();
+    upstream.asked(1).await;
+
+    let message =
+        client.complaint(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "x"})).await;
+    let second = client.complaint(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant})).await;
+
+    assert_eq!(message, format!("Can't add messages to {thread} while a run {id} is active."));
+    assert_eq!(second, format!("Thread {thread} already has an active run {id}."));
+    upstream.go_on();
+    client.until(&run, "completed").await;
+    client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "x"})).await;
+});
+
+both_stores!(messages_can_be_listed_by_run, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("first").await);
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let run = client.run(&assistant, &thread).await;
+        client.until(&run, "completed").await;
+        runs.push(run.rsplit('/').next().unwrap().to_owned());
+    }
+
+    let page = client.get(&format!("/v1/threads/{thread}/messages?run_id={}", runs[0])).await;
+
+    let found: Vec<&Value> = page["data"].as_array().unwrap().iter().map(|message| &message["run_id"]).collect();
+    assert_eq!(found, [&json!(runs[0])]);
+});

@@ -1,0 +1,44 @@
+//! Schemas: the same on both databases, and brought up to date by several servers at once.
+
+use std::path::PathBuf;
+
+use crate::support::database::Database;
+
+#[test]
+fn both_databases_have_the_same_migrations() {
+    let names = |folder: &str| {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("migrations").join(folder);
+        let mut names: Vec<_> = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+
+    assert_eq!(names("sqlite"), names("postgres"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_servers_may_start_at_once_on_an_empty_database() {
+    let Some(database) = Database::postgres().await else { return };
+
+    let stores = futures_util::future::join_all((0..6).map(|_| database.open())).await;
+
+    for store in stores {
+        store.ping().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_sqlite_file_takes_one_server_at_a_time() {
+    let database = Database::sqlite();
+    let first = database.open().await;
+
+    let settings = assistd::store::Settings {
+        url: database.url.clone(),
+        connections_max: 1,
+        synchronous: assistd::store::Synchronous::Normal,
+    };
+    let second = assistd::store::open(&settings).await.unwrap_err().to_string();
+
+    assert!(second.contains("another server is using it"), "{second}");
+    first.close().await;
+}

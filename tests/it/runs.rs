@@ -1,0 +1,284 @@
+//! Runs that are not streamed, and what the model is asked.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::both_stores;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::{Answer, Upstream};
+
+both_stores!(a_run_answers_with_one_message_and_one_step, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Words(vec!["Hello", "!", " Bye"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+
+    let reply = client
+        .send(Method::POST, &format!("/v1/threads/{thread}/runs"), Some(&json!({"assistant_id": assistant})))
+        .await;
+
+    assert_eq!((&reply.body["status"], &reply.body["usage"]), (&json!("queued"), &Value::Null));
+    assert_eq!(reply.headers["openai-poll-after-ms"], "100");
+    let members: Vec<&String> = reply.body.as_object().unwrap().keys().collect();
+    assert_eq!(
+        members,
+        [
+            "id",
+            "object",
+            "created_at",
+            "assistant_id",
+            "thread_id",
+            "status",
+            "started_at",
+            "expires_at",
+            "cancelled_at",
+            "failed_at",
+            "completed_at",
+            "required_action",
+            "last_error",
+            "model",
+            "instructions",
+            "tools",
+            "tool_resources",
+            "metadata",
+            "temperature",
+            "top_p",
+            "reasoning_effort",
+            "max_completion_tokens",
+            "max_prompt_tokens",
+            "truncation_strategy",
+            "incomplete_details",
+            "usage",
+            "response_format",
+            "tool_choice",
+            "parallel_tool_calls"
+        ]
+    );
+
+    let path = format!("/v1/threads/{thread}/runs/{}", reply.body["id"].as_str().unwrap());
+    let run = client.until(&path, "completed").await;
+    let usage = json!({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+        "prompt_token_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}});
+    assert_eq!((&run["usage"], &run["expires_at"]), (&usage, &Value::Null));
+
+    let steps = client.get(&format!("{path}/steps")).await;
+    let steps = steps["data"].as_array().unwrap();
+    assert_eq!(steps.len(), 1);
+    assert_eq!((&steps[0]["type"], &steps[0]["status"]), (&json!("message_creation"), &json!("completed")));
+    assert_eq!((&steps[0]["usage"], &steps[0]["expires_at"]), (&usage, &Value::Null));
+    let step = client.get(&format!("{path}/steps/{}", steps[0]["id"].as_str().unwrap())).await;
+    assert_eq!(step, steps[0]);
+
+    let messages = client.get(&format!("/v1/threads/{thread}/messages")).await;
+    let newest = &messages["data"][0];
+    assert_eq!(newest["id"], steps[0]["step_details"]["message_creation"]["message_id"]);
+    assert_eq!(newest["content"], json!([{"type": "text", "text": {"value": "Hello! Bye", "annotations": []}}]));
+    assert_eq!((&newest["run_id"], &newest["assistant_id"]), (&run["id"], &run["assistant_id"]));
+    assert_eq!(client.get(&format!("/v1/threads/{thread}/runs")).await["data"], json!([run]));
+});
+
+both_stores!(the_model_is_asked_with_the_whole_thread_and_the_runs_wishes, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_API_KEY", "sk-up")]).await;
+    let client = &server.client;
+    let assistant = client
+        .post("/v1/assistants", json!({"model": "m", "instructions": "be kind", "temperature": 0.2, "top_p": 0.9}))
+        .await;
+    let thread = client
+        .post(
+            "/v1/threads",
+            json!({"messages": [
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "two"},
+                {"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}]},
+            ]}),
+        )
+        .await;
+
+    let run = client
+        .post(
+            &format!("/v1/threads/{}/runs", thread["id"].as_str().unwrap()),
+            json!({"assistant_id": assistant["id"], "model": "other", "additional_instructions": "and short",
+                "additional_messages": [{"role": "user", "content": "three"}], "temperature": 1.5,
+                "max_completion_tokens": 300, "reasoning_effort": "low", "response_format": {"type": "json_object"}}),
+        )
+        .await;
+    upstream.asked(1).await;
+
+    assert_eq!((&run["instructions"], &run["model"]), (&json!("be kind\nand short"), &json!("other")));
+    assert_eq!(
+        upstream.requests()[0],
+        json!({"model": "other", "messages": [
+                {"role": "system", "content": "be kind\nand short"},
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "two"},
+                {"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}]},
+                {"role": "user", "content": "three"},
+            ], "temperature": 1.5, "top_p": 0.9, "max_completion_tokens": 300, "max_tokens": 300,
+            "response_format": {"type": "json_object"}, "reasoning_effort": "low",
+            "stream": true, "stream_options": {"include_usage": true}})
+    );
+    assert_eq!(upstream.keys()[0].as_deref(), Some("Bearer sk-up"));
+});
+
+both_stores!(what_nobody_set_is_not_sent, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    client.run(&client.assistant().await, &client.thread("Hi").await).await;
+    upstream.asked(1).await;
+
+    assert_eq!(
+        upstream.requests()[0],
+        json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": true,
+            "stream_options": {"include_usage": true}})
+    );
+});
+
+both_stores!(the_last_messages_alone_can_be_asked_for, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let thread = client.thread("one").await;
+    for text in ["two", "three"] {
+        client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": text})).await;
+    }
+
+    let body = json!({"assistant_id": client.assistant().await,
+        "truncation_strategy": {"type": "last_messages", "last_messages": 2}});
+    client.post(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.asked(1).await;
+
+    let said = &upstream.requests()[0]["messages"];
+    assert_eq!(said, &json!([{"role": "user", "content": "two"}, {"role": "user", "content": "three"}]));
+});
+
+both_stores!(a_thread_and_its_run_are_made_in_one_request, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+
+    let run = client
+        .post(
+            "/v1/threads/runs",
+            json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}], "metadata": {"k": "v"}},
+                "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}}}),
+        )
+        .await;
+
+    let thread = run["thread_id"].as_str().unwrap();
+    assert_eq!(client.get(&format!("/v1/threads/{thread}")).await["metadata"], json!({"k": "v"}));
+    assert_eq!(run["tool_resources"], json!({"code_interpreter": {"file_ids": ["file-1"]}}));
+    client.until(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
+});
+
+both_stores!(a_run_with_nothing_to_say_is_refused, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+    let thread = client.post("/v1/threads", json!({})).await["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/threads/{thread}/runs");
+
+    let (status, error) = client.refused(Method::POST, &path, Some(json!({"assistant_id": assistant}))).await;
+    assert_eq!((status, &error["code"]), (400, &json!("invalid_thread")));
+    assert_eq!(
+        error["message"],
+        "Run creation requires a Thread with a user message or an assistant with instructions."
+    );
+    let streamed = client
+        .refused(Method::POST, "/v1/threads/runs", Some(json!({"assistant_id": assistant, "stream": true})))
+        .await;
+    assert_eq!(streamed.0, 400, "a stream is refused before it begins");
+    assert_eq!(client.get("/v1/threads").await["data"].as_array().unwrap().len(), 1, "no thread is left behind");
+
+    let run = client.post(&path, json!({"assistant_id": assistant, "instructions": "say something"})).await;
+    client.until(&format!("{path}/{}", run["id"].as_str().unwrap()), "completed").await;
+});
+
+both_stores!(what_a_run_names_must_be_there, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let refused = async |path: &str, body: Value| {
+        let (status, error) = client.refused(Method::POST, path, Some(body)).await;
+        (status, error["message"].as_str().unwrap().to_owned())
+    };
+    let not_found = |noun: &str, id: &str| (404, format!("No {noun} found with id '{id}'."));
+
+    let runs = format!("/v1/threads/{thread}/runs");
+    assert_eq!(refused(&runs, json!({"assistant_id": "asst_x"})).await, not_found("assistant", "asst_x"));
+    assert_eq!(
+        refused("/v1/threads/thread_x/runs", json!({"assistant_id": assistant})).await,
+        not_found("thread", "thread_x")
+    );
+    assert_eq!(refused(&format!("{runs}/run_x/cancel"), json!({})).await, not_found("run", "run_x"));
+    assert_eq!(refused(&format!("{runs}/run_x"), json!({"metadata": {}})).await, not_found("run", "run_x"));
+    assert_eq!(
+        refused(&runs, json!({"assistant_id": "x"})).await,
+        (400, "Invalid 'assistant_id': 'x'. Expected an ID that begins with 'asst'.".to_owned())
+    );
+    assert_eq!(refused(&runs, json!({})).await, (400, "Missing required parameter: 'assistant_id'.".to_owned()));
+    let run = client.run(&assistant, &thread).await;
+    client.until(&run, "completed").await;
+    let (status, error) = client.refused(Method::GET, &format!("{run}/steps/step_123"), None).await;
+    assert_eq!((status, error["message"].as_str().unwrap()), (404, "No run step found with id 'step_123'."));
+});
+
+both_stores!(a_runs_metadata_can_be_changed_once_it_is_not_in_progress, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
+    upstream.asked(1).await;
+
+    let early = client.complaint(&run, json!({"metadata": {"k": "v"}})).await;
+    assert_eq!(early, "Cannot update run with status 'in_progress'.");
+    upstream.go_on();
+    client.until(&run, "completed").await;
+
+    assert_eq!(client.post(&run, json!({"metadata": {"k": "v"}})).await["metadata"], json!({"k": "v"}));
+    assert_eq!(client.get(&run).await["metadata"], json!({"k": "v"}));
+});
+
+both_stores!(runs_beyond_the_bound_wait_in_order, async |database: Database| {
+    let pause = || Answer::Pause(vec!["Hm"]);
+    let upstream = Upstream::saying([pause(), pause(), pause()]).await;
+    let server = Server::with(&database, &upstream, &[("MAX_CONCURRENT_RUNS", "1")]).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+    let mut runs = Vec::new();
+    for text in ["first", "second", "third"] {
+        runs.push(client.run(&assistant, &client.thread(text).await).await);
+    }
+    upstream.asked(1).await;
+
+    assert_eq!(client.get(&runs[1]).await["status"], "queued");
+    for (turn, run) in runs.iter().enumerate() {
+        upstream.asked(turn + 1).await;
+        upstream.go_on();
+        client.until(run, "completed").await;
+    }
+
+    let asked: Vec<Value> =
+        upstream.requests().into_iter().map(|request| request["messages"][0]["content"].clone()).collect();
+    assert_eq!(asked, [json!("first"), json!("second"), json!("third")]);
+});
+
+both_stores!(a_thread_that_is_deleted_during_its_run_stays_deleted, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let body = json!({"assistant_id": assistant, "stream": true});
+    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.asked(1).await;
+
+    client.delete(&format!("/v1/threads/{thread}")).await;
+    upstream.go_on();
+    let events = crate::support::sse::parse(&stream.text().await.unwrap());
+
+    assert_eq!(events[events.len() - 2].name, "error", "the stream ends and says why");
+    assert_eq!(client.refused(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await.0, 404);
+});

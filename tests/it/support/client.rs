@@ -1,0 +1,138 @@
+//! A plain client that checks each reply against the API description.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+use super::contract;
+use super::sse::{self, Event};
+
+/// What the server said.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub base_url: String,
+    inner: reqwest::Client,
+}
+
+impl Client {
+    pub fn new(address: SocketAddr) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let inner = reqwest::Client::builder().timeout(Duration::from_mins(1)).no_proxy().build().unwrap();
+        Self { base_url: format!("http://{address}"), inner }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.inner.request(method, format!("{}{path}", self.base_url))
+    }
+
+    /// Sends a request as it is; the reply must be JSON.
+    pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Reply {
+        let mut request = self.request(method.clone(), path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let reply = Self::read(request.send().await.unwrap()).await;
+        if reply.status == 200 {
+            contract::check_reply(method.as_str(), path, &reply.body);
+        } else {
+            contract::check_error(&reply.body);
+        }
+        reply
+    }
+
+    pub async fn read(response: Response) -> Reply {
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status}: {error}: {text}"));
+        Reply { status, headers, body }
+    }
+
+    /// A request that must be served.
+    async fn ok(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
+        let reply = self.send(method.clone(), path, body).await;
+        assert_eq!(reply.status, 200, "{method} {path}: {:#}", reply.body);
+        reply.body
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.ok(Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        self.ok(Method::POST, path, Some(&body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Value {
+        self.ok(Method::DELETE, path, None).await
+    }
+
+    /// A request that must be refused: its status and its `error` member.
+    pub async fn refused(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let reply = self.send(method.clone(), path, body.as_ref()).await;
+        assert_ne!(reply.status, 200, "{method} {path} was served: {:#}", reply.body);
+        (reply.status, reply.body["error"].clone())
+    }
+
+    /// The message of a POST that must be refused with 400.
+    pub async fn complaint(&self, path: &str, body: Value) -> String {
+        let (status, error) = self.refused(Method::POST, path, Some(body)).await;
+        assert_eq!(status, 400, "{error:#}");
+        error["message"].as_str().unwrap().to_owned()
+    }
+
+    /// Begins a stream.
+    pub async fn begin(&self, path: &str, body: Value) -> Response {
+        let response = self.request(Method::POST, path).json(&body).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        response
+    }
+
+    /// A whole stream.
+    pub async fn stream(&self, path: &str, body: Value) -> Vec<Event> {
+        sse::parse(&self.begin(path, body).await.text().await.unwrap())
+    }
+
+    pub async fn assistant(&self) -> String {
+        let assistant = self.post("/v1/assistants", json!({"model": "m"})).await;
+        assistant["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A thread with one message of the user's.
+    pub async fn thread(&self, text: &str) -> String {
+        let body = json!({"messages": [{"role": "user", "content": text}]});
+        let thread = self.post("/v1/threads", body).await;
+        thread["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Begins a run that is not streamed; gives its path.
+    pub async fn run(&self, assistant: &str, thread: &str) -> String {
+        let run = self.post(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant})).await;
+        format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap())
+    }
+
+    /// Polls a run until it has a status; the client's patience is the bound.
+    pub async fn until(&self, run: &str, status: &str) -> Value {
+        for _ in 0..3_000 {
+            let now = self.get(run).await;
+            if now["status"] == status {
+                return now;
+            }
+            let over = ["completed", "failed", "cancelled", "expired", "incomplete"];
+            assert!(!over.contains(&now["status"].as_str().unwrap()), "the run did not become {status}: {now:#}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{run} did not become {status}");
+    }
+}

@@ -1,0 +1,39 @@
+//! What tests are built from.
+
+pub mod client;
+pub mod contract;
+pub mod database;
+pub mod server;
+pub mod sse;
+pub mod upstream;
+
+/// Runs a test on SQLite and on Postgres: `both_stores!(name, async |server: Server, upstream: Upstream| { … });`
+#[macro_export]
+macro_rules! both_stores {
+    ($(#[$doc:meta])* $name:ident, $body:expr) => {
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                let body = $body;
+                let database = $crate::support::database::Database::sqlite();
+                body(database).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let body = $body;
+                let Some(database) = $crate::support::database::Database::postgres().await else { return };
+                body(database).await;
+            }
+        }
+    };
+}
+
+/// Says that a test is left out because something is not here; in CI that is a failure.
+pub fn skip(what: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have {what}");
+    eprintln!("skipped: no {what}");
+}

@@ -1,0 +1,55 @@
+//! A run's stream as a list of events.
+
+use serde_json::Value;
+
+use super::contract;
+
+/// One event: its name and its payload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub name: String,
+    pub data: Value,
+}
+
+/// Reads a whole stream by the letter: `event:` and `data:` lines with one space, an empty line behind each pair,
+/// comment lines between, `done` last. Each payload is checked against the API description.
+pub fn parse(text: &str) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut lines = text.split('\n');
+    while let Some(line) = lines.next() {
+        if line.starts_with(": ") {
+            continue;
+        }
+        if line.is_empty() {
+            assert_eq!(lines.next(), None, "an empty line where an event should begin");
+            break;
+        }
+        let name = line.strip_prefix("event: ").unwrap_or_else(|| panic!("no event line: {line}"));
+        let data = lines.next().unwrap();
+        let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("no data line: {data}"));
+        assert_eq!(lines.next(), Some(""), "an event ends with an empty line");
+        let data = if name == "done" {
+            assert_eq!(data, "[DONE]");
+            Value::Null
+        } else {
+            serde_json::from_str(data).unwrap()
+        };
+        if name != "done" {
+            contract::check_event(name, &data);
+        }
+        events.push(Event { name: name.to_owned(), data });
+    }
+    assert_eq!(events.last().map(|event| event.name.as_str()), Some("done"), "done comes last");
+    events
+}
+
+/// The names alone, with the prefix that most share left out.
+pub fn names(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.name.strip_prefix("thread.").unwrap_or(&event.name)).collect()
+}
+
+/// The text that the deltas make.
+pub fn text(events: &[Event]) -> String {
+    let deltas = events.iter().filter(|event| event.name == "thread.message.delta");
+    deltas.map(|event| event.data["delta"]["content"][0]["text"]["value"].as_str().unwrap()).collect()
+}

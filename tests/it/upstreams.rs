@@ -1,0 +1,162 @@
+//! Model servers: which one is asked under which name, how often, and what becomes of their failures.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::both_stores;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::{Answer, Upstream};
+
+/// The end of a run of an assistant with this model.
+async fn end(server: &Server, model: &str) -> Value {
+    let client = &server.client;
+    let assistant = client.post("/v1/assistants", json!({"model": model})).await["id"].as_str().unwrap().to_owned();
+    let run = client.run(&assistant, &client.thread("Hi").await).await;
+    loop {
+        let now = client.get(&run).await;
+        if !["queued", "in_progress"].contains(&now["status"].as_str().unwrap()) {
+            return now;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+both_stores!(a_server_that_is_busy_is_asked_again_when_it_said, async |database: Database| {
+    let busy = Answer::Status(429, vec![("retry-after-ms", "1")], json!({"error": {"message": "slow down"}}));
+    let upstream = Upstream::saying([busy]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    assert_eq!(end(&server, "m").await["status"], "completed");
+    assert_eq!(upstream.requests().len(), 2);
+});
+
+both_stores!(a_server_that_stays_busy_fails_the_run_as_rate_limited, async |database: Database| {
+    let busy = || Answer::Status(429, vec![("retry-after-ms", "1")], json!({"error": {"message": "slow down"}}));
+    let upstream = Upstream::saying([busy(), busy()]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    let run = end(&server, "m").await;
+
+    assert_eq!((&run["status"], &run["last_error"]["code"]), (&json!("failed"), &json!("rate_limit_exceeded")));
+    assert!(run["last_error"]["message"].as_str().unwrap().ends_with("answered 429: slow down"), "{run:#}");
+    assert!(run["failed_at"].is_i64());
+});
+
+both_stores!(a_refusal_is_not_tried_again, async |database: Database| {
+    let upstream =
+        Upstream::saying([Answer::Status(400, vec![], json!({"error": {"message": "no such model"}}))]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    let run = end(&server, "m").await;
+
+    assert_eq!(run["last_error"]["code"], "server_error");
+    assert!(run["last_error"]["message"].as_str().unwrap().ends_with("answered 400: no such model"));
+    assert_eq!(upstream.requests().len(), 1);
+});
+
+both_stores!(an_answer_that_has_begun_is_not_asked_for_again, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Cut(vec!["Hal"])]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    assert_eq!(end(&server, "m").await["status"], "failed");
+    assert_eq!(upstream.requests().len(), 1);
+});
+
+both_stores!(a_server_that_is_not_there_is_named_with_what_to_do, async |database: Database| {
+    let mut upstream = Upstream::start().await;
+    // A port that nobody listens on any more.
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    upstream.url = format!("http://{gone}/v1");
+    let server = Server::start(&database, &upstream).await;
+
+    let run = end(&server, "m").await;
+
+    let message = run["last_error"]["message"].as_str().unwrap();
+    assert!(message.contains(&gone.to_string()) && message.contains("Check that it runs"), "{message}");
+});
+
+both_stores!(garbage_and_silence_fail_the_run, async |database: Database| {
+    let upstream = Upstream::saying([
+        Answer::Raw("data: {not json\n\n"),
+        Answer::Raw("data: {\"error\": {\"message\": \"out of memory\"}}\n\n"),
+        Answer::Raw("data: {\"choices\": []}\n\n"),
+        Answer::Pause(vec!["Hm"]),
+    ])
+    .await;
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_IDLE_TIMEOUT_S", "1")]).await;
+
+    for expected in ["no completion chunk", "out of memory", "broke off in the middle", "fell silent for 1 s"] {
+        let run = end(&server, "m").await;
+        let message = run["last_error"]["message"].as_str().unwrap();
+        assert!(message.contains(expected), "{message}");
+        assert_eq!((&run["status"], &run["last_error"]["code"]), (&json!("failed"), &json!("server_error")));
+    }
+});
+
+both_stores!(a_server_that_does_not_stream_is_understood, async |database: Database| {
+    let body = json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": "whole"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}});
+    let upstream = Upstream::saying([Answer::Status(200, vec![], body)]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    let run = end(&server, "m").await;
+
+    assert_eq!((&run["status"], &run["usage"]["total_tokens"]), (&json!("completed"), &json!(3)));
+});
+
+both_stores!(names_go_where_the_settings_say, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let settings = [("MODEL_ALIASES", "gpt-4o=small"), ("DEFAULT_MODEL", "org/large")];
+    let server = Server::with(&database, &upstream, &settings).await;
+
+    for name in ["gpt-4o", "small", "unheard-of"] {
+        assert_eq!(end(&server, name).await["model"], name, "the run keeps the name it was given");
+    }
+
+    let asked: Vec<Value> = upstream.requests().into_iter().map(|request| request["model"].clone()).collect();
+    assert_eq!(asked, [json!("small"), json!("small"), json!("org/large")]);
+});
+
+both_stores!(models_are_listed_with_the_configured_names, async |database: Database| {
+    let server = Server::with(&database, &Upstream::start().await, &[("MODEL_ALIASES", "gpt-4o=small")]).await;
+    let client = &server.client;
+
+    let list = client.get("/v1/models").await;
+
+    let names: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(names, [&json!("small"), &json!("org/large"), &json!("gpt-4o")]);
+    assert_eq!(
+        client.get("/v1/models/org/large").await,
+        json!({"id": "org/large", "object": "model", "created": 2, "owned_by": "us"})
+    );
+    let (status, error) = client.refused(Method::GET, "/v1/models/fake_id", None).await;
+    assert_eq!((status, &error["message"]), (404, &json!("The model 'fake_id' does not exist")));
+    assert_eq!((&error["param"], &error["code"]), (&json!("model"), &json!("model_not_found")));
+});
+
+both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Database| {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let folder = crate::support::database::Folder::new();
+    let file = folder.0.join("assistd.toml");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\ndatabase_url = \"{}\"\nupstream_url = \"{}\"\n\
+         [[upstreams]]\nurl = \"{}\"\napi_key = \"sk-second\"\nmodels = [\"special\"]\n",
+        database.url, first.url, second.url
+    );
+    std::fs::write(&file, text).unwrap();
+    let settings = assistd::config::Settings::load(Some(&file), std::iter::empty()).unwrap();
+    let clock = std::sync::Arc::new(assistd::clock::Clock::system());
+    let server = assistd::server::Server::start(&settings, clock).await.unwrap();
+    let client = crate::support::client::Client::new(server.address);
+
+    for model in ["special", "plain"] {
+        let assistant = client.post("/v1/assistants", json!({"model": model})).await["id"].as_str().unwrap().to_owned();
+        let run = client.run(&assistant, &client.thread("Hi").await).await;
+        client.until(&run, "completed").await;
+    }
+
+    assert_eq!(first.requests()[0]["model"], "plain");
+    assert_eq!(second.requests()[0]["model"], "special");
+    assert_eq!((first.keys()[0].as_deref(), second.keys()[0].as_deref()), (None, Some("Bearer sk-second")));
+});
