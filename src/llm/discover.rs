@@ -17,14 +17,22 @@ const USUAL: [(&str, &str); 4] = [
 /// A server on loopback answers at once or is not there.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Asks the usual ports at once, and gives the first server in their order that lists a chat model, with its name and
-/// that model's.
+/// Finds a server on the usual ports, as [`find`] does.
 pub async fn discover(settings: &Settings) -> Option<(&'static str, Arc<dyn ChatModel>, String)> {
-    let asked = USUAL.map(|(name, url)| async move {
+    find(settings, &USUAL).await
+}
+
+/// Asks all places at once, and gives the first in their order whose server lists a chat model: the place's name, the
+/// server, and the model's name.
+pub async fn find<'a>(
+    settings: &Settings,
+    places: &[(&'a str, &str)],
+) -> Option<(&'a str, Arc<dyn ChatModel>, String)> {
+    let asked = places.iter().map(|(name, url)| async move {
         let server = Upstream::new(url, None, settings.clone());
         let models = tokio::time::timeout(PATIENCE, server.list()).await.ok()?.ok()?;
         let model = pick(&models)?;
-        Some((name, Arc::new(server) as Arc<dyn ChatModel>, model))
+        Some((*name, Arc::new(server) as Arc<dyn ChatModel>, model))
     });
     futures_util::future::join_all(asked).await.into_iter().flatten().next()
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::api::run::Usage;
 
-pub use discover::discover;
+pub use discover::{discover, find};
 pub use echo::Echo;
 pub use openai::{Settings, Upstream};
 

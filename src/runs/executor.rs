@@ -18,7 +18,7 @@ use super::machine::{self, Effect, Input, Progress};
 use super::prompt;
 use crate::api::error::Kind;
 use crate::api::run::{ErrorCode, LastError, RunState, Usage};
-use crate::api::{Error as ApiError, Ids, Run, StreamEvent, Timestamp};
+use crate::api::{Error as ApiError, Ids, Message, Run, StreamEvent, Timestamp};
 use crate::clock::Clock;
 use crate::llm::{self, ChatDelta, FinishReason, Models};
 use crate::store::{self, Commit, Store, Versioned};
@@ -85,6 +85,8 @@ struct Held {
     version: i64,
     lease_until: Timestamp,
     log: Arc<Log>,
+    /// The whole thread, when it was made together with the run.
+    thread: Option<Vec<Message>>,
 }
 
 /// Why this executor does not drive the run any further.
@@ -139,10 +141,10 @@ impl Executor {
         self.parts.clock.now().plus(self.settings.lease_s)
     }
 
-    /// Drives a run that was created in progress.
-    pub fn start(self: &Arc<Self>, slot: Slot, run: Run, version: i64, log: Arc<Log>) {
+    /// Drives a run that was created in progress. A `thread` that is known already is not read again.
+    pub fn start(self: &Arc<Self>, slot: Slot, run: Run, version: i64, log: Arc<Log>, thread: Option<Vec<Message>>) {
         log.set_driven(true);
-        let held = Held { progress: Progress::new(run), version, lease_until: self.lease_end(), log };
+        let held = Held { progress: Progress::new(run), version, lease_until: self.lease_end(), log, thread };
         let executor = self.clone();
         self.tasks.spawn(async move {
             executor.drive(held, true).await;
@@ -216,7 +218,7 @@ impl Executor {
         };
         let log = self.logs.open(&run.spec.id);
         log.set_driven(true);
-        Some(Held { progress: Progress { run, step, message }, version, lease_until, log })
+        Some(Held { progress: Progress { run, step, message }, version, lease_until, log, thread: None })
     }
 
     #[tracing::instrument(name = "run", skip_all, fields(
@@ -355,13 +357,12 @@ impl Executor {
 
     /// Asks the model and takes its answer; gives what came of it, or nothing when there is reason to look.
     async fn answer(&self, held: &mut Held) -> Result<Option<Input>, Lost> {
-        let thread = &held.progress.run.spec.thread_id;
-        let conversation = match self.parts.store.conversation(thread).await {
-            Ok(conversation) => conversation,
-            Err(error) => return Err(Lost::Store(error)),
+        let thread = match held.thread.take() {
+            Some(thread) => thread,
+            None => self.parts.store.conversation(&held.progress.run.spec.thread_id).await.map_err(Lost::Store)?,
         };
-        let mut request = prompt::build(&held.progress.run, &conversation);
-        drop(conversation);
+        let mut request = prompt::build(&held.progress.run, &thread);
+        drop(thread);
         let route = self.parts.models.route(&request.model).await;
         request.model = route.model;
         let mut answer = route.server.chat(request);

@@ -137,12 +137,13 @@ impl Runs {
             .await
             .map_err(|error| refused(error, thread_id, &Locked::Run))?;
 
+        let whole_thread = thread.is_some().then_some(messages);
         log.tell(thread.map(StreamEvent::ThreadCreated));
         log.tell(machine::created(&run));
         match (slot, started) {
             (Some(slot), Some(started)) => {
                 log.tell(started.events);
-                executor.start(slot, started.progress.run, FIRST_VERSION, log);
+                executor.start(slot, started.progress.run, FIRST_VERSION, log, whole_thread);
             }
             _ => executor.queue(),
         }

@@ -135,6 +135,19 @@ both_stores!(models_are_listed_with_the_configured_names, async |database: Datab
     assert_eq!((&error["param"], &error["code"]), (&json!("model"), &json!("model_not_found")));
 });
 
+#[tokio::test]
+async fn the_first_server_that_lists_a_model_is_found() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let settings = assistd::config::Settings::load(None, std::iter::empty()).unwrap().llm();
+    let nobody = ("nobody", "http://127.0.0.1:9/v1");
+    let places = [nobody, ("first", first.url.as_str()), ("second", second.url.as_str())];
+
+    let (name, _, model) = assistd::llm::find(&settings, &places).await.unwrap();
+
+    assert_eq!((name, model.as_str()), ("first", "small"));
+    assert!(assistd::llm::find(&settings, &[nobody]).await.is_none());
+}
+
 both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Database| {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let folder = crate::support::database::Folder::new();

@@ -1,0 +1,117 @@
+//! The command line, through the binary itself.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::support::database::{Database, Folder};
+
+/// The binary with these settings and nothing of the caller's.
+fn assistd(settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_assistd"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ASSISTD_")) {
+        command.env_remove(name);
+    }
+    for (name, value) in settings {
+        command.env(format!("ASSISTD_{name}"), value);
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn output(command: &mut Command) -> (bool, String, String) {
+    let output = command.output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+/// A server that is up: its process, its address, and what it still says on standard output.
+async fn serve(settings: &[(&str, &str)]) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
+    let mut command = assistd(settings);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).await.unwrap();
+    let address = line.trim().rsplit("http://").next().unwrap().to_owned();
+    (child, address, out)
+}
+
+#[tokio::test]
+async fn help_names_each_command() {
+    let (ok, out, _) = output(assistd(&[]).arg("--help")).await;
+
+    assert!(ok);
+    for word in ["serve", "config", "migrate", "health", "--config"] {
+        assert!(out.contains(word), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn the_settings_in_effect_are_printed_without_secrets() {
+    let settings = [("API_KEYS", "sk-secret"), ("MAX_CONCURRENT_RUNS", "7")];
+    let (ok, out, _) = output(assistd(&settings).arg("config")).await;
+
+    assert!(ok);
+    assert!(out.contains("max_concurrent_runs = 7") && out.contains("api_keys = [\"***\"]"), "{out}");
+    assert!(!out.contains("secret"));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_settings_is_said_and_nothing_starts() {
+    let cases = [
+        (vec![("LISTN", "x")], "ASSISTD_LISTN"),
+        (vec![("LISTEN", "0.0.0.0:0")], "Set ASSISTD_API_KEYS"),
+        (vec![("DATABASE_URL", "mysql://x")], "must begin with \"sqlite://\" or \"postgres://\""),
+        (vec![("DATABASE_URL", "postgres://127.0.0.1:9/x")], "postgres://127.0.0.1:9/x cannot be used"),
+        (vec![("LOG", "=,=")], "log is \"=,=\""),
+    ];
+
+    for (settings, expected) in cases {
+        let (ok, _, err) = output(&mut assistd(&settings)).await;
+        assert!(!ok && err.contains(expected), "{settings:?}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn migrate_makes_the_database_and_ends() {
+    for database in [Some(Database::sqlite()), Database::postgres().await].into_iter().flatten() {
+        let (ok, out, err) = output(assistd(&[("DATABASE_URL", &database.url)]).arg("migrate")).await;
+
+        assert!(ok && out.contains("is up to date"), "{out}{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_first_start_says_what_to_know_and_stops_when_told() {
+    let folder = Folder::new();
+    let settings = [
+        ("LISTEN", "127.0.0.1:0"),
+        ("DATA_DIR", folder.0.to_str().unwrap()),
+        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
+    ];
+    let (mut child, address, mut out) = serve(&settings).await;
+
+    let (healthy, ..) = output(assistd(&[("LISTEN", &address)]).arg("health")).await;
+    let (elsewhere, ..) = output(assistd(&[("LISTEN", "127.0.0.1:9")]).arg("health")).await;
+    assert!(healthy && !elsewhere);
+    let (_, _, second) = output(&mut assistd(&settings)).await;
+    assert!(second.contains("another server is using it"), "{second}");
+
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await.unwrap().unwrap();
+    assert!(status.success());
+    let mut banner = String::new();
+    out.read_to_string(&mut banner).await.unwrap();
+    for expected in ["base_url  http://", "store     sqlite://", "model     as requests name it", "curl -sN"] {
+        assert!(banner.contains(expected), "{banner}");
+    }
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said: Vec<&str> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(said, ["listening", "stopping", "stopped"], "not on a terminal, the log is JSON");
+}
