@@ -1,0 +1,229 @@
+"""Stops a server in the middle of its work, hard and gently, starts it again, and looks whether anything is missing.
+
+    recovery.py ASSISTD PORT
+
+starts and stops ASSISTD itself, on PORT, with the settings of the environment: the store in ASSISTD_DATABASE_URL, the
+scripted models in ASSISTD_UPSTREAM_URL, a short ASSISTD_RUN_LEASE_S and ASSISTD_SHUTDOWN_GRACE_S, one key in
+ASSISTD_API_KEYS. What the server says goes to the file SERVER_LOG.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unittest
+import warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)
+
+import httpx2  # noqa: E402
+import openai  # noqa: E402
+
+import contract  # noqa: E402
+import suite  # noqa: E402
+
+PORT = sys.argv.pop()
+ASSISTD = sys.argv.pop()
+ADDRESS = f"127.0.0.1:{PORT}"
+KEY = os.environ["ASSISTD_API_KEYS"]
+LEASE_S = int(os.environ["ASSISTD_RUN_LEASE_S"])
+GRACE_S = int(os.environ["ASSISTD_SHUTDOWN_GRACE_S"])
+START_S = 20
+STEADY = "".join(f"word{number} " for number in range(40))
+
+recorder = contract.Recorder()
+client = openai.OpenAI(
+    base_url=f"http://{ADDRESS}/v1",
+    api_key=KEY,
+    max_retries=0,
+    http_client=openai.DefaultHttpxClient(transport=recorder),
+)
+threads = client.beta.threads
+
+
+class Server:
+    """One process of the server; the next one takes over its store."""
+
+    def __init__(self):
+        environment = {**os.environ, "ASSISTD_LISTEN": ADDRESS}
+        with open(os.environ["SERVER_LOG"], "ab") as log:
+            self.process = subprocess.Popen([ASSISTD], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        while not self.is_ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the server does not start")
+            time.sleep(0.02)
+
+    def is_ready(self):
+        try:
+            return httpx2.get(f"http://{ADDRESS}/ready", trust_env=False).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def stop(self, signal_number):
+        """Sends the signal; gives the exit status and the seconds until then."""
+        began = time.monotonic()
+        self.process.send_signal(signal_number)
+        status = self.process.wait(timeout=30)
+        return status, time.monotonic() - began
+
+
+class Stream(threading.Thread):
+    """Reads a run's stream, as raw text, until it ends or breaks."""
+
+    def __init__(self, thread_id, assistant_id):
+        super().__init__(daemon=True)
+        self.body = {"assistant_id": assistant_id, "stream": True}
+        self.url = f"http://{ADDRESS}/v1/threads/{thread_id}/runs"
+        self.text = ""
+        self.start()
+
+    def run(self):
+        headers = {"authorization": f"Bearer {KEY}"}
+        try:
+            with httpx2.stream("POST", self.url, json=self.body, headers=headers, timeout=60, trust_env=False) as answer:
+                for part in answer.iter_text():
+                    self.text += part
+        except httpx2.TransportError:
+            pass  # the server was killed
+
+    def wait_for_deltas(self, count):
+        deadline = time.monotonic() + 20
+        while self.text.count("event: thread.message.delta") < count:
+            if time.monotonic() > deadline or not self.is_alive():
+                raise AssertionError(f"the stream has only\n{self.text}")
+            time.sleep(0.01)
+
+
+class Writer(threading.Thread):
+    """Adds messages to a thread, one after the other, until the server is gone; keeps those that were acknowledged."""
+
+    def __init__(self, thread_id):
+        super().__init__(daemon=True)
+        self.thread_id = thread_id
+        self.acknowledged = []
+        self.start()
+
+    def run(self):
+        try:
+            while True:
+                content = f"text {len(self.acknowledged)}"
+                message = threads.messages.create(self.thread_id, role="user", content=content)
+                self.acknowledged.append(message.id)
+        except openai.APIError:
+            pass  # gone
+
+
+class AStoppedServer(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self):
+        self.server = Server()
+        self.addCleanup(self.stop_for_good)
+        self.assistant_id = client.beta.assistants.create(model="steady").id
+        self.thread_id = threads.create(messages=[{"role": "user", "content": "Hi"}]).id
+
+    def stop_for_good(self):
+        if self.server.process.poll() is None:
+            self.server.stop(signal.SIGTERM)
+
+    def completed_run(self, within_s):
+        """The thread's only run, which nobody asked to go on."""
+        run = threads.runs.list(self.thread_id).data[0]
+        deadline = time.monotonic() + within_s
+        while run.status in ("queued", "in_progress") and time.monotonic() < deadline:
+            time.sleep(0.1)
+            run = threads.runs.retrieve(run.id, thread_id=self.thread_id)
+        self.assertEqual((run.status, run.last_error), ("completed", None))
+        return run
+
+    def assert_answered_once(self, run):
+        messages = threads.messages.list(self.thread_id, order="asc").data
+        steps = threads.runs.steps.list(run.id, thread_id=self.thread_id).data
+        texts = [(message.role, message.status, message.content[0].text.value) for message in messages]
+        self.assertEqual(texts, [("user", "completed", "Hi"), ("assistant", "completed", STEADY)])
+        self.assertEqual([(step.type, step.status) for step in steps], [("message_creation", "completed")])
+        self.assertEqual(steps[0].step_details.message_creation.message_id, messages[1].id)
+        self.assertEqual(len(threads.runs.list(self.thread_id).data), 1)
+
+    def test_that_was_killed_goes_on_with_its_runs_and_has_lost_nothing(self):
+        writer = Writer(threads.create().id)
+        stream = Stream(self.thread_id, self.assistant_id)
+        stream.wait_for_deltas(26)
+
+        self.server.stop(signal.SIGKILL)
+        stream.join(5)
+        writer.join(5)
+        self.server = Server()
+        run = self.completed_run(within_s=LEASE_S + 10)
+
+        self.assert_answered_once(run)
+        kept = [message.id for message in threads.messages.list(writer.thread_id, order="asc", limit=100)]
+        self.assertGreater(len(writer.acknowledged), 0)
+        self.assertEqual(kept[: len(writer.acknowledged)], writer.acknowledged)
+        self.assertLessEqual(len(kept), len(writer.acknowledged) + 1, "one may be stored that was not acknowledged")
+
+    def test_that_was_killed_again_and_again_still_answers_once(self):
+        stream = Stream(self.thread_id, self.assistant_id)
+        stream.wait_for_deltas(3)
+
+        for _ in range(2):
+            self.server.stop(signal.SIGKILL)
+            self.server = Server()
+        run = self.completed_run(within_s=2 * LEASE_S + 10)
+
+        self.assert_answered_once(run)
+
+    def test_that_was_asked_to_stop_ends_its_streams_and_goes_on_later(self):
+        stream = Stream(self.thread_id, self.assistant_id)
+        stream.wait_for_deltas(3)
+
+        status, seconds = self.server.stop(signal.SIGTERM)
+        stream.join(5)
+        events = [line[7:] for line in stream.text.split("\n") if line.startswith("event: ")]
+
+        self.assertEqual(status, 0)
+        self.assertLess(seconds, GRACE_S + 5)
+        self.assertEqual(events[-2:], ["error", "done"])
+        self.assertTrue(stream.text.endswith(contract.DONE), stream.text[-200:])
+        recorder.exchanges.append(contract.Exchange("POST", stream.url, 200, "text/event-stream", stream.text))
+
+        self.server = Server()
+        run = self.completed_run(within_s=LEASE_S + 10)
+
+        self.assert_answered_once(run)
+
+    def test_that_was_asked_to_stop_lets_what_is_nearly_done_finish(self):
+        stream = Stream(self.thread_id, self.assistant_id)
+        stream.wait_for_deltas(32)
+
+        status, _ = self.server.stop(signal.SIGTERM)
+        stream.join(5)
+
+        self.assertEqual(status, 0)
+        self.assertIn("event: thread.run.completed\n", stream.text)
+        self.assertTrue(stream.text.endswith(contract.DONE), stream.text[-200:])
+
+        self.server = Server()
+        self.assert_answered_once(self.completed_run(within_s=1))
+
+
+class ZTheContract(unittest.TestCase):
+    """Looks at what all the others were answered; its name makes it the last."""
+
+    def test_is_kept_by_every_answer(self):
+        reason = contract.absent()
+        if reason:
+            self.skipTest(reason)
+
+        whole = [exchange for exchange in recorder.exchanges if exchange.text]
+
+        self.assertGreater(len(whole), 0)
+        self.assertEqual(contract.faults(whole), [])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-ups are done
+    sys.exit(suite.run(sys.modules["__main__"]))
