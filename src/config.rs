@@ -52,6 +52,7 @@ pub struct Settings {
     pub max_concurrent_runs: usize,
     pub run_expires_after_s: u64,
     pub run_lease_s: u64,
+    pub max_tool_rounds: usize,
     pub log: String,
     pub log_format: LogFormat,
     pub model_aliases: BTreeMap<String, String>,
@@ -227,6 +228,7 @@ impl Settings {
             concurrent_runs_max: self.max_concurrent_runs,
             lease_s: self.run_lease_s,
             expires_after_s: self.run_expires_after_s,
+            tool_rounds_max: self.max_tool_rounds,
         }
     }
 

@@ -100,8 +100,9 @@ impl Error {
         Self::new(
             Kind::Server,
             format!(
-                "The server had an error processing your request. Sorry about that! You can retry your request. \
-                 (Please include the request ID {request_id} when you report it.)"
+                "The server had an error processing your request. Sorry about that! You can retry your request, or \
+                 contact us through our help center at help.openai.com if you keep seeing this error. (Please include \
+                 the request ID {request_id} in your email.)"
             ),
         )
     }

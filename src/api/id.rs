@@ -19,7 +19,8 @@ pub trait Id: Sized {
     /// Takes a client's text for an identifier when it begins like one.
     ///
     /// # Errors
-    /// 400 `Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.`
+    /// 400 `Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.`; 404 when no identifier has
+    /// such characters.
     fn parse(text: &str, param: &str) -> Result<Self, Error>;
 
     /// The refusal for an identifier that names nothing.
@@ -53,7 +54,10 @@ macro_rules! ids {
 
             fn parse(text: &str, param: &str) -> Result<Self, Error> {
                 if text.starts_with($prefix) {
-                    return Ok(Self(text.to_owned()));
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    let id = Self(text.to_owned());
+                    // Nothing has a name with other characters in it, and a database may choke on some.
+                    return if text.chars().all(plain) { Ok(id) } else { Err(id.not_found()) };
                 }
                 let begins = $prefix.trim_end_matches(['_', '-']);
                 Err(Error::invalid(format!(

@@ -20,7 +20,7 @@ pub use id::{AssistantId, FileId, Ids, MessageId, RunId, RunStepId, ThreadId, To
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;
 pub use page::{Page, PageQuery};
-pub use run::{CreateRun, CreateThreadAndRun, ModifyRun, Run};
+pub use run::{CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs};
 pub use run_step::RunStep;
 pub use stream::StreamEvent;
 pub use thread::{CreateThread, ModifyThread, Thread};

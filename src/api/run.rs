@@ -9,7 +9,7 @@ use super::error::Error;
 use super::id::{AssistantId, Ids, RunId, ThreadId, ToolCallId};
 use super::message::CreateMessage;
 use super::metadata::{Metadata, metadata};
-use super::rule::{At, Rule, array, boolean, by, id, integer, missing, object, one_of};
+use super::rule::{At, Rule, array, boolean, by, id, integer, missing, object, one_of, string};
 use super::thread::{CreateThread, MESSAGES_MAX};
 use super::time::Timestamp;
 use super::tool::{
@@ -20,6 +20,13 @@ use crate::request;
 
 /// Most tools that a run request may name; as many as an assistant has.
 const TOOLS_MAX: usize = 128;
+
+/// Most outputs of one request; the service states none, so this only bounds what is read.
+const OUTPUTS_MAX: usize = 1_000;
+/// Most characters of an output; the service states none, so this only bounds what is stored.
+const OUTPUT_CHARS_MAX: usize = 4_000_000;
+/// Most characters of a call's id.
+const CALL_ID_CHARS_MAX: usize = 256;
 
 /// One answer of an assistant on a thread.
 #[derive(Debug, Clone, PartialEq)]
@@ -343,11 +350,11 @@ pub struct RunObject<'a> {
 #[derive(Debug, Serialize)]
 struct RequiredAction<'a> {
     r#type: &'static str,
-    submit_tool_outputs: SubmitToolOutputs<'a>,
+    submit_tool_outputs: RequiredOutputs<'a>,
 }
 
 #[derive(Debug, Serialize)]
-struct SubmitToolOutputs<'a> {
+struct RequiredOutputs<'a> {
     tool_calls: Vec<RequiredCall<'a>>,
 }
 
@@ -443,7 +450,7 @@ fn required_action(calls: &[FunctionCall]) -> RequiredAction<'_> {
             function: RequiredFunction { name: &call.name, arguments: &call.arguments },
         })
         .collect();
-    RequiredAction { r#type: "submit_tool_outputs", submit_tool_outputs: SubmitToolOutputs { tool_calls } }
+    RequiredAction { r#type: "submit_tool_outputs", submit_tool_outputs: RequiredOutputs { tool_calls } }
 }
 
 request! {
@@ -505,6 +512,22 @@ request! {
         required r#type: Truncation =
             one_of(&[("auto", Truncation::Auto), ("last_messages", Truncation::LastMessages)]);
         optional last_messages: u32 = integer(1, u32::MAX);
+    }
+}
+
+request! {
+    /// Body of `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs`.
+    pub struct SubmitToolOutputs {
+        required tool_outputs: Vec<ToolOutput> = array(object(), 0, OUTPUTS_MAX);
+        optional stream: bool = boolean();
+    }
+}
+
+request! {
+    /// What a client answers to one call. An absent output is an empty one.
+    pub struct ToolOutput {
+        optional tool_call_id: String = string(0, CALL_ID_CHARS_MAX);
+        optional output: String = string(0, OUTPUT_CHARS_MAX);
     }
 }
 

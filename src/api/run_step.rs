@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::id::{AssistantId, MessageId, RunId, RunStepId, ThreadId};
+use super::id::{AssistantId, MessageId, RunId, RunStepId, ThreadId, ToolCallId};
 use super::metadata::Metadata;
-use super::run::{LastError, Run, Usage};
+use super::run::{FunctionCall, LastError, Run, Usage};
 use super::time::Timestamp;
 
 /// One thing that a run did.
@@ -26,8 +26,20 @@ pub struct RunStep {
     pub details: StepDetails,
     /// Where it stands.
     pub state: StepState,
-    /// Tokens of its model call; none while it goes on.
+    /// Tokens of its model call, once that has ended; shown when the step has.
     pub usage: Option<Usage>,
+    /// What the model must be told again of the turn that called tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<TurnRecord>,
+}
+
+/// What clients do not see of a turn that called tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnRecord {
+    /// How many bytes of the run's text were written before the calls.
+    pub text_bytes: usize,
+    /// The model's own names for the calls, by index.
+    pub call_ids: Vec<String>,
 }
 
 /// What a step is about.
@@ -39,6 +51,53 @@ pub enum StepDetails {
         /// Which one.
         message_creation: MessageCreation,
     },
+    /// Tools that the model called in one turn.
+    ToolCalls {
+        /// The calls, by index; none while the model is still writing them.
+        tool_calls: Vec<ToolCall>,
+    },
+}
+
+/// One call of a function; its members stand in the order of the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Our name for it.
+    pub id: ToolCallId,
+    /// What is called.
+    pub r#type: ToolCallType,
+    /// The call and its output.
+    pub function: CalledFunction,
+}
+
+impl ToolCall {
+    /// A call as the model made it.
+    #[must_use]
+    pub fn unanswered(call: &FunctionCall) -> Self {
+        Self {
+            id: call.id.clone(),
+            r#type: ToolCallType::Function,
+            function: CalledFunction { name: call.name.clone(), arguments: call.arguments.clone(), output: None },
+        }
+    }
+}
+
+/// What can be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolCallType {
+    /// A function of the client's.
+    Function,
+}
+
+/// A function that was called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledFunction {
+    /// Which one.
+    pub name: String,
+    /// Its arguments, JSON as the model wrote it.
+    pub arguments: String,
+    /// What the client answered, once it has.
+    pub output: Option<String>,
 }
 
 /// The message that a step makes.
@@ -92,7 +151,20 @@ impl RunStep {
             details,
             state: StepState::InProgress,
             usage: None,
+            turn: None,
         }
+    }
+
+    /// Whether it is the step that makes the run's message.
+    #[must_use]
+    pub fn makes_message(&self) -> bool {
+        matches!(self.details, StepDetails::MessageCreation { .. })
+    }
+
+    /// Whether it goes on.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.state == StepState::InProgress
     }
 }
 
@@ -139,6 +211,7 @@ impl<'a> From<&'a RunStep> for RunStepObject<'a> {
             thread_id: &step.thread_id,
             r#type: match step.details {
                 StepDetails::MessageCreation { .. } => "message_creation",
+                StepDetails::ToolCalls { .. } => "tool_calls",
             },
             status: "in_progress",
             cancelled_at: None,
@@ -148,7 +221,7 @@ impl<'a> From<&'a RunStep> for RunStepObject<'a> {
             failed_at: None,
             last_error: None,
             step_details: &step.details,
-            usage: step.usage,
+            usage: if step.is_open() { None } else { step.usage },
             metadata: Metadata::default(),
         };
         match &step.state {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::error::Error;
-use super::id::MessageId;
+use super::id::{MessageId, RunStepId, ToolCallId};
 use super::message::{Message, MessageObject};
 use super::run::{Run, RunObject};
 use super::run_step::{RunStep, RunStepObject};
@@ -22,6 +22,8 @@ pub enum StreamEvent {
     Message(MessageEvent, Message),
     /// A message's text grew.
     MessageDelta(MessageDelta),
+    /// A tool call was begun or grew.
+    StepDelta(StepDelta),
     /// The server cannot go on.
     Error(Error),
 }
@@ -33,6 +35,7 @@ pub enum RunEvent {
     Created,
     Queued,
     InProgress,
+    RequiresAction,
     Completed,
     Incomplete,
     Failed,
@@ -74,6 +77,31 @@ pub struct MessageDelta {
     pub first: bool,
 }
 
+/// What was added to a `tool_calls` step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepDelta {
+    /// Which step.
+    pub step_id: RunStepId,
+    /// Which of its calls, counted from 0.
+    pub index: u32,
+    /// What was added.
+    pub growth: CallGrowth,
+}
+
+/// How a function call grows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallGrowth {
+    /// It is there.
+    Begun {
+        /// Our name for it.
+        id: ToolCallId,
+        /// Which function.
+        name: String,
+    },
+    /// Its arguments go on.
+    Arguments(String),
+}
+
 impl StreamEvent {
     /// The name in the `event:` line.
     #[must_use]
@@ -84,6 +112,7 @@ impl StreamEvent {
                 RunEvent::Created => "thread.run.created",
                 RunEvent::Queued => "thread.run.queued",
                 RunEvent::InProgress => "thread.run.in_progress",
+                RunEvent::RequiresAction => "thread.run.requires_action",
                 RunEvent::Completed => "thread.run.completed",
                 RunEvent::Incomplete => "thread.run.incomplete",
                 RunEvent::Failed => "thread.run.failed",
@@ -106,6 +135,7 @@ impl StreamEvent {
                 MessageEvent::Incomplete => "thread.message.incomplete",
             },
             Self::MessageDelta(_) => "thread.message.delta",
+            Self::StepDelta(_) => "thread.run.step.delta",
             Self::Error(_) => "error",
         }
     }
@@ -114,9 +144,13 @@ impl StreamEvent {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Run(_, run) => run.state.is_over(),
+            Self::Run(event, run) => *event == RunEvent::RequiresAction || run.state.is_over(),
             Self::Error(_) => true,
-            Self::ThreadCreated(_) | Self::Step(..) | Self::Message(..) | Self::MessageDelta(_) => false,
+            Self::ThreadCreated(_)
+            | Self::Step(..)
+            | Self::Message(..)
+            | Self::MessageDelta(_)
+            | Self::StepDelta(_) => false,
         }
     }
 
@@ -131,6 +165,7 @@ impl StreamEvent {
             Self::Step(_, step) => serde_json::to_writer(out, &RunStepObject::in_stream(step)),
             Self::Message(_, message) => serde_json::to_writer(out, &MessageObject::from(message)),
             Self::MessageDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
+            Self::StepDelta(delta) => serde_json::to_writer(out, &StepDeltaObject::from(delta)),
             Self::Error(error) => serde_json::to_writer(out, &ErrorObject { error: error.body(), flat: error.body() }),
         }
     }
@@ -174,6 +209,61 @@ impl<'a> From<&'a MessageDelta> for MessageDeltaObject<'a> {
     }
 }
 
+/// The wire form of a [`StepDelta`].
+#[derive(Debug, Serialize)]
+struct StepDeltaObject<'a> {
+    id: &'a RunStepId,
+    object: &'static str,
+    delta: StepDetailsDelta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct StepDetailsDelta<'a> {
+    step_details: ToolCallsDelta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ToolCallsDelta<'a> {
+    r#type: &'static str,
+    tool_calls: [CallDelta<'a>; 1],
+}
+
+#[derive(Debug, Serialize)]
+struct CallDelta<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a ToolCallId>,
+    r#type: &'static str,
+    function: FunctionDelta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+    /// In the first delta of a call: null, by a member that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<()>,
+}
+
+impl<'a> From<&'a StepDelta> for StepDeltaObject<'a> {
+    fn from(delta: &'a StepDelta) -> Self {
+        let (id, function) = match &delta.growth {
+            CallGrowth::Begun { id, name } => {
+                (Some(id), FunctionDelta { name: Some(name), arguments: "", output: Some(()) })
+            }
+            CallGrowth::Arguments(arguments) => (None, FunctionDelta { name: None, arguments, output: None }),
+        };
+        let call = CallDelta { index: delta.index, id, r#type: "function", function };
+        Self {
+            id: &delta.step_id,
+            object: "thread.run.step.delta",
+            delta: StepDetailsDelta { step_details: ToolCallsDelta { r#type: "tool_calls", tool_calls: [call] } },
+        }
+    }
+}
+
 /// The error frame in both known forms at once: some clients read `error.message`, one reads `message`.
 #[derive(Debug, Serialize)]
 struct ErrorObject<'a> {
@@ -212,6 +302,22 @@ mod tests {
         assert_eq!(
             delta("!", false),
             r#"{"id":"msg_00000000000000000000000000000001","object":"thread.message.delta","delta":{"content":[{"index":0,"type":"text","text":{"value":"!"}}]}}"#
+        );
+    }
+
+    #[test]
+    fn a_call_is_named_in_its_first_delta_alone() {
+        let ids = Ids::counting();
+        let (step_id, id): (RunStepId, ToolCallId) = (ids.make(), ids.make());
+        let delta = |growth| data(&StreamEvent::StepDelta(StepDelta { step_id: step_id.clone(), index: 0, growth }));
+
+        assert_eq!(
+            delta(CallGrowth::Begun { id, name: "f".into() }),
+            r#"{"id":"step_00000000000000000000000000000001","object":"thread.run.step.delta","delta":{"step_details":{"type":"tool_calls","tool_calls":[{"index":0,"id":"call_00000000000000000000000000000002","type":"function","function":{"name":"f","arguments":"","output":null}}]}}}"#
+        );
+        assert_eq!(
+            delta(CallGrowth::Arguments("{}".into())),
+            r#"{"id":"step_00000000000000000000000000000001","object":"thread.run.step.delta","delta":{"step_details":{"type":"tool_calls","tool_calls":[{"index":0,"type":"function","function":{"arguments":"{}"}}]}}}"#
         );
     }
 

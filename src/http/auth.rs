@@ -55,14 +55,16 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<(), api::Error> {
         None => Err(api::Error::new(
             Kind::Authentication,
             "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
-             auth (i.e. Authorization: Bearer YOUR_KEY), or in an api-key header. The keys of this server are set by \
-             the person who runs it.",
+             auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're \
+             accessing the API from your browser and are prompted for a username and password. You can obtain an API \
+             key from https://platform.openai.com/account/api-keys.",
         )),
         Some(key) if keys.contains(key) => Ok(()),
         Some(key) => Err(api::Error::new(
             Kind::Authentication,
             format!(
-                "Incorrect API key provided: {}. The keys of this server are set by the person who runs it.",
+                "Incorrect API key provided: {}. You can find your API key at \
+                 https://platform.openai.com/account/api-keys.",
                 masked(key)
             ),
         )

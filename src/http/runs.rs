@@ -3,7 +3,8 @@
 //! `GET /v1/threads/{thread_id}/runs`\
 //! `GET /v1/threads/{thread_id}/runs/{run_id}`\
 //! `POST /v1/threads/{thread_id}/runs/{run_id}`\
-//! `POST /v1/threads/{thread_id}/runs/{run_id}/cancel`
+//! `POST /v1/threads/{thread_id}/runs/{run_id}/cancel`\
+//! `POST /v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
 
 use axum::Router;
 use axum::extract::State;
@@ -19,7 +20,7 @@ use super::state::App;
 use super::threads::{check_exists, missing};
 use crate::api::error::Kind;
 use crate::api::run::RunObject;
-use crate::api::{CreateRun, CreateThreadAndRun, ModifyRun, Run, RunId, ThreadId};
+use crate::api::{CreateRun, CreateThreadAndRun, ModifyRun, Run, RunId, SubmitToolOutputs, ThreadId};
 use crate::runs::{Created, Failure};
 
 /// Tells the SDKs' poll helpers to ask again soon; left to themselves they wait 1 to 5 s.
@@ -32,6 +33,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/threads/{thread_id}/runs", post(create_run).get(list_runs))
         .route("/v1/threads/{thread_id}/runs/{run_id}", get(get_run).post(modify_run))
         .route("/v1/threads/{thread_id}/runs/{run_id}/cancel", post(cancel_run))
+        .route("/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", post(submit_tool_outputs))
 }
 
 async fn create_thread_and_run(
@@ -96,6 +98,17 @@ async fn modify_run(
 
 async fn cancel_run(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, RunId)>) -> Result<Response, Error> {
     found(&app, &thread, &id, app.runs.cancel_run(&thread, &id).await).await
+}
+
+async fn submit_tool_outputs(
+    State(app): State<App>,
+    Ids((thread, id)): Ids<(ThreadId, RunId)>,
+    Json(request): Json<SubmitToolOutputs>,
+) -> Result<Response, Error> {
+    match app.runs.submit_tool_outputs(&thread, &id, request).await {
+        Ok(resumed) => Ok(begun(app, resumed)),
+        Err(failure) => found(&app, &thread, &id, Err(failure)).await,
+    }
 }
 
 async fn found(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {

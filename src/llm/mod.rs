@@ -44,15 +44,35 @@ pub struct ChatRequest {
     pub response_format: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_effort: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel_tool_calls: Option<bool>,
 }
 
 /// What one side said, in the form of chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: &'static str,
-    /// A string, or a list of parts.
+    /// A string, a list of parts, or null beside tool calls.
     pub content: Value,
+    /// Calls that the assistant made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Value>,
+    /// The call that a `tool` message answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// What one side said, without calls.
+    #[must_use]
+    pub fn new(role: &'static str, content: Value) -> Self {
+        Self { role, content, tool_calls: Vec::new(), tool_call_id: None }
+    }
 }
 
 /// A piece of a model's answer.
@@ -60,10 +80,25 @@ pub struct ChatMessage {
 pub enum ChatDelta {
     /// More text; never empty.
     Text(String),
+    /// A piece of a tool call.
+    Call(CallPiece),
     /// Why the answer ends.
     Finish(FinishReason),
     /// What the answer cost.
     Usage(Usage),
+}
+
+/// A piece of a tool call, as far as the server named it. Servers differ in what they leave out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CallPiece {
+    /// Which call of the turn.
+    pub index: Option<u32>,
+    /// The server's name for the call.
+    pub id: Option<String>,
+    /// The function's name.
+    pub name: Option<String>,
+    /// More of its arguments; empty when there are none in this piece.
+    pub arguments: String,
 }
 
 /// Why a model's answer ends.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::sse::Parser;
-use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
+use super::{CallPiece, ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
 use crate::api::run::{CompletionTokensDetails, PromptTokenDetails, Usage};
 
 /// The first pause before another try; each later one is twice as long.
@@ -368,6 +368,38 @@ struct Choice {
 #[derive(Deserialize)]
 struct Said {
     content: Option<String>,
+    tool_calls: Option<Vec<CallDelta>>,
+}
+
+#[derive(Deserialize)]
+struct CallDelta {
+    index: Option<u32>,
+    id: Option<String>,
+    function: Option<FunctionDelta>,
+}
+
+#[derive(Deserialize)]
+struct FunctionDelta {
+    name: Option<String>,
+    /// A string; some servers send the object itself.
+    arguments: Option<Value>,
+}
+
+impl From<CallDelta> for CallPiece {
+    fn from(given: CallDelta) -> Self {
+        let (name, arguments) = given.function.map_or((None, None), |function| (function.name, function.arguments));
+        let named = |text: &String| !text.is_empty();
+        Self {
+            index: given.index,
+            id: given.id.filter(named),
+            name: name.filter(named),
+            arguments: match arguments {
+                None | Some(Value::Null) => String::new(),
+                Some(Value::String(text)) => text,
+                Some(other) => other.to_string(),
+            },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -417,8 +449,10 @@ fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
     }
     let mut deltas = Vec::new();
     for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
-        let text = choice.delta.or(choice.message).and_then(|said| said.content);
-        deltas.extend(text.filter(|text| !text.is_empty()).map(ChatDelta::Text));
+        if let Some(said) = choice.delta.or(choice.message) {
+            deltas.extend(said.content.filter(|text| !text.is_empty()).map(ChatDelta::Text));
+            deltas.extend(said.tool_calls.into_iter().flatten().map(|call| ChatDelta::Call(call.into())));
+        }
         deltas.extend(choice.finish_reason.map(|reason| {
             ChatDelta::Finish(match reason.as_str() {
                 "length" => FinishReason::Length,

@@ -4,6 +4,7 @@
 //! answer, not with the listeners. A log lives while someone writes or reads it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -11,10 +12,10 @@ use tokio::sync::{Notify, watch};
 
 use super::machine::Progress;
 use crate::api::message::{Content, MessageState};
-use crate::api::run::{RunState, Usage};
-use crate::api::run_step::StepState;
-use crate::api::stream::{MessageDelta, MessageEvent, RunEvent, StepEvent};
-use crate::api::{Message, MessageId, Run, RunId, RunStep, StreamEvent};
+use crate::api::run::RunState;
+use crate::api::run_step::{StepDetails, StepState, ToolCall};
+use crate::api::stream::{CallGrowth, MessageDelta, MessageEvent, RunEvent, StepDelta, StepEvent};
+use crate::api::{Message, MessageId, Run, RunId, RunStep, RunStepId, StreamEvent};
 
 /// The logs of the runs that are written or read here and now.
 #[derive(Debug, Default)]
@@ -43,9 +44,19 @@ impl Logs {
         lock(&self.logs).get(run).and_then(Weak::upgrade)
     }
 
-    /// Forgets a run's log; those who hold it keep it.
-    pub fn forget(&self, run: &RunId) {
-        lock(&self.logs).remove(run);
+    /// Gives a run a new log, for the next part of its life; those who hold the one before keep it.
+    pub fn renew(&self, run: &RunId) -> Arc<Log> {
+        let log = Arc::new(Log::default());
+        lock(&self.logs).insert(run.clone(), Arc::downgrade(&log));
+        log
+    }
+
+    /// Forgets a run's log, unless it has a newer one; those who hold it keep it.
+    pub fn forget(&self, run: &RunId, log: &Arc<Log>) {
+        let mut logs = lock(&self.logs);
+        if logs.get(run).is_some_and(|known| known.as_ptr() == Arc::as_ptr(log)) {
+            logs.remove(run);
+        }
     }
 }
 
@@ -72,7 +83,8 @@ struct Told {
     text: String,
     run: Option<RunEvent>,
     started: bool,
-    step: Option<StepEvent>,
+    begun: Vec<RunStepId>,
+    ended: Vec<RunStepId>,
     message: Option<MessageEvent>,
     closed: bool,
 }
@@ -80,15 +92,15 @@ struct Told {
 #[derive(Debug)]
 enum Entry {
     Event(Box<StreamEvent>),
-    /// Text up to this byte of `Told::text`.
-    Text(usize),
+    /// These bytes of `Told::text`.
+    Text(Range<usize>),
 }
 
 impl Log {
     /// Begins to listen, from the first entry on.
     pub fn listen(self: &Arc<Self>) -> Listener {
         self.listened.store(true, Ordering::Relaxed);
-        Listener { length: self.length.subscribe(), log: self.clone(), next: 0, text_at: 0 }
+        Listener { length: self.length.subscribe(), log: self.clone(), next: 0 }
     }
 
     /// Whether an executor in this process drives the run, and so tells all of it.
@@ -114,16 +126,29 @@ impl Log {
         self.length.send_replace(told.entries.len());
     }
 
-    /// Tells that the message's text has grown.
-    pub fn tell_text<'a>(&self, pieces: impl IntoIterator<Item = &'a str>) {
+    /// Tells that the text of `message` has grown by `pieces`; a message that this stream has not heard of, because it
+    /// was begun before, is introduced with the text before them.
+    pub fn tell_text<'a>(&self, message: Option<&Message>, pieces: impl IntoIterator<Item = &'a str>) {
         if !self.listened.load(Ordering::Relaxed) {
             return;
         }
         let mut told = lock(&self.told);
+        let pieces: Vec<&str> = pieces.into_iter().collect();
+        if let Some(message) = message.filter(|_| told.message.is_none() && !pieces.is_empty()) {
+            let grown = pieces.iter().map(|piece| piece.len()).sum();
+            told.introduce(message, grown);
+        }
         for piece in pieces {
             told.tell_text(piece);
         }
         self.length.send_replace(told.entries.len());
+    }
+
+    /// Begins in the middle of a run: what it has done so far was told by the streams before.
+    pub fn begin_at(&self, progress: &Progress) {
+        let mut told = lock(&self.told);
+        told.begun.extend(progress.steps.iter().map(|step| step.id.clone()));
+        told.ended.extend(progress.steps.iter().filter(|step| !step.is_open()).map(|step| step.id.clone()));
     }
 
     /// Tells whatever of a run's stored state was not told yet: for changes that others have made.
@@ -143,13 +168,21 @@ impl Told {
             return;
         }
         match &event {
-            StreamEvent::ThreadCreated(_) | StreamEvent::Error(_) => {}
+            StreamEvent::ThreadCreated(_)
+            | StreamEvent::Step(StepEvent::InProgress, _)
+            | StreamEvent::StepDelta(_)
+            | StreamEvent::Error(_) => {}
             StreamEvent::Run(kind, _) => {
                 self.run = Some(*kind);
                 self.started |= *kind == RunEvent::InProgress;
             }
-            StreamEvent::Step(kind, _) => self.step = Some(*kind),
+            StreamEvent::Step(StepEvent::Created, step) => self.begun.push(step.id.clone()),
+            StreamEvent::Step(_, step) => self.ended.push(step.id.clone()),
             StreamEvent::Message(kind, message) => {
+                let is_end = matches!(kind, MessageEvent::Completed | MessageEvent::Incomplete);
+                if is_end && self.message.is_none() {
+                    self.introduce(message, 0);
+                }
                 self.message = Some(*kind);
                 self.message_id = Some(message.id.clone());
             }
@@ -166,20 +199,40 @@ impl Told {
         if self.closed || piece.is_empty() {
             return;
         }
+        let start = self.text.len();
         self.text.push_str(piece);
-        self.entries.push(Entry::Text(self.text.len()));
+        self.entries.push(Entry::Text(start..self.text.len()));
+    }
+
+    /// Tells of a message that was begun before this stream, as it was before its last `grown` bytes.
+    fn introduce(&mut self, message: &Message, grown: usize) {
+        let mut before = Message { state: MessageState::InProgress, ..message.clone() };
+        if let Some(Content::Text { text }) = before.content.first_mut() {
+            text.value.truncate(text.value.len() - grown);
+            self.text.clone_from(&text.value);
+            if text.value.is_empty() {
+                before.content.clear();
+            }
+        }
+        self.tell(StreamEvent::Message(MessageEvent::Created, before.clone()));
+        self.tell(StreamEvent::Message(MessageEvent::InProgress, before));
     }
 
     fn tell_missing(&mut self, progress: &Progress) {
-        let Progress { run, step, message } = progress;
+        let run = &progress.run;
         if !self.started
             && let Some(started_at) = run.state.started_at()
         {
             let begun = Run { state: RunState::InProgress { started_at }, ..run.clone() };
             self.tell(StreamEvent::Run(RunEvent::InProgress, begun));
         }
-        if let (Some(step), Some(message)) = (step, message) {
-            self.tell_parts(step, message);
+        for step in &progress.steps {
+            match (&step.details, &progress.message) {
+                (StepDetails::MessageCreation { .. }, Some(message)) => self.tell_message(step, message),
+                // Calls beside an open message are told by `requires_action` alone.
+                (StepDetails::ToolCalls { tool_calls }, None) => self.tell_calls(step, tool_calls),
+                (StepDetails::MessageCreation { .. }, None) | (StepDetails::ToolCalls { .. }, Some(_)) => {}
+            }
         }
         if matches!(run.state, RunState::Cancelling { .. } | RunState::Cancelled { .. })
             && !matches!(self.run, Some(RunEvent::Cancelling))
@@ -189,17 +242,28 @@ impl Told {
             self.tell(StreamEvent::Run(RunEvent::Cancelling, cancelling));
         }
         if let Some(ended) = ending(&run.state) {
-            self.tell_end(step.as_ref(), message.as_ref());
+            if let Some(message) = &progress.message {
+                self.tell_message_end(message);
+            }
+            for step in progress.steps.iter().filter(|step| step.makes_message() == progress.message.is_some()) {
+                self.tell_step_end(step);
+            }
             self.tell(StreamEvent::Run(ended, run.clone()));
         }
     }
 
-    fn tell_parts(&mut self, step: &RunStep, message: &Message) {
-        if self.step.is_none() {
-            let begun = RunStep { state: StepState::InProgress, usage: None::<Usage>, ..step.clone() };
-            self.tell(StreamEvent::Step(StepEvent::Created, begun.clone()));
-            self.tell(StreamEvent::Step(StepEvent::InProgress, begun));
+    fn tell_step_begin(&mut self, step: &RunStep) -> bool {
+        if self.begun.contains(&step.id) {
+            return false;
         }
+        let begun = RunStep { state: StepState::InProgress, ..step.clone() };
+        self.tell(StreamEvent::Step(StepEvent::Created, begun.clone()));
+        self.tell(StreamEvent::Step(StepEvent::InProgress, begun));
+        true
+    }
+
+    fn tell_message(&mut self, step: &RunStep, message: &Message) {
+        self.tell_step_begin(step);
         if self.message.is_none() {
             let begun = Message { state: MessageState::InProgress, content: Vec::new(), ..message.clone() };
             self.tell(StreamEvent::Message(MessageEvent::Created, begun.clone()));
@@ -213,35 +277,55 @@ impl Told {
         }
     }
 
-    fn tell_end(&mut self, step: Option<&RunStep>, message: Option<&Message>) {
-        let (Some(step), Some(message)) = (step, message) else { return };
-        let message_event = match message.state {
+    /// Calls are stored when they are whole, and told as a whole then.
+    fn tell_calls(&mut self, step: &RunStep, calls: &[ToolCall]) {
+        if calls.is_empty() {
+            return;
+        }
+        let bare = RunStep { details: StepDetails::ToolCalls { tool_calls: Vec::new() }, ..step.clone() };
+        if self.tell_step_begin(&bare) {
+            for (index, call) in (0..).zip(calls) {
+                let growths = [
+                    CallGrowth::Begun { id: call.id.clone(), name: call.function.name.clone() },
+                    CallGrowth::Arguments(call.function.arguments.clone()),
+                ];
+                for growth in growths {
+                    self.tell(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
+                }
+            }
+        }
+        self.tell_step_end(step);
+    }
+
+    fn tell_message_end(&mut self, message: &Message) {
+        let event = match message.state {
             MessageState::InProgress => return,
             MessageState::Completed { .. } => MessageEvent::Completed,
             MessageState::Incomplete { .. } => MessageEvent::Incomplete,
         };
-        if self.message != Some(message_event) {
-            self.tell(StreamEvent::Message(message_event, message.clone()));
+        if self.message != Some(event) {
+            self.tell(StreamEvent::Message(event, message.clone()));
         }
-        let step_event = match step.state {
+    }
+
+    fn tell_step_end(&mut self, step: &RunStep) {
+        let event = match step.state {
             StepState::InProgress => return,
             StepState::Completed { .. } => StepEvent::Completed,
             StepState::Cancelled { .. } => StepEvent::Cancelled,
             StepState::Failed { .. } => StepEvent::Failed,
             StepState::Expired { .. } => StepEvent::Expired,
         };
-        if self.step != Some(step_event) {
-            self.tell(StreamEvent::Step(step_event, step.clone()));
+        if self.begun.contains(&step.id) && !self.ended.contains(&step.id) {
+            self.tell(StreamEvent::Step(event, step.clone()));
         }
     }
 }
 
 fn ending(state: &RunState) -> Option<RunEvent> {
     match state {
-        RunState::Queued { .. }
-        | RunState::InProgress { .. }
-        | RunState::RequiresAction { .. }
-        | RunState::Cancelling { .. } => None,
+        RunState::Queued { .. } | RunState::InProgress { .. } | RunState::Cancelling { .. } => None,
+        RunState::RequiresAction { .. } => Some(RunEvent::RequiresAction),
         RunState::Cancelled { .. } => Some(RunEvent::Cancelled),
         RunState::Failed { .. } => Some(RunEvent::Failed),
         RunState::Completed { .. } => Some(RunEvent::Completed),
@@ -256,7 +340,6 @@ pub struct Listener {
     log: Arc<Log>,
     length: watch::Receiver<usize>,
     next: usize,
-    text_at: usize,
 }
 
 /// Most events that a listener takes at once: bounds what a slow client makes us hold.
@@ -274,10 +357,9 @@ impl Listener {
         for entry in told.entries.iter().skip(self.next).take(TAKE_MAX) {
             events.push(match entry {
                 Entry::Event(event) => (**event).clone(),
-                Entry::Text(end) => {
-                    let first = self.text_at == 0;
-                    let value = told.text[self.text_at..*end].to_owned();
-                    self.text_at = *end;
+                Entry::Text(range) => {
+                    let first = range.start == 0;
+                    let value = told.text[range.clone()].to_owned();
                     let message_id = told.message_id.clone().expect("text is told after its message");
                     StreamEvent::MessageDelta(MessageDelta { message_id, value, first })
                 }

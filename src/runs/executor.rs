@@ -16,12 +16,14 @@ use tokio_util::task::TaskTracker;
 use super::events::{Log, Logs};
 use super::machine::{self, Effect, Input, Progress};
 use super::prompt;
+use super::turn::{News, Turn};
 use crate::api::error::Kind;
-use crate::api::run::{ErrorCode, LastError, RunState, Usage};
-use crate::api::{Error as ApiError, Ids, Message, Run, StreamEvent, Timestamp};
+use crate::api::run::{ErrorCode, LastError, RunState};
+use crate::api::stream::StepDelta;
+use crate::api::{Error as ApiError, Ids, Message, StreamEvent, Timestamp};
 use crate::clock::Clock;
-use crate::llm::{self, ChatDelta, FinishReason, Models};
-use crate::store::{self, Commit, Store, Versioned};
+use crate::llm::{self, FinishReason, Models};
+use crate::store::{self, Store, Versioned};
 
 /// How often text is made durable and, where it must be, the lease is renewed.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +56,8 @@ pub struct Settings {
     pub lease_s: u64,
     /// When a run is given up, in seconds after its creation.
     pub expires_after_s: u64,
+    /// Most turns in which the model calls tools.
+    pub tool_rounds_max: usize,
 }
 
 /// Drives runs.
@@ -141,10 +145,17 @@ impl Executor {
         self.parts.clock.now().plus(self.settings.lease_s)
     }
 
-    /// Drives a run that was created in progress. A `thread` that is known already is not read again.
-    pub fn start(self: &Arc<Self>, slot: Slot, run: Run, version: i64, log: Arc<Log>, thread: Option<Vec<Message>>) {
+    /// Drives a run that was written as in progress. A `thread` that is known already is not read again.
+    pub fn start(
+        self: &Arc<Self>,
+        slot: Slot,
+        progress: Progress,
+        version: i64,
+        log: Arc<Log>,
+        thread: Option<Vec<Message>>,
+    ) {
         log.set_driven(true);
-        let held = Held { progress: Progress::new(run), version, lease_until: self.lease_end(), log, thread };
+        let held = Held { progress, version, lease_until: self.lease_end(), log, thread };
         let executor = self.clone();
         self.tasks.spawn(async move {
             executor.drive(held, true).await;
@@ -209,7 +220,7 @@ impl Executor {
             }
         };
         let Versioned { run, version, .. } = claimed;
-        let (step, message) = match self.parts.store.open_parts(&run.spec.id).await {
+        let (steps, message) = match self.parts.store.parts(&run.spec.id).await {
             Ok(parts) => parts,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run.spec.id, "a claimed run cannot be read");
@@ -218,7 +229,7 @@ impl Executor {
         };
         let log = self.logs.open(&run.spec.id);
         log.set_driven(true);
-        Some(Held { progress: Progress { run, step, message }, version, lease_until, log, thread: None })
+        Some(Held { progress: Progress { run, steps, message }, version, lease_until, log, thread: None })
     }
 
     #[tracing::instrument(name = "run", skip_all, fields(
@@ -232,7 +243,7 @@ impl Executor {
         let run = &held.progress.run;
         match outcome {
             Ok(()) => {
-                self.logs.forget(&run.spec.id);
+                self.logs.forget(&run.spec.id, &held.log);
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "run ended");
             }
@@ -290,14 +301,8 @@ impl Executor {
         let lease_until = self.lease_end();
         let mut pause = RETRY_PAUSE;
         loop {
-            let commit = Commit {
-                run,
-                version: held.version,
-                due_at: run.state.needs_executor().then_some(lease_until),
-                steps: &transition.steps,
-                messages: &transition.messages,
-            };
-            match self.parts.store.commit(commit).await {
+            let due_at = run.state.needs_executor().then_some(lease_until);
+            match self.parts.store.commit(transition.commit(held.version, due_at)).await {
                 Ok(version) => {
                     held.version = version;
                     break;
@@ -340,8 +345,8 @@ impl Executor {
             return self.step(held, Input::Stopped).await;
         }
         if found.run.state.is_over() {
-            let (step, message) = self.parts.store.open_parts(&spec.id).await.map_err(Lost::Store)?;
-            held.progress = Progress { run: found.run, step, message };
+            let (steps, message) = self.parts.store.parts(&spec.id).await.map_err(Lost::Store)?;
+            held.progress = Progress { run: found.run, steps, message };
             let _gate = held.log.gate.lock().await;
             held.log.tell_missing(&held.progress);
             return Ok(Effect::Release);
@@ -361,7 +366,13 @@ impl Executor {
             Some(thread) => thread,
             None => self.parts.store.conversation(&held.progress.run.spec.thread_id).await.map_err(Lost::Store)?,
         };
-        let mut request = prompt::build(&held.progress.run, &thread);
+        if held.progress.rounds() > self.settings.tool_rounds_max {
+            return Ok(Some(Input::Failed(failed(format!(
+                "The model called tools in {} turns and was still not done (max_tool_rounds).",
+                held.progress.rounds()
+            )))));
+        }
+        let mut request = prompt::build(&held.progress, &thread);
         drop(thread);
         let route = self.parts.models.route(&request.model).await;
         request.model = route.model;
@@ -370,10 +381,9 @@ impl Executor {
         let log = held.log.clone();
         let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
         saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut saved_bytes = 0;
-        let mut written_bytes = 0;
-        let mut usage = Usage::default();
-        let mut finish = None;
+        let mut saved_bytes = held.progress.text().len();
+        let mut turn = Turn::new(!held.progress.run.spec.parallel_tool_calls);
+        let mut is_first_text = true;
         loop {
             tokio::select! {
                 biased;
@@ -387,47 +397,64 @@ impl Executor {
                     if held.progress.run.is_overdue(self.parts.clock.now()) {
                         return Ok(Some(Input::DeadlinePassed));
                     }
-                    if written_bytes != saved_bytes || self.half_leased(held) {
+                    let bytes = held.progress.text().len();
+                    if bytes != saved_bytes || self.half_leased(held) {
                         match self.save(held).await {
                             Err(Lost::Overtaken) => return Ok(None),
                             other => other?,
                         }
-                        saved_bytes = written_bytes;
+                        saved_bytes = bytes;
                     }
                 }
                 deltas = answer.next() => match deltas {
-                    None => {
-                        let finish = finish.unwrap_or(FinishReason::Stop);
-                        return Ok(Some(Input::ModelReplied { usage, finish }));
-                    }
+                    None => return Ok(Some(replied(held, turn))),
                     Some(Err(error)) => return Ok(Some(Input::Failed(last_error(&error)))),
                     Some(Ok(deltas)) => {
-                        let texts: Vec<&str> = deltas.iter().filter_map(text_of).collect();
-                        if !texts.is_empty() && held.progress.message.is_none() {
-                            match self.step(held, Input::TextBegan).await {
-                                Err(Lost::Overtaken) => return Ok(None),
-                                other => other?,
-                            };
+                        let news = deltas.into_iter().flat_map(|delta| turn.take(delta, &self.parts.ids)).collect();
+                        match self.hear(held, news, &mut is_first_text).await {
+                            Err(Lost::Overtaken) => return Ok(None),
+                            other => other?,
                         }
-                        for text in &texts {
-                            held.progress.append(text);
-                            written_bytes += text.len();
-                        }
-                        log.tell_text(texts);
-                        for delta in &deltas {
-                            match delta {
-                                ChatDelta::Text(_) => {}
-                                ChatDelta::Finish(reason) => finish = Some(*reason),
-                                ChatDelta::Usage(given) => usage = *given,
-                            }
-                        }
-                        if written_bytes > ANSWER_BYTES_MAX {
-                            return Ok(Some(Input::ModelReplied { usage, finish: FinishReason::Length }));
+                        if held.progress.text().len() > ANSWER_BYTES_MAX {
+                            let (usage, finish) = (turn.usage, FinishReason::Length);
+                            return Ok(Some(Input::ModelReplied { usage, finish, calls: Vec::new() }));
                         }
                     }
                 }
             }
         }
+    }
+
+    /// Takes what the model has newly said into the run, and tells it.
+    async fn hear(&self, held: &mut Held, news: Vec<News>, is_first_text: &mut bool) -> Result<(), Lost> {
+        let log = held.log.clone();
+        let mut pieces: Vec<String> = Vec::new();
+        for item in news {
+            match item {
+                News::Text(text) => {
+                    if held.progress.message.is_none() {
+                        self.step(held, Input::TextBegan).await?;
+                    }
+                    // A later turn goes on with the text of the turns before after an empty line.
+                    let goes_on = std::mem::take(is_first_text) && !held.progress.text().is_empty();
+                    let text = if goes_on { format!("\n\n{text}") } else { text };
+                    held.progress.append(&text);
+                    pieces.push(text);
+                }
+                News::Call(index, growth) => {
+                    if held.progress.open_calls().is_none() {
+                        self.step(held, Input::CallsBegan).await?;
+                    }
+                    // Beside an open message the stream tells of calls by `requires_action` alone.
+                    if let (Some(step), None) = (held.progress.open_calls(), &held.progress.message) {
+                        let delta = StepDelta { step_id: step.id.clone(), index, growth };
+                        log.tell([StreamEvent::StepDelta(delta)]);
+                    }
+                }
+            }
+        }
+        log.tell_text(held.progress.message.as_ref(), pieces.iter().map(String::as_str));
+        Ok(())
     }
 
     fn half_leased(&self, held: &Held) -> bool {
@@ -470,11 +497,18 @@ impl Executor {
     }
 }
 
-fn text_of(delta: &ChatDelta) -> Option<&str> {
-    match delta {
-        ChatDelta::Text(text) => Some(text),
-        ChatDelta::Finish(_) | ChatDelta::Usage(_) => None,
+/// What the end of the model's answer means for the run.
+fn replied(held: &Held, turn: Turn) -> Input {
+    let (usage, finish) = (turn.usage, turn.finish.unwrap_or(FinishReason::Stop));
+    let known = prompt::functions(&held.progress.run.spec);
+    match turn.into_calls(&known) {
+        Ok(calls) => Input::ModelReplied { usage, finish, calls },
+        Err(what) => Input::Failed(failed(what)),
     }
+}
+
+fn failed(message: String) -> LastError {
+    LastError { code: ErrorCode::ServerError, message }
 }
 
 fn last_error(error: &llm::Error) -> LastError {

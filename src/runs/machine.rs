@@ -2,37 +2,47 @@
 //!
 //! What each input does in each state; a dash is refused with [`InvalidTransition`]:
 //!
-//! | input \ state     | queued      | in progress | requires action | cancelling | over |
-//! |-------------------|-------------|-------------|-----------------|------------|------|
-//! | `Claimed`         | in progress | in progress | –               | –          | –    |
-//! | `TextBegan`       | –           | in progress | –               | –          | –    |
-//! | `ModelReplied`    | –           | completed, incomplete | –     | –          | –    |
-//! | `CancelRequested` | cancelling  | cancelling  | cancelling      | –          | –    |
-//! | `Stopped`         | –           | –           | –               | cancelled  | –    |
-//! | `Failed`          | failed      | failed      | –               | –          | –    |
-//! | `DeadlinePassed`  | expired     | expired     | expired         | cancelled  | –    |
+//! | input \ state      | queued      | in progress | requires action | cancelling | over |
+//! |--------------------|-------------|-------------|-----------------|------------|------|
+//! | `Claimed`          | in progress | in progress | –               | –          | –    |
+//! | `TextBegan`        | –           | in progress | –               | –          | –    |
+//! | `CallsBegan`       | –           | in progress | –               | –          | –    |
+//! | `ModelReplied`     | –           | completed, incomplete, requires action | – | – | –    |
+//! | `OutputsSubmitted` | –           | –           | queued          | –          | –    |
+//! | `CancelRequested`  | cancelling  | cancelling  | cancelling      | –          | –    |
+//! | `Stopped`          | –           | –           | –               | cancelled  | –    |
+//! | `Failed`           | failed      | failed      | –               | –          | –    |
+//! | `LimitReached`     | –           | incomplete  | –               | –          | –    |
+//! | `DeadlinePassed`   | expired     | expired     | expired         | cancelled  | –    |
 //!
-//! `Claimed` in progress is a second executor after a crash of the first: it asks the model again, into the same
-//! message. An end closes what is open in the recorded order: the message, its step, the run.
+//! `Claimed` in progress is a second executor after a crash of the first: it asks the model again, and its text takes
+//! the place of what the first had written since the last tool calls. An end closes what is open in the recorded
+//! order: the message, the steps, the run.
 //!
-//! A run has at most one message and one `message_creation` step. They begin with the model's first text. A run that
-//! fails before any text ends with its step failed and no message; the step's message id is only reserved, and the
-//! stream tells of the run alone.
+//! A run has at most one message and one `message_creation` step, however many turns it takes; they begin with the
+//! model's first text. Each turn that calls tools has a `tool_calls` step beside it. Where a turn has both, the message
+//! and its step stay open while the tools run, and a later turn's text goes on in it; strict stream readers allow one
+//! open step at a time, so the stream tells of those calls by `requires_action` alone. A run that fails before any text
+//! ends with its step failed and no message; the step's message id is only reserved, and the stream tells of the run
+//! alone.
 
 use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
-use crate::api::run::{LastError, RunIncompleteReason, RunState, Usage};
-use crate::api::run_step::{MessageCreation, StepDetails, StepState};
+use crate::api::run::{FunctionCall, LastError, RunIncompleteReason, RunState, Usage};
+use crate::api::run_step::{MessageCreation, StepDetails, StepState, ToolCall, TurnRecord};
 use crate::api::stream::{MessageEvent, RunEvent, StepEvent};
 use crate::api::{Ids, Message, Metadata, Run, RunStep, StreamEvent, Timestamp};
 use crate::llm::FinishReason;
+use crate::store::Commit;
 
-/// A run and what is open of it.
+use super::turn::MadeCall;
+
+/// A run and what it has done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     /// The run.
     pub run: Run,
-    /// Its `message_creation` step, once begun.
-    pub step: Option<RunStep>,
+    /// Its steps, in the order of their beginning.
+    pub steps: Vec<RunStep>,
     /// Its message, once begun.
     pub message: Option<Message>,
 }
@@ -41,7 +51,7 @@ impl Progress {
     /// A run of which nothing has been done.
     #[must_use]
     pub fn new(run: Run) -> Self {
-        Self { run, step: None, message: None }
+        Self { run, steps: Vec::new(), message: None }
     }
 
     /// Adds text to the message; its first part grows.
@@ -55,6 +65,32 @@ impl Progress {
             _ => message.content.push(Content::text(text)),
         }
     }
+
+    /// The text written so far.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self.message.as_ref().and_then(|message| message.content.first()) {
+            Some(Content::Text { text }) => &text.value,
+            _ => "",
+        }
+    }
+
+    /// The step whose calls the model is writing, or the client is answering.
+    #[must_use]
+    pub fn open_calls(&self) -> Option<&RunStep> {
+        self.steps.iter().find(|step| !step.makes_message() && step.is_open())
+    }
+
+    /// How many turns have called tools.
+    #[must_use]
+    pub fn rounds(&self) -> usize {
+        self.steps.iter().filter(|step| !step.makes_message()).count()
+    }
+
+    /// How much of the text was written before the last turn that called tools had ended.
+    fn settled_bytes(&self) -> usize {
+        self.steps.iter().filter_map(|step| step.turn.as_ref()).map(|turn| turn.text_bytes).max().unwrap_or(0)
+    }
 }
 
 /// What has happened to a run.
@@ -64,13 +100,21 @@ pub enum Input {
     Claimed,
     /// The model has begun to write.
     TextBegan,
+    /// The model has begun to call tools.
+    CallsBegan,
     /// The model has ended its answer; the text is in the message already.
     ModelReplied {
         /// What the answer cost.
         usage: Usage,
         /// Why it ended.
         finish: FinishReason,
+        /// The calls that it made, after [`Input::CallsBegan`].
+        calls: Vec<MadeCall>,
     },
+    /// The client has answered all calls, in their order.
+    OutputsSubmitted(Vec<String>),
+    /// The run has used up what it may read or write.
+    LimitReached(RunIncompleteReason),
     /// A client wants it stopped.
     CancelRequested,
     /// It was stopped as wanted.
@@ -88,8 +132,10 @@ pub struct Transition {
     pub progress: Progress,
     /// Steps to write.
     pub steps: Vec<RunStep>,
-    /// Messages to write.
-    pub messages: Vec<Message>,
+    /// The message to write, when it has changed.
+    pub message: Option<Message>,
+    /// Whether that message is begun by this.
+    pub message_is_new: bool,
     /// What to tell, after it is written.
     pub events: Vec<StreamEvent>,
     /// What to do next.
@@ -107,6 +153,37 @@ pub enum Effect {
     AbortModel,
     /// Let go of the run: it is over.
     Release,
+}
+
+impl Transition {
+    /// What to write: the run at `version` becomes what it is now.
+    #[must_use]
+    pub fn commit(&self, version: i64, due_at: Option<Timestamp>) -> Commit<'_> {
+        let message = self.message.as_ref();
+        Commit {
+            run: &self.progress.run,
+            version,
+            due_at,
+            steps: &self.steps,
+            new_message: message.filter(|_| self.message_is_new),
+            changed_message: message.filter(|_| !self.message_is_new),
+        }
+    }
+
+    /// This, and then what `next` has changed as well: one commit for both.
+    #[must_use]
+    pub fn and(self, next: Self) -> Self {
+        let mut steps = self.steps;
+        steps.retain(|step| !next.steps.iter().any(|later| later.id == step.id));
+        steps.extend(next.steps);
+        Self {
+            steps,
+            message: next.message.or(self.message),
+            message_is_new: self.message_is_new || next.message_is_new,
+            events: self.events.into_iter().chain(next.events).collect(),
+            ..next
+        }
+    }
 }
 
 /// An input that means nothing in the run's state.
@@ -139,21 +216,34 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
         (InProgress { .. }, Input::TextBegan) if progress.message.is_none() => {
             Ok(change.begin_message(ids).done(Effect::Continue))
         }
-        (InProgress { started_at }, Input::ModelReplied { usage, finish }) => {
-            Ok(change.reply(*started_at, usage, finish, ids))
+        (InProgress { .. }, Input::CallsBegan) if progress.open_calls().is_none() => {
+            Ok(change.begin_calls(ids).done(Effect::Continue))
         }
+        (InProgress { started_at }, Input::ModelReplied { usage, finish, calls }) => match progress.open_calls() {
+            Some(_) if !calls.is_empty() => Ok(change.ask_client(*started_at, usage, calls)),
+            None if calls.is_empty() => Ok(change.reply(*started_at, usage, finish, ids)),
+            _ => Err(InvalidTransition { status: "in_progress", input: "ModelReplied" }),
+        },
+        (RequiresAction { started_at, calls }, Input::OutputsSubmitted(outputs)) if calls.len() == outputs.len() => {
+            Ok(change.resume(*started_at, &outputs))
+        }
+        (InProgress { started_at }, Input::LimitReached(reason)) => Ok(change
+            .end_message(IncompleteReason::MaxTokens)
+            .end_steps(&StepState::Completed { at: now }, StepEvent::Completed)
+            .run(RunState::Incomplete { started_at: *started_at, at: now, reason }, RunEvent::Incomplete)
+            .done(Effect::Release)),
         (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::CancelRequested) => {
             Ok(change.run(RunState::Cancelling { started_at }, RunEvent::Cancelling).done(Effect::AbortModel))
         }
         (Cancelling { .. }, Input::Stopped | Input::DeadlinePassed) => Ok(change
             .end_message(IncompleteReason::RunCancelled)
-            .end_step(StepState::Cancelled { at: now }, StepEvent::Cancelled)
+            .end_steps(&StepState::Cancelled { at: now }, StepEvent::Cancelled)
             .run(RunState::Cancelled { started_at, at: now }, RunEvent::Cancelled)
             .done(Effect::Release)),
         (Queued { .. } | InProgress { .. }, Input::Failed(error)) => Ok(change.fail(started_at, error, ids)),
         (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::DeadlinePassed) => Ok(change
             .end_message(IncompleteReason::RunExpired)
-            .end_step(StepState::Expired { at: now }, StepEvent::Expired)
+            .end_steps(&StepState::Expired { at: now }, StepEvent::Expired)
             .run(RunState::Expired { started_at }, RunEvent::Expired)
             .done(Effect::Release)),
         (state, input) => Err(InvalidTransition { status: state.status(), input: input.name() }),
@@ -167,6 +257,9 @@ impl Input {
         match self {
             Self::Claimed => "Claimed",
             Self::TextBegan => "TextBegan",
+            Self::CallsBegan => "CallsBegan",
+            Self::OutputsSubmitted(_) => "OutputsSubmitted",
+            Self::LimitReached(_) => "LimitReached",
             Self::ModelReplied { .. } => "ModelReplied",
             Self::CancelRequested => "CancelRequested",
             Self::Stopped => "Stopped",
@@ -180,23 +273,36 @@ impl Input {
 struct Change {
     progress: Progress,
     steps: Vec<RunStep>,
-    messages: Vec<Message>,
+    message: Option<Message>,
+    message_is_new: bool,
     events: Vec<StreamEvent>,
     now: Timestamp,
 }
 
 impl Change {
     fn new(progress: Progress, now: Timestamp) -> Self {
-        Self { progress, steps: Vec::new(), messages: Vec::new(), events: Vec::new(), now }
+        Self { message_is_new: false, progress, steps: Vec::new(), message: None, events: Vec::new(), now }
     }
 
     fn done(self, effect: Effect) -> Transition {
-        Transition { progress: self.progress, steps: self.steps, messages: self.messages, events: self.events, effect }
+        Transition {
+            progress: self.progress,
+            steps: self.steps,
+            message: self.message,
+            message_is_new: self.message_is_new,
+            events: self.events,
+            effect,
+        }
     }
 
+    /// What a turn had begun when its executor died is begun anew.
     fn claim(mut self) -> Transition {
+        let settled = self.progress.settled_bytes();
         if let Some(message) = &mut self.progress.message {
-            message.content.clear();
+            match message.content.first_mut() {
+                Some(Content::Text { text }) if settled > 0 => text.value.truncate(settled),
+                _ => message.content.clear(),
+            }
         }
         let started_at = self.now;
         self.run(RunState::InProgress { started_at }, RunEvent::InProgress).done(Effect::CallModel)
@@ -211,7 +317,7 @@ impl Change {
             message.content.push(Content::text(""));
         }
         self.progress.run.usage += usage;
-        if let Some(step) = &mut self.progress.step {
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| step.makes_message()) {
             step.usage = Some(usage);
         }
         let at = self.now;
@@ -224,7 +330,7 @@ impl Change {
             None => self.message(MessageState::Completed { at }, MessageEvent::Completed),
             Some(reason) => self.end_message(reason),
         }
-        .end_step(StepState::Completed { at }, StepEvent::Completed);
+        .end_steps(&StepState::Completed { at }, StepEvent::Completed);
         let reason = RunIncompleteReason::MaxCompletionTokens;
         match cut {
             None => ended.run(RunState::Completed { started_at, at }, RunEvent::Completed),
@@ -236,22 +342,70 @@ impl Change {
     fn fail(mut self, started_at: Option<Timestamp>, error: LastError, ids: &Ids) -> Transition {
         let at = self.now;
         let state = StepState::Failed { at, error: error.clone() };
-        if self.progress.step.is_some() {
-            self = self.end_message(IncompleteReason::RunFailed).end_step(state, StepEvent::Failed);
-        } else {
+        self = self.end_message(IncompleteReason::RunFailed).end_steps(&state, StepEvent::Failed);
+        if !self.progress.steps.iter().any(RunStep::makes_message) {
             let details = StepDetails::MessageCreation { message_creation: MessageCreation { message_id: ids.make() } };
             let mut step = RunStep::begin(ids.make(), &self.progress.run, details, at);
             step.state = state;
             self.steps.push(step.clone());
-            self.progress.step = Some(step);
+            self.progress.steps.push(step);
         }
         self.run(RunState::Failed { started_at, at, error }, RunEvent::Failed).done(Effect::Release)
     }
 
+    fn begin_calls(mut self, ids: &Ids) -> Self {
+        let details = StepDetails::ToolCalls { tool_calls: Vec::new() };
+        let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
+        if self.progress.message.is_none() {
+            self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
+            self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
+        }
+        self.steps.push(step.clone());
+        self.progress.steps.push(step);
+        self
+    }
+
+    fn ask_client(mut self, started_at: Timestamp, usage: Usage, made: Vec<MadeCall>) -> Transition {
+        self.progress.run.usage += usage;
+        let text_bytes = self.progress.text().len();
+        let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
+            made.into_iter().map(|made| (made.call, made.upstream_id)).unzip();
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.makes_message() && step.is_open()) {
+            let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
+            step.details = StepDetails::ToolCalls { tool_calls };
+            step.usage = Some(usage);
+            step.turn = Some(TurnRecord { text_bytes, call_ids });
+            self.steps.push(step.clone());
+        }
+        // What was written before the calls is kept with them, so that it outlives this server.
+        self.message.clone_from(&self.progress.message);
+        self.run(RunState::RequiresAction { started_at, calls }, RunEvent::RequiresAction).done(Effect::Release)
+    }
+
+    fn resume(mut self, started_at: Timestamp, outputs: &[String]) -> Transition {
+        let at = self.now;
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.makes_message() && step.is_open()) {
+            if let StepDetails::ToolCalls { tool_calls } = &mut step.details {
+                for (call, output) in tool_calls.iter_mut().zip(outputs) {
+                    call.function.output = Some(output.clone());
+                }
+            }
+            step.state = StepState::Completed { at };
+            self.steps.push(step.clone());
+            self.events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
+        }
+        self.run(RunState::Queued { started_at: Some(started_at) }, RunEvent::Queued).done(Effect::CallModel)
+    }
+
+    /// Begins the message and its step. A step that has lost its message (a client deleted it) makes it anew.
     fn begin_message(mut self, ids: &Ids) -> Self {
+        let begun = self.progress.steps.iter().find_map(|step| match &step.details {
+            StepDetails::MessageCreation { message_creation } => Some(message_creation.message_id.clone()),
+            StepDetails::ToolCalls { .. } => None,
+        });
         let spec = &self.progress.run.spec;
         let message = Message {
-            id: ids.make(),
+            id: begun.clone().unwrap_or_else(|| ids.make()),
             created_at: self.now,
             thread_id: spec.thread_id.clone(),
             author: Some(Author { assistant_id: spec.assistant_id.clone(), run_id: spec.id.clone() }),
@@ -261,27 +415,29 @@ impl Change {
             metadata: Metadata::default(),
             state: MessageState::InProgress,
         };
-        let details =
-            StepDetails::MessageCreation { message_creation: MessageCreation { message_id: message.id.clone() } };
-        let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
-        self.events.extend([
-            StreamEvent::Step(StepEvent::Created, step.clone()),
-            StreamEvent::Step(StepEvent::InProgress, step.clone()),
-            StreamEvent::Message(MessageEvent::Created, message.clone()),
-            StreamEvent::Message(MessageEvent::InProgress, message.clone()),
-        ]);
-        self.steps.push(step.clone());
-        self.messages.push(message.clone());
-        self.progress.step = Some(step);
+        if begun.is_none() {
+            let message_creation = MessageCreation { message_id: message.id.clone() };
+            let details = StepDetails::MessageCreation { message_creation };
+            let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
+            self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
+            self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
+            self.steps.push(step.clone());
+            self.progress.steps.push(step);
+        }
+        self.events.push(StreamEvent::Message(MessageEvent::Created, message.clone()));
+        self.events.push(StreamEvent::Message(MessageEvent::InProgress, message.clone()));
+        self.message = Some(message.clone());
+        self.message_is_new = true;
         self.progress.message = Some(message);
         self
     }
 
     fn message(mut self, state: MessageState, event: MessageEvent) -> Self {
-        if let Some(message) = &mut self.progress.message {
+        if let Some(message) =
+            self.progress.message.as_mut().filter(|message| message.state == MessageState::InProgress)
+        {
             message.state = state;
-            self.messages.retain(|written| written.id != message.id);
-            self.messages.push(message.clone());
+            self.message = Some(message.clone());
             self.events.push(StreamEvent::Message(event, message.clone()));
         }
         self
@@ -292,13 +448,27 @@ impl Change {
         self.message(MessageState::Incomplete { at, reason }, MessageEvent::Incomplete)
     }
 
-    fn end_step(mut self, state: StepState, event: StepEvent) -> Self {
-        if let Some(step) = &mut self.progress.step {
-            step.state = state;
+    /// Ends the open steps, that of the message first. Calls beside an open message were not told, so neither is their
+    /// end.
+    fn end_steps(mut self, state: &StepState, event: StepEvent) -> Self {
+        let is_telling = |step: &RunStep| step.makes_message() || self.progress.message.is_none();
+        let mut ended: Vec<(bool, RunStep)> = Vec::new();
+        for step in self.progress.steps.iter().filter(|step| step.is_open()) {
+            let mut step = step.clone();
+            step.state = state.clone();
             step.usage.get_or_insert_default();
+            ended.push((is_telling(&step), step));
+        }
+        ended.sort_by_key(|(_, step)| !step.makes_message());
+        for (is_told, step) in ended {
+            if let Some(place) = self.progress.steps.iter_mut().find(|place| place.id == step.id) {
+                *place = step.clone();
+            }
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
-            self.events.push(StreamEvent::Step(event, step.clone()));
+            if is_told {
+                self.events.push(StreamEvent::Step(event, step));
+            }
         }
         self
     }

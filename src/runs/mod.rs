@@ -5,18 +5,20 @@ pub mod executor;
 pub mod machine;
 pub mod prompt;
 pub mod sweeper;
+pub mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
-use crate::api::run::RunState;
+use crate::api::run::{FunctionCall, RunState, ToolOutput};
 use crate::api::tool::ToolResources;
 use crate::api::{
-    CreateRun, CreateThread, CreateThreadAndRun, ModifyRun, Page, PageQuery, Run, RunId, StreamEvent, Thread, ThreadId,
+    CreateRun, CreateThread, CreateThreadAndRun, ModifyRun, Page, PageQuery, Run, RunId, StreamEvent,
+    SubmitToolOutputs, Thread, ThreadId,
 };
-use crate::store::{self, Commit, FIRST_VERSION, Ground, NewRun, Versioned};
+use crate::store::{self, FIRST_VERSION, Ground, NewRun, Versioned};
 
 use events::Listener;
 use executor::Executor;
@@ -42,7 +44,7 @@ pub struct Runs {
     pub(crate) executor: Arc<Executor>,
 }
 
-/// A run that was just created, and its stream when one was asked for.
+/// A run that was just created or resumed, and its stream when one was asked for.
 #[derive(Debug)]
 pub struct Created {
     /// The run as it began: queued.
@@ -143,7 +145,7 @@ impl Runs {
         match (slot, started) {
             (Some(slot), Some(started)) => {
                 log.tell(started.events);
-                executor.start(slot, started.progress.run, FIRST_VERSION, log, whole_thread);
+                executor.start(slot, started.progress, FIRST_VERSION, log, whole_thread);
             }
             _ => executor.queue(),
         }
@@ -226,6 +228,64 @@ impl Runs {
         }
     }
 
+    /// Takes the client's answers to all calls of a run, and lets the run go on; gives it as queued.
+    ///
+    /// # Errors
+    /// 404 for an unknown run; 400 when none are due, and when they are not one for each call. Of two callers at once,
+    /// one wins.
+    pub async fn submit_tool_outputs(
+        &self,
+        thread: &ThreadId,
+        id: &RunId,
+        request: SubmitToolOutputs,
+    ) -> Result<Created, Failure> {
+        let executor = &self.executor;
+        let parts = &executor.parts;
+        if executor.is_draining() {
+            return Err(Error::new(Kind::Unavailable, "The server is stopping and takes no tool outputs.").into());
+        }
+        let now = parts.clock.now();
+        let found = parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
+        let run = if found.run.is_overdue(now) { self.expire(found.clone()).await? } else { found.run };
+        let RunState::RequiresAction { calls, .. } = &run.state else {
+            return Err(not_accepting(&run));
+        };
+        let outputs = outputs_in_order(calls, request.tool_outputs)?;
+
+        let (steps, message) = parts.store.parts(id).await?;
+        let progress = Progress { run, steps, message };
+        let invalid = |error: machine::InvalidTransition| Error::new(Kind::Server, error.to_string());
+        let resumed = machine::step(&progress, Input::OutputsSubmitted(outputs), now, &parts.ids).map_err(invalid)?;
+        let queued = resumed.progress.run.clone();
+
+        // With a free slot the run goes on in the same commit; without one it waits.
+        let slot = executor.slot();
+        let (transition, due_at) = match &slot {
+            Some(_) => {
+                let claimed = machine::step(&resumed.progress, Input::Claimed, now, &parts.ids).map_err(invalid)?;
+                (resumed.and(claimed), executor.lease_end())
+            }
+            None => (resumed, now),
+        };
+        let version = match parts.store.commit(transition.commit(found.version, Some(due_at))).await {
+            Ok(version) => version,
+            Err(store::Error::Stale) => {
+                let now = parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
+                return Err(not_accepting(&now.run));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let log = executor.logs.renew(id);
+        log.begin_at(&progress);
+        let listener = (request.stream == Some(true)).then(|| log.listen());
+        log.tell(transition.events);
+        match slot {
+            Some(slot) => executor.start(slot, transition.progress, version, log, None),
+            None => executor.queue(),
+        }
+        Ok(Created { run: queued, listener })
+    }
+
     /// Ends a run whose time is up, and gives what it has become: expired, or the end that came first.
     pub(crate) async fn expire(&self, found: Versioned) -> Result<Run, store::Error> {
         let spec = found.run.spec.clone();
@@ -254,24 +314,16 @@ impl Runs {
             Some(log) => Some(log.gate.lock().await),
             None => None,
         };
-        let (step, message) = parts.store.open_parts(&id).await?;
-        let progress = Progress { run: found.run, step, message };
+        let (steps, message) = parts.store.parts(&id).await?;
+        let progress = Progress { run: found.run, steps, message };
         let Ok(transition) = machine::step(&progress, input, parts.clock.now(), &parts.ids) else { return Ok(None) };
-        let run = transition.progress.run;
-        let due_at = if run.state.is_over() { None } else { due_at };
-        let commit = Commit {
-            run: &run,
-            version: found.version,
-            due_at,
-            steps: &transition.steps,
-            messages: &transition.messages,
-        };
-        match parts.store.commit(commit).await {
+        let due_at = if transition.progress.run.state.is_over() { None } else { due_at };
+        match parts.store.commit(transition.commit(found.version, due_at)).await {
             Ok(version) => {
                 if let Some(log) = &log {
                     log.tell(transition.events);
                 }
-                Ok(Some(Versioned { run, version, due_at }))
+                Ok(Some(Versioned { run: transition.progress.run, version, due_at }))
             }
             Err(store::Error::Stale) => Ok(None),
             Err(error) => Err(error),
@@ -308,9 +360,35 @@ impl Runs {
     async fn look(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Progress>, store::Error> {
         let store = &self.executor.parts.store;
         let Some(found) = store.run(thread, id).await? else { return Ok(None) };
-        let (step, message) = store.open_parts(id).await?;
-        Ok(Some(Progress { run: found.run, step, message }))
+        let (steps, message) = store.parts(id).await?;
+        Ok(Some(Progress { run: found.run, steps, message }))
     }
+}
+
+fn not_accepting(run: &Run) -> Failure {
+    Error::invalid(format!("Runs in status \"{}\" do not accept tool outputs.", run.state.status())).into()
+}
+
+/// The outputs in the order of the calls; there must be one for each.
+fn outputs_in_order(calls: &[FunctionCall], given: Vec<ToolOutput>) -> Result<Vec<String>, Error> {
+    let mut given: Vec<(String, String)> = given
+        .into_iter()
+        .map(|output| (output.tool_call_id.unwrap_or_default(), output.output.unwrap_or_default()))
+        .collect();
+    let list = |ids: Vec<&str>| ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ");
+    let expected = list(calls.iter().map(|call| call.id.as_str()).collect());
+    let got = list(given.iter().map(|(id, _)| id.as_str()).collect());
+    let refused = || Error::invalid(format!("Expected tool outputs for call_ids [{expected}], got [{got}]"));
+    if given.len() != calls.len() {
+        return Err(refused());
+    }
+    calls
+        .iter()
+        .map(|call| {
+            let place = given.iter().position(|(id, _)| id == call.id.as_str()).ok_or_else(refused)?;
+            Ok(given.swap_remove(place).1)
+        })
+        .collect()
 }
 
 /// What was to be added to a thread.

@@ -2,35 +2,118 @@
 
 use serde_json::{Value, json};
 
+use super::machine::Progress;
 use crate::api::message::{Content, Role};
-use crate::api::run::Truncation;
-use crate::api::{Message, Run};
+use crate::api::run::{RunSpec, Truncation};
+use crate::api::run_step::StepDetails;
+use crate::api::tool::{NamedTool, Tool, ToolChoice, ToolMode};
+use crate::api::{Message, RunStep};
 use crate::llm::{ChatMessage, ChatRequest};
 
-/// The request for a run's answer: its instructions, then the thread, oldest message first.
+/// The request for a run's next turn: its instructions, then the thread, oldest message first, then what the run has
+/// said and called itself, with the outputs.
 ///
-/// Messages that `run` wrote itself are left out: they are what it is about to write again.
+/// Messages that the run wrote are left out of the thread: the text before each of its calls stands with them, and
+/// what came after the last is about to be written again.
 #[must_use]
-pub fn build(run: &Run, thread: &[Message]) -> ChatRequest {
-    let spec = &run.spec;
+pub fn build(progress: &Progress, thread: &[Message]) -> ChatRequest {
+    let spec = &progress.run.spec;
     let wrote_it = |message: &&Message| message.author.as_ref().is_none_or(|author| author.run_id != spec.id);
     let said: Vec<ChatMessage> = thread.iter().filter(wrote_it).filter_map(chat_message).collect();
-    let strategy = spec.truncation_strategy;
-    let kept = match (strategy.r#type, strategy.last_messages) {
-        (Truncation::LastMessages, Some(count)) => said.len().min(count as usize),
-        (Truncation::LastMessages, None) | (Truncation::Auto, _) => said.len(),
-    };
-    let system = (!spec.instructions.is_empty())
-        .then(|| ChatMessage { role: "system", content: Value::String(spec.instructions.clone()) });
+    let kept = last_messages(spec).map_or(said.len(), |count| said.len().min(count));
+    let system =
+        (!spec.instructions.is_empty()).then(|| ChatMessage::new("system", Value::String(spec.instructions.clone())));
+    let thread = said.into_iter().rev().take(kept).rev();
+    let tools: Vec<Value> = spec.tools.iter().filter_map(function).collect();
     ChatRequest {
         model: spec.model.clone(),
-        messages: system.into_iter().chain(said.into_iter().rev().take(kept).rev()).collect(),
+        messages: system.into_iter().chain(thread).chain(rounds(progress)).collect(),
         temperature: spec.temperature,
         top_p: spec.top_p,
         max_completion_tokens: spec.max_completion_tokens,
         response_format: spec.response_format.for_model().cloned(),
         reasoning_effort: spec.reasoning_effort.clone(),
+        tool_choice: if tools.is_empty() { None } else { tool_choice(spec, progress.rounds()) },
+        parallel_tool_calls: (!tools.is_empty() && !spec.parallel_tool_calls).then_some(false),
+        tools,
     }
+}
+
+/// How many of the newest messages are wanted, when not all of them.
+#[must_use]
+pub fn last_messages(spec: &RunSpec) -> Option<usize> {
+    let strategy = spec.truncation_strategy;
+    match strategy.r#type {
+        Truncation::LastMessages => strategy.last_messages.map(|count| count as usize),
+        Truncation::Auto => None,
+    }
+}
+
+/// The functions that the model may call, by name.
+#[must_use]
+pub fn functions(spec: &RunSpec) -> Vec<&str> {
+    spec.tools
+        .iter()
+        .filter_map(|tool| match tool {
+            Tool::Function { function } => Some(function.name.as_str()),
+            Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
+        })
+        .collect()
+}
+
+/// A tool as chat completions have it. The service's own tools are not offered before they are served.
+fn function(tool: &Tool) -> Option<Value> {
+    match tool {
+        Tool::Function { .. } => Some(json!(tool)),
+        Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
+    }
+}
+
+/// `required` and a named function hold for the first turn alone: else the run could not end.
+fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
+    match &spec.tool_choice {
+        ToolChoice::Mode(ToolMode::None) => Some(json!("none")),
+        ToolChoice::Mode(ToolMode::Required) if rounds == 0 => Some(json!("required")),
+        ToolChoice::Named(named @ NamedTool::Function { .. }) if rounds == 0 => Some(json!(named)),
+        ToolChoice::Mode(ToolMode::Auto | ToolMode::Required) | ToolChoice::Named(_) => None,
+    }
+}
+
+/// What the run has said and called so far: for each turn with calls, the assistant's words and calls, then the
+/// outputs.
+fn rounds(progress: &Progress) -> Vec<ChatMessage> {
+    let text = progress.text();
+    let mut from = 0;
+    let mut messages = Vec::new();
+    for step in progress.steps.iter().filter(|step| !step.is_open()) {
+        let (StepDetails::ToolCalls { tool_calls }, Some(turn)) = (&step.details, &step.turn) else { continue };
+        let words = text.get(from..turn.text_bytes).unwrap_or_default().trim();
+        from = turn.text_bytes;
+        let content = if words.is_empty() { Value::Null } else { Value::String(words.to_owned()) };
+        let calls = tool_calls.iter().zip(&turn.call_ids).map(|(call, id)| {
+            let function = json!({"name": call.function.name, "arguments": call.function.arguments});
+            json!({"id": id, "type": "function", "function": function})
+        });
+        let mut assistant = ChatMessage::new("assistant", content);
+        assistant.tool_calls = calls.collect();
+        messages.push(assistant);
+        messages.extend(outputs(step));
+    }
+    messages
+}
+
+fn outputs(step: &RunStep) -> Vec<ChatMessage> {
+    let (StepDetails::ToolCalls { tool_calls }, Some(turn)) = (&step.details, &step.turn) else { return Vec::new() };
+    tool_calls
+        .iter()
+        .zip(&turn.call_ids)
+        .map(|(call, id)| {
+            let output = call.function.output.clone().unwrap_or_default();
+            let mut message = ChatMessage::new("tool", Value::String(output));
+            message.tool_call_id = Some(id.clone());
+            message
+        })
+        .collect()
 }
 
 /// A message as chat completions have it: a string where it is only words, else parts. None when nothing of it can be
@@ -48,7 +131,7 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
     } else {
         Value::String(words.join("\n"))
     };
-    (content != Value::String(String::new())).then_some(ChatMessage { role, content })
+    (content != Value::String(String::new())).then(|| ChatMessage::new(role, content))
 }
 
 fn words(part: &Content) -> Option<&str> {

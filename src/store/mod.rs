@@ -172,8 +172,10 @@ pub struct Commit<'a> {
     pub due_at: Option<Timestamp>,
     /// Steps, new or changed.
     pub steps: &'a [RunStep],
-    /// Messages, new or changed.
-    pub messages: &'a [Message],
+    /// The run's message, when it is begun by this.
+    pub new_message: Option<&'a Message>,
+    /// The run's message, when it was begun before and has changed. One that was deleted since stays deleted.
+    pub changed_message: Option<&'a Message>,
 }
 
 /// Runs and their steps.
@@ -192,8 +194,8 @@ pub trait Runs {
     async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error>;
     /// Replaces a run's metadata; the run's version stays.
     async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error>;
-    /// Gives what is open of a run: its `message_creation` step and its message.
-    async fn open_parts(&self, run: &RunId) -> Result<(Option<RunStep>, Option<Message>), Error>;
+    /// Gives what a run has done: its steps, in order, and its message.
+    async fn parts(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error>;
     /// Leases the run that has been due for longest, until `until`; none when nothing is due.
     ///
     /// Until then no other caller gets this run. The version is raised, so an executor that lost it can write nothing.

@@ -204,8 +204,8 @@ impl Backend {
 
     /// Says whether the run was still at the commit's version.
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<bool, Error> {
-        let rows = MessageRows::new(commit.messages);
-        let message_at = commit.messages.iter().map(|message| message.created_at.0).max().unwrap_or(0);
+        let new = commit.new_message;
+        let changed = commit.changed_message;
         let (written,): (i64,) = sqlx::query_as::<Db, _>(
             "with run as (
                 update runs set active = $3, version = version + 1, due_at = $4, state = $5
@@ -214,20 +214,22 @@ impl Backend {
             ), thread as (
                 update threads
                 set active_run = case when $3 then active_run else nullif(active_run, $1) end,
-                    message_seq = message_seq + $6, message_at = greatest(message_at, $7)
+                    message_seq = message_seq + case when $6::text is null then 0 else 1 end,
+                    message_at = greatest(message_at, $7)
                 from run
-                where threads.id = run.thread_id and ($6 > 0 or not $3)
-                returning message_seq - $6 as seq, message_at
-            ), message as (
+                where threads.id = run.thread_id and ($6 is not null or not $3)
+                returning message_seq, message_at
+            ), new_message as (
                 insert into messages (id, thread_id, seq, created_at, run_id, metadata, body)
-                select m.id, run.thread_id, thread.seq + m.seq, thread.message_at, $1, m.metadata, m.body
-                from run, thread, unnest($8::text[], $9::text[], $10::text[]) with ordinality
-                    as m (id, metadata, body, seq)
-                on conflict (id) do update set body = excluded.body
+                select $6, run.thread_id, thread.message_seq, thread.message_at, $1, $8, $9
+                from run, thread
+                where $6 is not null
+            ), changed_message as (
+                update messages set body = $11 from run where messages.id = $10
             ), step as (
                 insert into run_steps (id, run_id, thread_id, created_at, body)
                 select s.id, $1, run.thread_id, s.created_at, s.body
-                from run, unnest($11::text[], $12::bigint[], $13::text[]) as s (id, created_at, body)
+                from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
                 on conflict (id) do update set body = excluded.body
             )
             select count(*) from run",
@@ -237,11 +239,12 @@ impl Backend {
         .bind(!commit.run.state.is_over())
         .bind(commit.due_at.map(|due_at| due_at.0))
         .bind(runs::state_column(commit.run))
-        .bind(rows.count())
-        .bind(message_at)
-        .bind(rows.ids)
-        .bind(rows.metadata)
-        .bind(rows.bodies)
+        .bind(new.map(|message| message.id.as_str()))
+        .bind(new.map_or(0, |message| message.created_at.0))
+        .bind(new.map(|message| to_json(&message.metadata)))
+        .bind(new.map(to_json))
+        .bind(changed.map(|message| message.id.as_str()))
+        .bind(changed.map(to_json))
         .bind(commit.steps.iter().map(|step| step.id.as_str()).collect::<Vec<_>>())
         .bind(commit.steps.iter().map(|step| step.created_at.0).collect::<Vec<_>>())
         .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())

@@ -191,25 +191,28 @@ impl Backend {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        if !active || !commit.messages.is_empty() {
-            let message_at = commit.messages.iter().map(|message| message.created_at.0).max().unwrap_or(0);
+        let new = commit.new_message;
+        if !active || new.is_some() {
             let (seq, created_at): (i64, i64) = sqlx::query_as::<Db, _>(
                 "update threads
                  set active_run = case when $3 then active_run else nullif(active_run, $2) end,
                      message_seq = message_seq + $4, message_at = max(message_at, $5)
                  where id = $1
-                 returning message_seq - $4, message_at",
+                 returning message_seq, message_at",
             )
             .bind(run.thread_id.as_str())
             .bind(run.id.as_str())
             .bind(active)
-            .bind(count(commit.messages))
-            .bind(message_at)
+            .bind(i64::from(new.is_some()))
+            .bind(new.map_or(0, |message| message.created_at.0))
             .fetch_one(&mut *tx)
             .await?;
-            for (message, seq) in commit.messages.iter().zip(seq + 1..) {
+            if let Some(message) = new {
                 write_message(&mut tx, message, seq, created_at).await?;
             }
+        }
+        if let Some(message) = commit.changed_message {
+            update_message(&mut tx, message).await?;
         }
         for step in commit.steps {
             write_step(&mut tx, step).await?;
@@ -237,11 +240,7 @@ impl Backend {
             return Ok(false);
         }
         if let Some(message) = message {
-            sqlx::query::<Db>("update messages set body = $2 where id = $1")
-                .bind(message.id.as_str())
-                .bind(to_json(message))
-                .execute(&mut *tx)
-                .await?;
+            update_message(&mut tx, message).await?;
         }
         tx.commit().await?;
         Ok(true)
@@ -293,12 +292,10 @@ async fn insert_thread_row(
     Ok(())
 }
 
-/// A message that is there already keeps its place.
 async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, created_at: i64) -> Result<(), Error> {
     sqlx::query::<Db>(
         "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body)
-         values ($1, $2, $3, $4, $5, $6, $7)
-         on conflict (id) do update set body = excluded.body",
+         values ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(message.id.as_str())
     .bind(message.thread_id.as_str())
@@ -309,6 +306,16 @@ async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, c
     .bind(to_json(message))
     .execute(tx)
     .await?;
+    Ok(())
+}
+
+/// A message that was deleted meanwhile stays deleted.
+async fn update_message(tx: &mut SqliteConnection, message: &Message) -> Result<(), Error> {
+    sqlx::query::<Db>("update messages set body = $2 where id = $1")
+        .bind(message.id.as_str())
+        .bind(to_json(message))
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

@@ -28,4 +28,5 @@ mod slow_clients;
 mod store;
 mod streaming;
 mod threads;
+mod tool_calls;
 mod upstreams;

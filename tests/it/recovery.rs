@@ -8,7 +8,7 @@ use assistd::api::tool::ToolResources;
 use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Timestamp};
 use assistd::clock::Clock;
 use assistd::runs::machine::{self, Input, Progress};
-use assistd::store::{Commit, FIRST_VERSION, NewRun};
+use assistd::store::{FIRST_VERSION, NewRun};
 use serde_json::{Value, json};
 
 use crate::both_stores;
@@ -34,9 +34,7 @@ async fn leave_behind(database: &Database) -> String {
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextBegan] {
         let transition = machine::step(&progress, input, now, &ids).unwrap();
-        let run = &transition.progress.run;
-        let (steps, messages) = (&transition.steps, &transition.messages);
-        version = store.commit(Commit { run, version, due_at: Some(lapsed), steps, messages }).await.unwrap();
+        version = store.commit(transition.commit(version, Some(lapsed))).await.unwrap();
         progress = transition.progress;
     }
     progress.append("Half an ans");

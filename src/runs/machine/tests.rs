@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::*;
 use crate::api::rule::Request as _;
-use crate::api::run::{ErrorCode, FunctionCall};
+use crate::api::run::ErrorCode;
 use crate::api::tool::ToolResources;
-use crate::api::{Assistant, CreateAssistant, CreateRun, ToolCallId};
+use crate::api::{Assistant, CreateAssistant, CreateRun};
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -26,14 +26,31 @@ fn failure() -> LastError {
 }
 
 fn replied(finish: FinishReason) -> Input {
-    Input::ModelReplied { usage: usage(5), finish }
+    Input::ModelReplied { usage: usage(5), finish, calls: Vec::new() }
+}
+
+fn call(ids: &Ids) -> FunctionCall {
+    FunctionCall { id: ids.make(), name: "f".to_owned(), arguments: "{}".to_owned() }
+}
+
+fn called() -> Input {
+    let call = call(&Ids::counting());
+    let calls = vec![MadeCall { call, upstream_id: "call_up".to_owned() }];
+    Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls }
+}
+
+fn answered() -> Input {
+    Input::OutputsSubmitted(vec!["sunny".to_owned()])
 }
 
 fn inputs() -> Vec<Input> {
     vec![
         Input::Claimed,
         Input::TextBegan,
+        Input::CallsBegan,
         replied(FinishReason::Stop),
+        answered(),
+        Input::LimitReached(RunIncompleteReason::MaxPromptTokens),
         Input::CancelRequested,
         Input::Stopped,
         Input::Failed(failure()),
@@ -43,8 +60,7 @@ fn inputs() -> Vec<Input> {
 
 fn states() -> Vec<RunState> {
     let (started_at, at) = (NOW, NOW);
-    let id: ToolCallId = Ids::counting().make();
-    let calls = vec![FunctionCall { id, name: "f".to_owned(), arguments: "{}".to_owned() }];
+    let calls = vec![call(&Ids::counting())];
     vec![
         RunState::Queued { started_at: None },
         RunState::InProgress { started_at },
@@ -60,37 +76,30 @@ fn states() -> Vec<RunState> {
 
 #[test]
 fn the_table_at_the_head_of_the_file_is_true() {
+    // Claimed, TextBegan, CallsBegan, ModelReplied, OutputsSubmitted, LimitReached, CancelRequested, Stopped, Failed,
+    // DeadlinePassed; a dash is refused.
+    let over = "- - - - - - - - - -";
     let table = [
-        ("queued", [Some("in_progress"), None, None, Some("cancelling"), None, Some("failed"), Some("expired")]),
-        (
-            "in_progress",
-            [
-                Some("in_progress"),
-                Some("in_progress"),
-                Some("completed"),
-                Some("cancelling"),
-                None,
-                Some("failed"),
-                Some("expired"),
-            ],
-        ),
-        ("requires_action", [None, None, None, Some("cancelling"), None, None, Some("expired")]),
-        ("cancelling", [None, None, None, None, Some("cancelled"), None, Some("cancelled")]),
-        ("cancelled", [None; 7]),
-        ("failed", [None; 7]),
-        ("completed", [None; 7]),
-        ("incomplete", [None; 7]),
-        ("expired", [None; 7]),
+        ("queued", "in_progress - - - - - cancelling - failed expired"),
+        ("in_progress", "in_progress in_progress in_progress completed - incomplete cancelling - failed expired"),
+        ("requires_action", "- - - - queued - cancelling - - expired"),
+        ("cancelling", "- - - - - - - cancelled - cancelled"),
+        ("cancelled", over),
+        ("failed", over),
+        ("completed", over),
+        ("incomplete", over),
+        ("expired", over),
     ];
 
     for (state, (status, row)) in states().into_iter().zip(table) {
         assert_eq!(state.status(), status);
-        for (input, expected) in inputs().into_iter().zip(row) {
+        assert_eq!(row.split(' ').count(), inputs().len());
+        for (input, expected) in inputs().into_iter().zip(row.split(' ')) {
             let ids = Ids::counting();
             let progress = Progress::new(Run { state: state.clone(), ..run(&ids) });
             let name = input.name();
             let became = step(&progress, input, NOW, &ids).map(|transition| transition.progress.run.state.status());
-            assert_eq!(became.ok(), expected, "{status} × {name}");
+            assert_eq!(became.unwrap_or("-"), expected, "{status} × {name}");
         }
     }
 }
@@ -123,7 +132,7 @@ fn an_answer_is_told_in_the_recorded_order() {
     let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
     assert_eq!(told, [&BEGUN[..], &WRITING, &end].concat());
     assert_eq!(progress.run.usage, usage(5));
-    assert_eq!(progress.step.unwrap().usage, Some(usage(5)));
+    assert_eq!(progress.steps[0].usage, Some(usage(5)));
     assert_eq!(progress.message.unwrap().content, [Content::text("Hi")]);
 }
 
@@ -163,7 +172,7 @@ fn a_failure_before_any_text_ends_the_one_step_and_makes_no_message() {
 
     let told: Vec<&str> = transition.events.iter().map(StreamEvent::name).collect();
     assert_eq!(told, ["thread.run.failed"]);
-    assert_eq!(transition.messages, []);
+    assert_eq!(transition.message, None);
     assert_eq!(transition.steps.len(), 1);
     assert_eq!(transition.steps[0].state, StepState::Failed { at: NOW, error: failure() });
 }
@@ -173,7 +182,7 @@ fn a_cancel_or_a_deadline_before_any_text_makes_no_step() {
     for inputs in [vec![Input::CancelRequested, Input::Stopped], vec![Input::Claimed, Input::DeadlinePassed]] {
         let (progress, _) = walk(inputs);
 
-        assert_eq!((progress.step, progress.message), (None, None));
+        assert_eq!((progress.steps, progress.message), (Vec::new(), None));
     }
 }
 
@@ -200,35 +209,128 @@ fn a_run_that_is_taken_up_again_writes_into_the_same_message_from_its_beginning(
     assert_eq!(after.content, [Content::text("Hello")]);
 }
 
+const CALLING: [&str; 2] = ["thread.run.step.created", "thread.run.step.in_progress"];
+
+#[test]
+fn calls_are_told_in_the_recorded_order_and_the_run_goes_on_with_their_outputs() {
+    let (progress, told) = walk(vec![
+        Input::Claimed,
+        Input::CallsBegan,
+        called(),
+        answered(),
+        Input::Claimed,
+        Input::TextBegan,
+        replied(FinishReason::Stop),
+    ]);
+
+    let asked = ["thread.run.requires_action"];
+    let resumed = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"];
+    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
+    assert_eq!(told, [&BEGUN[..], &CALLING, &asked, &resumed, &WRITING, &end].concat());
+    let mut sum = usage(3);
+    sum += usage(5);
+    assert_eq!(progress.run.usage, sum);
+    assert_eq!(progress.steps.iter().map(|step| step.usage.unwrap()).collect::<Vec<_>>(), [usage(3), usage(5)]);
+    let StepDetails::ToolCalls { tool_calls } = &progress.steps[0].details else { panic!("calls came first") };
+    assert_eq!(tool_calls[0].function.output.as_deref(), Some("sunny"));
+}
+
+#[test]
+fn a_message_that_was_begun_before_the_calls_stays_open_and_is_the_only_one() {
+    let (progress, told) = walk(vec![
+        Input::Claimed,
+        Input::TextBegan,
+        Input::CallsBegan,
+        called(),
+        answered(),
+        Input::Claimed,
+        replied(FinishReason::Stop),
+    ]);
+
+    let asked = ["thread.run.requires_action"];
+    let resumed = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"];
+    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
+    assert_eq!(told, [&BEGUN[..], &WRITING, &asked, &resumed, &end].concat());
+    assert_eq!(progress.steps.iter().filter(|step| step.makes_message()).count(), 1);
+    assert_eq!(progress.text(), "Hi");
+}
+
+#[test]
+fn an_end_while_the_client_is_asked_closes_the_calls() {
+    for (inputs, state) in [
+        (vec![Input::CancelRequested, Input::Stopped], StepState::Cancelled { at: NOW }),
+        (vec![Input::DeadlinePassed], StepState::Expired { at: NOW }),
+    ] {
+        let (progress, _) = walk([vec![Input::Claimed, Input::CallsBegan, called()], inputs].concat());
+
+        assert_eq!(progress.steps.iter().map(|step| &step.state).collect::<Vec<_>>(), [&state]);
+    }
+}
+
+#[test]
+fn text_that_was_written_since_the_last_calls_is_written_anew_after_a_crash() {
+    let (mut before, _) =
+        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+    before.append(" and half an ans");
+    let ids = Ids::counting();
+
+    let after = step(&before, Input::Claimed, NOW, &ids).unwrap().progress;
+
+    assert_eq!(after.text(), "Hi");
+}
+
+#[test]
+fn outputs_that_are_not_one_for_each_call_are_refused() {
+    let ids = Ids::counting();
+    let (progress, _) = walk(vec![Input::Claimed, Input::CallsBegan, called()]);
+
+    assert!(step(&progress, Input::OutputsSubmitted(Vec::new()), NOW, &ids).is_err());
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
-    prop::sample::select([inputs(), vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)]].concat())
+    prop::sample::select(
+        [
+            inputs(),
+            // What makes a run go on, more often than what ends it.
+            vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsBegan, Input::TextBegan],
+            vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)],
+        ]
+        .concat(),
+    )
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
     #[test]
     fn whatever_happens_an_end_is_final_told_once_and_has_one_message_step_at_most(
-        inputs in prop::collection::vec(any_input(), 0..30),
+        inputs in prop::collection::vec(any_input(), 0..40),
     ) {
         let ids = Ids::counting();
         let mut progress = Progress::new(run(&ids));
-        let mut steps = std::collections::BTreeSet::new();
         let mut messages = std::collections::BTreeSet::new();
         let mut ends = 0;
         for input in inputs {
             let was_over = progress.run.state.is_over();
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
             prop_assert!(!was_over, "an end was left");
+            prop_assert!(transition.steps.iter().all(|step| transition.progress.steps.contains(step)));
+            prop_assert_eq!(transition.message_is_new, progress.message.is_none() && transition.message.is_some());
+            messages.extend(transition.message.iter().map(|message| message.id.clone()));
+            ends += usize::from(transition.progress.run.state.is_over());
+            let last = transition.events.last().is_some_and(StreamEvent::is_last);
+            prop_assert_eq!(transition.effect == Effect::Release, last);
             progress = transition.progress;
-            steps.extend(transition.steps.iter().map(|step| step.id.clone()));
-            messages.extend(transition.messages.iter().map(|message| message.id.clone()));
-            ends += transition.events.iter().filter(|event| event.is_last()).count();
-            prop_assert_eq!(transition.effect == Effect::Release, progress.run.state.is_over());
         }
-        prop_assert!(steps.len() <= 1 && messages.len() <= 1);
+        let message_steps = progress.steps.iter().filter(|step| step.makes_message()).count();
+        prop_assert!(message_steps <= 1 && messages.len() <= 1);
         prop_assert_eq!(ends, usize::from(progress.run.state.is_over()));
         if progress.run.state.is_over() {
+            let mut sum = Usage::default();
+            progress.steps.iter().for_each(|step| sum += step.usage.unwrap_or_default());
+            prop_assert_eq!(progress.run.usage, sum);
+            prop_assert!(progress.steps.iter().all(|step| !step.is_open()));
             prop_assert!(progress.message.is_none_or(|message| message.state != MessageState::InProgress));
-            prop_assert!(progress.step.is_none_or(|step| step.state != StepState::InProgress));
         }
     }
 }

@@ -43,6 +43,9 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
 
 async fn cursor(db: &Backend, list: &List<'_>, id: Option<&str>) -> Result<Option<(i64, i64)>, Error> {
     let Some(id) = id else { return Ok(None) };
+    if id.contains('\0') {
+        return Err(Error::NoCursor(id.to_owned()));
+    }
     let mut sql = scoped("created_at, seq", list);
     sql.push(" and id = ").push_bind(id);
     let place: Option<(i64, i64)> = sql.build_query_as().fetch_optional(db.reader()).await?;

@@ -9,7 +9,6 @@ use sqlx::Row as _;
 use super::page::{List, page};
 use super::{Backend, CLAIM_RUN, Db, Row, messages};
 use crate::api::run::{RunState, Usage};
-use crate::api::run_step::StepDetails;
 use crate::api::{
     Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
     Timestamp,
@@ -110,21 +109,20 @@ impl Runs for Backend {
         Ok(row.as_ref().map(run_from_row).transpose()?.map(|versioned| versioned.run))
     }
 
-    async fn open_parts(&self, run: &RunId) -> Result<(Option<RunStep>, Option<Message>), Error> {
-        let row =
-            sqlx::query::<Db>("select id, body from run_steps where run_id = $1 order by created_at, seq limit 1")
-                .bind(run.as_str())
-                .fetch_optional(self.reader())
-                .await?;
-        let Some(row) = row else { return Ok((None, None)) };
-        let step = step_from_row(&row)?;
-        let StepDetails::MessageCreation { message_creation } = &step.details;
-        let message = sqlx::query::<Db>("select id, created_at, metadata, body from messages where id = $1")
-            .bind(message_creation.message_id.as_str())
+    async fn parts(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error> {
+        let rows = sqlx::query::<Db>("select id, body from run_steps where run_id = $1 order by created_at, seq")
+            .bind(run.as_str())
+            .fetch_all(self.reader())
+            .await?;
+        let steps = rows.iter().map(step_from_row).collect::<Result<Vec<_>, Error>>()?;
+        if !steps.iter().any(RunStep::makes_message) {
+            return Ok((steps, None));
+        }
+        let row = sqlx::query::<Db>("select id, created_at, metadata, body from messages where run_id = $1")
+            .bind(run.as_str())
             .fetch_optional(self.reader())
             .await?;
-        let message = message.as_ref().map(messages::from_row).transpose()?;
-        Ok((Some(step), message))
+        Ok((steps, row.as_ref().map(messages::from_row).transpose()?))
     }
 
     async fn claim_run(&self, now: Timestamp, until: Timestamp) -> Result<Option<Versioned>, Error> {

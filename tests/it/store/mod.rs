@@ -11,7 +11,7 @@ use assistd::api::{
     Assistant, CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Message, PageQuery, Run, Thread, Timestamp,
 };
 use assistd::runs::machine::{self, Input, Progress};
-use assistd::store::{Commit, Error, FIRST_VERSION, NewRun, Store};
+use assistd::store::{Error, FIRST_VERSION, NewRun, Store};
 use serde_json::json;
 
 use crate::both_stores;
@@ -50,10 +50,8 @@ async fn create(store: &Arc<dyn Store>, run: &Run, due_at: Timestamp) -> Result<
 /// A commit of what `input` makes of a run that nothing was done of.
 async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -> Result<i64, Error> {
     let transition = machine::step(&Progress::new(run.clone()), input, NOW, ids()).unwrap();
-    let run = &transition.progress.run;
-    let due_at = run.state.needs_executor().then_some(NOW);
-    let (steps, messages) = (&transition.steps, &transition.messages);
-    store.commit(Commit { run, version, due_at, steps, messages }).await
+    let due_at = transition.progress.run.state.needs_executor().then_some(NOW);
+    store.commit(transition.commit(version, due_at)).await
 }
 
 fn text(message: &Message) -> String {
@@ -312,9 +310,7 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextBegan] {
         let transition = machine::step(&progress, input, NOW, ids()).unwrap();
-        let run = &transition.progress.run;
-        let (steps, messages) = (&transition.steps, &transition.messages);
-        version = store.commit(Commit { run, version, due_at: Some(NOW), steps, messages }).await.unwrap();
+        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap();
         progress = transition.progress;
     }
     let id = progress.message.as_ref().unwrap().id.clone();

@@ -22,6 +22,8 @@ pub enum Answer {
     Finish(Vec<&'static str>, &'static str),
     /// These tokens; then it waits until the test says [`Upstream::go_on`] or the server hangs up, and says `!`.
     Pause(Vec<&'static str>),
+    /// These tokens, then calls of these functions with these arguments, in fragments as OpenAI sends them.
+    Calls(Vec<&'static str>, Vec<(&'static str, &'static str)>),
     /// These tokens, then the connection breaks.
     Cut(Vec<&'static str>),
     /// A status, headers and a JSON body.
@@ -120,6 +122,7 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
         Answer::Words(words) if !streamed => whole(&words),
         Answer::Words(words) => events(&frames(&words, Some("stop"))),
         Answer::Finish(words, reason) => events(&frames(&words, Some(reason))),
+        Answer::Calls(words, calls) => events(&call_frames(&words, &calls)),
         Answer::Raw(text) => events(&[text.to_owned()]),
         Answer::Cut(words) => cut(frames(&words, None)),
         Answer::Pause(words) => pause(script, frames(&words, None)),
@@ -149,6 +152,30 @@ fn frames(words: &[&str], finish: Option<&str>) -> Vec<String> {
         frames.push("data: [DONE]\n\n".to_owned());
     }
     frames
+}
+
+/// Ids are `up_0`, `up_1`, … in each turn; arguments come in pieces of four bytes.
+fn call_frames(words: &[&str], calls: &[(&str, &str)]) -> Vec<String> {
+    let mut all = frames(words, None);
+    for (index, (name, arguments)) in calls.iter().enumerate() {
+        let call = |id: Option<String>, name: Option<&str>, arguments: &str| {
+            let mut call = json!({"index": index, "function": {"arguments": arguments}});
+            if let (Some(id), Some(name)) = (id, name) {
+                call["id"] = json!(id);
+                call["type"] = json!("function");
+                call["function"]["name"] = json!(name);
+            }
+            chunk(&json!({"tool_calls": [call]}), None)
+        };
+        all.push(call(Some(format!("up_{index}")), Some(name), ""));
+        let pieces = arguments.as_bytes().chunks(4).map(|piece| std::str::from_utf8(piece).unwrap());
+        all.extend(pieces.map(|piece| call(None, None, piece)));
+    }
+    all.push(chunk(&json!({}), Some("tool_calls")));
+    let usage = json!({"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30});
+    all.push(format!("data: {}\n\n", json!({"id": "chatcmpl-1", "choices": [], "usage": usage})));
+    all.push("data: [DONE]\n\n".to_owned());
+    all
 }
 
 fn events(frames: &[String]) -> Response {

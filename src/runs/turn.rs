@@ -1,0 +1,235 @@
+//! One answer of the model: its pieces put together, whatever the server's dialect. Pure.
+//!
+//! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. What tells
+//! one call from the next is a new name under a new id or index.
+
+use crate::api::run::{FunctionCall, Usage};
+use crate::api::stream::CallGrowth;
+use crate::api::{Ids, ToolCallId};
+use crate::llm::{CallPiece, ChatDelta, FinishReason};
+
+/// Most calls of one turn; a model that makes more is stuck in a loop.
+const CALLS_MAX: usize = 128;
+
+/// What a model has said so far.
+#[derive(Debug, Default)]
+pub struct Turn {
+    calls: Vec<Call>,
+    /// What the answer cost.
+    pub usage: Usage,
+    /// Why it ended, once it has said so.
+    pub finish: Option<FinishReason>,
+    /// Whether only the first call counts.
+    one_call: bool,
+}
+
+#[derive(Debug)]
+struct Call {
+    id: ToolCallId,
+    /// The server's index, and its name for the call.
+    index: Option<u32>,
+    upstream_id: Option<String>,
+    name: String,
+    arguments: String,
+}
+
+/// A call that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeCall {
+    /// The call as clients see it.
+    pub call: FunctionCall,
+    /// The model's own name for it.
+    pub upstream_id: String,
+}
+
+/// A piece of news for the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// The text went on.
+    Text(String),
+    /// A call went on: its index, and how.
+    Call(u32, CallGrowth),
+}
+
+impl Turn {
+    /// A turn of which nothing was said; with `one_call`, calls after the first are dropped.
+    #[must_use]
+    pub fn new(one_call: bool) -> Self {
+        Self { one_call, ..Self::default() }
+    }
+
+    /// Takes the next piece, and gives what a client is to hear of it.
+    pub fn take(&mut self, delta: ChatDelta, ids: &Ids) -> Vec<News> {
+        match delta {
+            ChatDelta::Text(text) => vec![News::Text(text)],
+            ChatDelta::Call(piece) => self.take_call(piece, ids),
+            ChatDelta::Finish(reason) => {
+                self.finish = Some(reason);
+                Vec::new()
+            }
+            ChatDelta::Usage(usage) => {
+                self.usage = usage;
+                Vec::new()
+            }
+        }
+    }
+
+    fn take_call(&mut self, piece: CallPiece, ids: &Ids) -> Vec<News> {
+        let mut news = Vec::new();
+        let place = match self.place(&piece) {
+            Some(place) => place,
+            None if self.calls.len() >= CALLS_MAX => return news,
+            None => {
+                // Nameless pieces before the first call say nothing.
+                let Some(name) = piece.name.clone() else { return news };
+                let id: ToolCallId = ids.make();
+                self.calls.push(Call {
+                    id: id.clone(),
+                    index: piece.index,
+                    upstream_id: piece.id.clone(),
+                    name: name.clone(),
+                    arguments: String::new(),
+                });
+                let place = self.calls.len() - 1;
+                if place == 0 || !self.one_call {
+                    news.push(News::Call(number(place), CallGrowth::Begun { id, name }));
+                }
+                place
+            }
+        };
+        if !piece.arguments.is_empty() {
+            self.calls[place].arguments.push_str(&piece.arguments);
+            if place == 0 || !self.one_call {
+                news.push(News::Call(number(place), CallGrowth::Arguments(piece.arguments)));
+            }
+        }
+        news
+    }
+
+    /// The call that a piece goes on with; none when it begins a new one.
+    fn place(&self, piece: &CallPiece) -> Option<usize> {
+        let last = self.calls.len().checked_sub(1)?;
+        let found = match piece.index {
+            Some(index) => self.calls.iter().rposition(|call| call.index == Some(index))?,
+            None => match &piece.id {
+                Some(id) => self.calls.iter().rposition(|call| call.upstream_id.as_ref() == Some(id))?,
+                None => last,
+            },
+        };
+        let call = &self.calls[found];
+        let other_id = piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id;
+        let named_again = piece.name.is_some() && (other_id || piece.id.is_none() && piece.index.is_none());
+        (!named_again).then_some(found)
+    }
+
+    /// The calls that the turn made, once it has ended.
+    ///
+    /// Arguments that are left out are `{}`.
+    ///
+    /// # Errors
+    /// In words, for a call of a function that is not among `known`, or with arguments that are no JSON object.
+    pub fn into_calls(self, known: &[&str]) -> Result<Vec<MadeCall>, String> {
+        let kept = if self.one_call { 1 } else { CALLS_MAX };
+        self.calls.into_iter().take(kept).map(|call| call.check(known)).collect()
+    }
+}
+
+impl Call {
+    fn check(self, known: &[&str]) -> Result<MadeCall, String> {
+        let name = self.name;
+        if !known.contains(&name.as_str()) {
+            return Err(format!("The model called the function '{name}', which this run does not have."));
+        }
+        let arguments = if matches!(self.arguments.trim(), "" | "null") { "{}".to_owned() } else { self.arguments };
+        if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&arguments).is_err() {
+            return Err(format!("The model called the function '{name}' with arguments that are no JSON object."));
+        }
+        let upstream_id = self.upstream_id.unwrap_or_else(|| self.id.to_string());
+        Ok(MadeCall { call: FunctionCall { id: self.id, name, arguments }, upstream_id })
+    }
+}
+
+fn number(place: usize) -> u32 {
+    u32::try_from(place).expect("a turn has few calls")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(index: Option<u32>, id: &str, name: &str, arguments: &str) -> ChatDelta {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        ChatDelta::Call(CallPiece { index, id: some(id), name: some(name), arguments: arguments.to_owned() })
+    }
+
+    /// The names and arguments of the calls that the pieces make.
+    fn calls(pieces: Vec<ChatDelta>, one_call: bool) -> Result<Vec<(String, String)>, String> {
+        let ids = Ids::counting();
+        let mut turn = Turn::new(one_call);
+        for piece in pieces {
+            turn.take(piece, &ids);
+        }
+        let made = turn.into_calls(&["f", "g"])?;
+        Ok(made.into_iter().map(|made| (made.call.name, made.call.arguments)).collect())
+    }
+
+    fn two() -> Vec<(String, String)> {
+        vec![("f".into(), "{\"a\":1}".into()), ("g".into(), "{}".into())]
+    }
+
+    #[test]
+    fn each_servers_dialect_makes_the_same_two_calls() {
+        let dialects = [
+            // In fragments, by index: OpenAI, Azure, vLLM, llama.cpp.
+            vec![
+                piece(Some(0), "a", "f", ""),
+                piece(Some(0), "", "", "{\"a\""),
+                piece(Some(0), "", "", ":1}"),
+                piece(Some(1), "b", "g", ""),
+                piece(Some(1), "", "", "{}"),
+            ],
+            // Each call whole in one chunk: Ollama, Mistral.
+            vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(1), "b", "g", "{}")],
+            // All of them numbered 0.
+            vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(0), "b", "g", "{}")],
+            // Without an index.
+            vec![piece(None, "a", "f", "{\"a\":1}"), piece(None, "b", "g", "{}")],
+            // Without an id.
+            vec![piece(Some(0), "", "f", "{\"a\":1}"), piece(Some(1), "", "g", "")],
+            // With neither.
+            vec![piece(None, "", "f", "{\"a\":"), piece(None, "", "", "1}"), piece(None, "", "g", "null")],
+            // Id and name repeated in each fragment.
+            vec![
+                piece(Some(0), "a", "f", "{\"a\":"),
+                piece(Some(0), "a", "f", "1}"),
+                piece(Some(1), "b", "g", "{"),
+                piece(Some(1), "b", "g", "}"),
+            ],
+        ];
+
+        for pieces in dialects {
+            assert_eq!(calls(pieces.clone(), false), Ok(two()), "{pieces:?}");
+        }
+    }
+
+    #[test]
+    fn with_one_call_a_turn_the_rest_is_dropped_and_not_told() {
+        let pieces = vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(1), "b", "g", "{}")];
+        let ids = Ids::counting();
+        let mut turn = Turn::new(true);
+
+        let told: Vec<News> = pieces.clone().into_iter().flat_map(|piece| turn.take(piece, &ids)).collect();
+
+        assert_eq!(told.len(), 2, "one call begun and its arguments");
+        assert_eq!(calls(pieces, true), Ok(vec![("f".into(), "{\"a\":1}".into())]));
+    }
+
+    #[test]
+    fn unknown_functions_and_broken_arguments_are_told_in_words() {
+        let unknown = calls(vec![piece(Some(0), "a", "say_hello", "{}")], false).unwrap_err();
+        let broken = calls(vec![piece(Some(0), "a", "f", "{\"a\":")], false).unwrap_err();
+
+        assert_eq!(unknown, "The model called the function 'say_hello', which this run does not have.");
+        assert_eq!(broken, "The model called the function 'f' with arguments that are no JSON object.");
+    }
+}

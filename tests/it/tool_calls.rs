@@ -1,0 +1,334 @@
+//! Function tools: what the model calls, the client answers.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::both_stores;
+use crate::support::client::Client;
+use crate::support::database::Database;
+use crate::support::server::{Server, Wish};
+use crate::support::sse::{Event, names, text};
+use crate::support::upstream::{Answer, Upstream};
+
+const BEGUN: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
+const CALLING: [&str; 2] = ["run.step.created", "run.step.in_progress"];
+const WRITING: [&str; 4] = ["run.step.created", "run.step.in_progress", "message.created", "message.in_progress"];
+const RESUMED: [&str; 3] = ["run.step.completed", "run.queued", "run.in_progress"];
+const ENDED: [&str; 4] = ["message.completed", "run.step.completed", "run.completed", "done"];
+
+/// An assistant with the functions `weather` and `time`.
+async fn assistant(client: &Client) -> String {
+    let function = |name: &str| json!({"type": "function", "function": {"name": name, "description": "d"}});
+    let tools = json!([function("weather"), function("time"), {"type": "code_interpreter"}]);
+    let made = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
+    made["id"].as_str().unwrap().to_owned()
+}
+
+/// A streamed run on a new thread: its path and its events.
+async fn begin(client: &Client, more: Value) -> (String, Vec<Event>) {
+    let thread = client.thread("Hi").await;
+    let mut body = json!({"assistant_id": assistant(client).await, "stream": true});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let events = client.stream(&format!("/v1/threads/{thread}/runs"), body).await;
+    (format!("/v1/threads/{thread}/runs/{}", events[0].data["id"].as_str().unwrap()), events)
+}
+
+/// The calls that a run wants answered: ids, names and arguments.
+fn wanted(run: &Value) -> Vec<(String, String, String)> {
+    let calls = run["required_action"]["submit_tool_outputs"]["tool_calls"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    calls
+        .iter()
+        .map(|call| (text(&call["id"]), text(&call["function"]["name"]), text(&call["function"]["arguments"])))
+        .collect()
+}
+
+fn outputs(answers: &[(&str, &str)], stream: bool) -> Value {
+    let outputs: Vec<Value> =
+        answers.iter().map(|(id, output)| json!({"tool_call_id": id, "output": output})).collect();
+    json!({"tool_outputs": outputs, "stream": stream})
+}
+
+both_stores!(a_call_is_streamed_answered_and_the_run_goes_on, async |database: Database| {
+    let upstream = Upstream::saying([
+        Answer::Calls(vec![], vec![("weather", "{\"in\":\"Rome\"}")]),
+        Answer::Words(vec!["Sun", "ny"]),
+    ])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let (run, asked) = begin(client, json!({})).await;
+    let deltas = ["run.step.delta"; 5];
+    assert_eq!(names(&asked), [&BEGUN[..], &CALLING, &deltas, &["run.requires_action", "done"]].concat());
+    let stored = client.get(&run).await;
+    let calls = wanted(&stored);
+    assert_eq!((calls[0].1.as_str(), calls[0].2.as_str()), ("weather", "{\"in\":\"Rome\"}"));
+    assert!(calls[0].0.starts_with("call_"), "our own name, not the model's");
+    assert_eq!((&stored["status"], &stored["usage"]), (&json!("requires_action"), &Value::Null));
+    let steps = client.get(&format!("{run}/steps")).await["data"].clone();
+    assert_eq!((&steps[0]["status"], &steps[0]["usage"]), (&json!("in_progress"), &Value::Null));
+    assert_eq!(steps[0]["step_details"]["tool_calls"][0]["function"]["output"], Value::Null);
+
+    let answered = client.stream(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "sunny")], true)).await;
+    assert_eq!(names(&answered), [&RESUMED[..], &WRITING, &["message.delta"; 2], &ENDED].concat());
+    assert_eq!(answered[0].data["step_details"]["tool_calls"][0]["function"]["output"], "sunny");
+    assert_eq!(answered[0].data["usage"]["total_tokens"], 30);
+    let ended = client.get(&run).await;
+    assert_eq!((&ended["status"], &ended["usage"]["total_tokens"]), (&json!("completed"), &json!(39)));
+    let steps = client.get(&format!("{run}/steps?order=asc")).await;
+    let kinds: Vec<&Value> = steps["data"].as_array().unwrap().iter().map(|step| &step["type"]).collect();
+    assert_eq!(kinds, [&json!("tool_calls"), &json!("message_creation")]);
+
+    assert_eq!(
+        upstream.requests()[1]["messages"],
+        json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "up_0", "type": "function", "function": {"name": "weather", "arguments": "{\"in\":\"Rome\"}"}}]},
+            {"role": "tool", "content": "sunny", "tool_call_id": "up_0"},
+        ]),
+        "the model hears its own name for the call"
+    );
+    let offered: Vec<Value> = upstream.requests()[0]["tools"].as_array().unwrap().clone();
+    assert_eq!(offered.len(), 2, "only functions are offered");
+    assert_eq!(offered[0]["function"]["name"], "weather");
+});
+
+both_stores!(parallel_calls_are_one_step_and_are_answered_together_in_any_order, async |database: Database| {
+    let calls = Answer::Calls(vec![], vec![("weather", "{}"), ("time", "{}")]);
+    let upstream = Upstream::saying([calls, Answer::Words(vec!["ok"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let (run, asked) = begin(client, json!({})).await;
+    let deltas: Vec<&Value> = asked
+        .iter()
+        .filter(|event| event.name == "thread.run.step.delta")
+        .map(|event| &event.data["delta"]["step_details"]["tool_calls"][0]["index"])
+        .collect();
+    assert_eq!(deltas, [0, 0, 1, 1], "call by call");
+    assert_eq!(client.get(&format!("{run}/steps")).await["data"].as_array().unwrap().len(), 1);
+    let calls = wanted(&client.get(&run).await);
+    let (weather, time) = (calls[0].0.as_str(), calls[1].0.as_str());
+
+    let path = format!("{run}/submit_tool_outputs");
+    let expected = |got: &str| format!("Expected tool outputs for call_ids ['{weather}', '{time}'], got [{got}]");
+    assert_eq!(client.complaint(&path, outputs(&[(weather, "x")], false)).await, expected(&format!("'{weather}'")));
+    assert_eq!(client.complaint(&path, outputs(&[], false)).await, expected(""));
+    let twice = outputs(&[(weather, "x"), (weather, "y")], false);
+    assert_eq!(client.complaint(&path, twice).await, expected(&format!("'{weather}', '{weather}'")));
+    let strange = outputs(&[(weather, "x"), ("call_x", "y")], false);
+    assert_eq!(client.complaint(&path, strange).await, expected(&format!("'{weather}', 'call_x'")));
+    let wrong = json!({"tool_outputs": [{"tool_call_id": weather, "output": 5}]});
+    assert_eq!(
+        client.complaint(&path, wrong).await,
+        "Invalid type for 'tool_outputs[0].output': expected a string, but got an integer instead."
+    );
+
+    let resumed = client.post(&path, outputs(&[(time, ""), (weather, "sunny")], false)).await;
+    assert_eq!((&resumed["status"], &resumed["required_action"]), (&json!("queued"), &Value::Null));
+    client.until(&run, "completed").await;
+    let said = &upstream.requests()[1]["messages"];
+    assert_eq!((&said[2]["content"], &said[3]["content"]), (&json!("sunny"), &json!("")));
+    let late = client.complaint(&path, outputs(&[(weather, "x"), (time, "y")], false)).await;
+    assert_eq!(late, "Runs in status \"completed\" do not accept tool outputs.");
+});
+
+both_stores!(any_number_of_rounds_makes_one_message, async |database: Database| {
+    let call = || Answer::Calls(vec![], vec![("weather", "{}")]);
+    let upstream = Upstream::saying([call(), call(), call(), Answer::Words(vec!["done"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let (run, _) = begin(client, json!({})).await;
+    for round in 0..3 {
+        let calls = wanted(&client.until(&run, "requires_action").await);
+        client.post(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], false)).await;
+        upstream.asked(round + 2).await;
+    }
+
+    let ended = client.until(&run, "completed").await;
+    assert_eq!(ended["usage"]["total_tokens"], 3 * 30 + 8);
+    let steps = client.get(&format!("{run}/steps?order=asc")).await;
+    let kinds: Vec<&str> =
+        steps["data"].as_array().unwrap().iter().map(|step| step["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["tool_calls", "tool_calls", "tool_calls", "message_creation"]);
+});
+
+both_stores!(a_model_that_talks_and_then_calls_goes_on_in_the_same_message, async |database: Database| {
+    let upstream = Upstream::saying([
+        Answer::Calls(vec!["Let me ", "see."], vec![("weather", "{}")]),
+        Answer::Calls(vec!["And now."], vec![("time", "{}")]),
+        Answer::Words(vec!["Sun", "ny."]),
+    ])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let (run, asked) = begin(client, json!({})).await;
+    let rest = ["message.delta", "message.delta", "run.requires_action", "done"];
+    assert_eq!(names(&asked), [&BEGUN[..], &WRITING, &rest].concat());
+    let thread = run.split("/runs").next().unwrap().to_owned();
+    let newest = client.get(&format!("{thread}/messages?limit=1")).await["data"][0].clone();
+    assert_eq!(
+        (&newest["status"], &newest["content"][0]["text"]["value"]),
+        (&json!("in_progress"), &json!("Let me see."))
+    );
+
+    let submit = format!("{run}/submit_tool_outputs");
+    let calls = wanted(&client.get(&run).await);
+    let second = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
+    let introduced = ["message.created", "message.in_progress", "message.delta"];
+    assert_eq!(names(&second), [&RESUMED[..], &introduced, &["run.requires_action", "done"]].concat());
+    assert_eq!(second[3].data["content"][0]["text"]["value"], "Let me see.");
+    assert_eq!(text(&second), "\n\nAnd now.");
+
+    let calls = wanted(&client.get(&run).await);
+    let third = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
+    assert_eq!(names(&third), [&RESUMED[..], &introduced, &["message.delta"], &ENDED].concat());
+    let whole = "Let me see.\n\nAnd now.\n\nSunny.";
+    let newest = client.get(&format!("{thread}/messages?limit=1")).await["data"][0].clone();
+    assert_eq!((&newest["status"], &newest["content"][0]["text"]["value"]), (&json!("completed"), &json!(whole)));
+    let steps = client.get(&format!("{run}/steps?order=asc")).await;
+    let kinds: Vec<&str> =
+        steps["data"].as_array().unwrap().iter().map(|step| step["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["message_creation", "tool_calls", "tool_calls"]);
+    let said = &upstream.requests()[2]["messages"];
+    assert_eq!((&said[1]["content"], &said[3]["content"]), (&json!("Let me see."), &json!("And now.")));
+});
+
+both_stores!(of_two_submits_at_once_one_wins_and_the_other_is_told, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Calls(vec![], vec![("weather", "{}")]), Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, _) = begin(client, json!({})).await;
+    let calls = wanted(&client.get(&run).await);
+    let (path, body) = (format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], false));
+
+    let replies = futures_util::future::join_all((0..8).map(|_| client.send(Method::POST, &path, Some(&body)))).await;
+
+    let (won, lost): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
+    assert_eq!((won.len(), lost.len()), (1, 7));
+    for reply in lost {
+        let message = reply.body["error"]["message"].as_str().unwrap();
+        assert_eq!((reply.status, message), (400, "Runs in status \"in_progress\" do not accept tool outputs."));
+    }
+    upstream.go_on();
+    client.until(&run, "completed").await;
+    assert_eq!(upstream.requests().len(), 2);
+});
+
+both_stores!(what_the_run_wants_of_its_tools_is_told_to_the_model, async |database: Database| {
+    let call = || Answer::Calls(vec![], vec![("weather", "{}"), ("time", "{}")]);
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    let upstream = Upstream::saying([
+        call(),
+        Answer::Words(vec!["a"]),
+        call(),
+        Answer::Words(vec!["b"]),
+        Answer::Words(vec!["c"]),
+    ])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    for choice in [json!("required"), named.clone()] {
+        let (run, _) = begin(client, json!({"tool_choice": choice, "parallel_tool_calls": false})).await;
+        let stored = client.get(&run).await;
+        assert_eq!((&stored["tool_choice"], &stored["parallel_tool_calls"]), (&choice, &json!(false)));
+        let calls = wanted(&stored);
+        assert_eq!(calls.len(), 1, "one call a turn, whatever the model does");
+        client.post(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], false)).await;
+        client.until(&run, "completed").await;
+    }
+    begin(client, json!({"tool_choice": "none"})).await;
+
+    let asked = upstream.requests();
+    assert_eq!((&asked[0]["tool_choice"], &asked[0]["parallel_tool_calls"]), (&json!("required"), &json!(false)));
+    assert_eq!(asked[1].get("tool_choice"), None, "the first turn alone: else the run could not end");
+    assert_eq!((&asked[2]["tool_choice"], asked[3].get("tool_choice")), (&named, None));
+    assert_eq!(asked[4]["tool_choice"], "none");
+});
+
+both_stores!(a_model_that_calls_nonsense_or_for_ever_fails_its_run, async |database: Database| {
+    let call = || Answer::Calls(vec![], vec![("weather", "{}")]);
+    let upstream = Upstream::saying([
+        Answer::Calls(vec![], vec![("say_hello", "{}")]),
+        Answer::Calls(vec![], vec![("weather", "{\"in\":")]),
+        call(),
+        call(),
+        call(),
+    ])
+    .await;
+    let server = Server::with(&database, &upstream, &[("MAX_TOOL_ROUNDS", "2")]).await;
+    let client = &server.client;
+
+    for expected in ["'say_hello', which this run does not have", "'weather' with arguments that are no JSON object"] {
+        let (run, events) = begin(client, json!({})).await;
+        assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
+        let message = client.get(&run).await["last_error"]["message"].clone();
+        assert!(message.as_str().unwrap().contains(expected), "{message}");
+    }
+    let (run, _) = begin(client, json!({})).await;
+    for _ in 0..3 {
+        let now = client.get(&run).await;
+        if now["status"] != "requires_action" {
+            break;
+        }
+        client.stream(&format!("{run}/submit_tool_outputs"), outputs(&[(&wanted(&now)[0].0, "x")], true)).await;
+    }
+    let message = client.get(&run).await["last_error"]["message"].clone();
+    assert!(message.as_str().unwrap().contains("max_tool_rounds"), "{message}");
+});
+
+both_stores!(a_run_that_waits_for_outputs_can_be_cancelled, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Calls(vec!["Hm"], vec![("weather", "{}")])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, _) = begin(client, json!({})).await;
+    let calls = wanted(&client.get(&run).await);
+
+    assert_eq!(client.post(&format!("{run}/cancel"), json!({})).await["status"], "cancelling");
+
+    let ended = client.get(&run).await;
+    assert_eq!((&ended["status"], &ended["required_action"]), (&json!("cancelled"), &Value::Null));
+    let steps = client.get(&format!("{run}/steps")).await;
+    assert!(steps["data"].as_array().unwrap().iter().all(|step| step["status"] == "cancelled"), "{steps:#}");
+    let late = client.complaint(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], false)).await;
+    assert_eq!(late, "Runs in status \"cancelled\" do not accept tool outputs.");
+});
+
+both_stores!(outputs_that_come_too_late_are_refused_in_the_recorded_words, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Calls(vec![], vec![("weather", "{}")])]).await;
+    let server = Server::wish(Wish { database: &database, upstream: &upstream, settings: &[], by_hand: true }).await;
+    let client = &server.client;
+    let (run, _) = begin(client, json!({})).await;
+    let calls = wanted(&client.get(&run).await);
+
+    server.clock.advance(600);
+
+    let late = client.complaint(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], false)).await;
+    assert_eq!(late, "Runs in status \"expired\" do not accept tool outputs.");
+    let steps = client.get(&format!("{run}/steps")).await;
+    assert_eq!(steps["data"][0]["status"], "expired");
+    assert!(steps["data"][0]["expired_at"].is_i64());
+});
+
+both_stores!(a_stop_while_the_client_is_asked_loses_nothing, async |database: Database| {
+    let upstream =
+        Upstream::saying([Answer::Calls(vec!["Let me see."], vec![("weather", "{}")]), Answer::Words(vec!["Sunny."])])
+            .await;
+    let first = Server::start(&database, &upstream).await;
+    let (run, _) = begin(&first.client, json!({})).await;
+    first.stop().await;
+
+    let second = Server::start(&database, &upstream).await;
+    let client = &second.client;
+    let calls = wanted(&client.get(&run).await);
+    let events = client.stream(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], true)).await;
+
+    assert_eq!(names(&events).last_chunk::<4>().unwrap(), &ENDED);
+    assert_eq!(events.iter().rev().nth(3).unwrap().data["content"][0]["text"]["value"], "Let me see.\n\nSunny.");
+    assert_eq!(upstream.requests()[1]["messages"][2], json!({"role": "tool", "content": "x", "tool_call_id": "up_0"}));
+});
