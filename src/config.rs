@@ -56,6 +56,7 @@ pub struct Settings {
     pub log: String,
     pub log_format: LogFormat,
     pub model_aliases: BTreeMap<String, String>,
+    pub context_windows: BTreeMap<String, u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<UpstreamSettings>,
 }
@@ -106,7 +107,7 @@ impl Settings {
             let Some(default) = table.get(&key) else {
                 return Err(Error(format!("there is no setting for the environment variable {name}")));
             };
-            let value = from_text(default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
+            let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
             table.insert(key, value);
         }
         let settings: Self = Value::Table(table)
@@ -244,7 +245,7 @@ impl Settings {
 }
 
 /// Reads an environment variable as the kind that its default is of.
-fn from_text(default: &Value, text: &str) -> Result<Value, String> {
+fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
     match default {
         Value::Integer(_) => {
             text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is no whole number"))
@@ -252,6 +253,10 @@ fn from_text(default: &Value, text: &str) -> Result<Value, String> {
         Value::Array(_) => Ok(Value::Array(items(text).map(|item| Value::String(item.to_owned())).collect())),
         Value::Table(_) => items(text)
             .map(|item| match item.split_once('=') {
+                Some((name, value)) if key == "context_windows" => match value.trim().parse() {
+                    Ok(tokens) => Ok((name.trim().to_owned(), Value::Integer(tokens))),
+                    Err(_) => Err(format!("\"{value}\" is no whole number")),
+                },
                 Some((name, value)) => Ok((name.trim().to_owned(), Value::String(value.trim().to_owned()))),
                 None => Err(format!("\"{item}\" is not of the form name=value")),
             })
@@ -299,6 +304,7 @@ mod tests {
             ("ASSISTD_API_KEYS", "a, b"),
             ("ASSISTD_MAX_CONCURRENT_RUNS", "7"),
             ("ASSISTD_MODEL_ALIASES", "gpt-4o=qwen3:8b, o1=x"),
+            ("ASSISTD_CONTEXT_WINDOWS", "qwen3:8b=32768"),
             ("PATH", "/bin"),
         ])
         .unwrap();
@@ -307,6 +313,7 @@ mod tests {
         assert_eq!(settings.api_keys, ["a", "b"]);
         assert_eq!(settings.max_concurrent_runs, 7);
         assert_eq!(settings.model_aliases["gpt-4o"], "qwen3:8b");
+        assert_eq!(settings.context_windows["qwen3:8b"], 32_768);
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Server {
         let app = App {
             store: database.clone(),
             runs: runs.clone(),
-            models,
+            models: models.clone(),
             clock,
             ids,
             keys: Arc::new(Keys::new(settings.api_keys.iter().map(String::as_str))),
@@ -100,6 +100,15 @@ impl Server {
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         tasks.spawn(executor.clone().work());
+        // Servers may tell the size of their models' windows; runs look it up in what is known.
+        let known = models.clone();
+        let told_to_stop = stopping.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = told_to_stop.cancelled() => {}
+                () = known.keep_known() => {}
+            }
+        });
         tasks.spawn(sweeper::sweep(runs, stopping.clone()));
         let header_timeout = Duration::from_secs(settings.header_timeout_s);
         tasks.spawn(accept(listener, http::router(app), header_timeout, closing.clone()));
@@ -166,7 +175,7 @@ async fn models(settings: &Settings) -> (Models, String, String) {
         Some(name) => format!("{name} ({place})"),
         None => format!("as requests name it ({place})"),
     };
-    let models = Models::new(entries, settings.model_aliases.clone(), default_model);
+    let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
     (models, shown, name.unwrap_or_else(|| "gpt-4o".to_owned()))
 }
 

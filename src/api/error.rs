@@ -23,6 +23,8 @@ pub enum Kind {
     InvalidRequest,
     /// 401: the key is missing or wrong.
     Authentication,
+    /// 403: this caller may not.
+    Forbidden,
     /// 404: the thing named is not here.
     NotFound,
     /// 405: the path exists, the method does not.
@@ -48,6 +50,7 @@ impl Kind {
         match self {
             Self::InvalidRequest => 400,
             Self::Authentication => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::error::Error;
 use super::id::{AssistantId, FileId, Ids, MessageId, RunId, ThreadId};
 use super::metadata::{Metadata, metadata};
-use super::rule::{At, Rule, array, by, id, object, one_of, string, tagged, wrong_type};
+use super::rule::{At, Rule, array, by, id, object, one_of, string, tagged, too_long, wrong_type};
 use super::time::Timestamp;
 use super::tool::BareTool;
 use crate::request;
@@ -121,6 +121,15 @@ pub enum Content {
 }
 
 impl Content {
+    /// The words of a text.
+    #[must_use]
+    pub fn words(&self) -> Option<&str> {
+        match self {
+            Self::Text { text } => Some(&text.value),
+            Self::ImageUrl { .. } | Self::ImageFile { .. } | Self::Refusal { .. } => None,
+        }
+    }
+
     /// Plain words without notes.
     pub fn text(value: impl Into<String>) -> Self {
         Self::Text { text: Text { value: value.into(), annotations: Vec::new() } }
@@ -264,7 +273,14 @@ impl CreateMessage {
 fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
     match value {
         Value::String(_) => Ok(vec![Content::text(string(0, TEXT_CHARS_MAX).read(value, at)?)]),
-        Value::Array(_) => array(by(part), 1, PARTS_MAX).read(value, at),
+        Value::Array(_) => {
+            let parts = array(by(part), 1, PARTS_MAX).read(value, at)?;
+            let characters = parts.iter().filter_map(Content::words).map(|words| words.chars().count()).sum();
+            if characters > TEXT_CHARS_MAX {
+                return Err(too_long(at, TEXT_CHARS_MAX, characters));
+            }
+            Ok(parts)
+        }
         other => Err(wrong_type(at, "one of a string or array of objects", &other)),
     }
 }

@@ -261,6 +261,18 @@ pub fn unsupported_value(at: &At<'_>, got: &str, supported: &[&str]) -> Error {
         .code("invalid_value")
 }
 
+/// 400 `Invalid 'name': string too long. Expected a string with maximum length 256, but got a string with length 257
+/// instead.`
+#[must_use]
+pub fn too_long(at: &At<'_>, max: usize, length: usize) -> Error {
+    Error::invalid(format!(
+        "Invalid '{at}': string too long. Expected a string with maximum length {max}, but got a string with length \
+         {length} instead."
+    ))
+    .at(at.to_string())
+    .code("string_above_max_length")
+}
+
 /// A string of `min` to `max` characters.
 #[derive(Debug, Clone, Copy)]
 pub struct Text {
@@ -284,13 +296,7 @@ impl Rule for Text {
         if text.len() > self.max {
             let length = text.chars().count();
             if length > self.max {
-                return Err(Error::invalid(format!(
-                    "Invalid '{at}': string too long. Expected a string with maximum length {}, \
-                     but got a string with length {length} instead.",
-                    self.max
-                ))
-                .at(at.to_string())
-                .code("string_above_max_length"));
+                return Err(too_long(at, self.max, length));
             }
         }
         if text.is_empty() && self.min > 0 {

@@ -22,6 +22,8 @@ pub enum StreamEvent {
     Message(MessageEvent, Message),
     /// A message's text grew.
     MessageDelta(MessageDelta),
+    /// A message's words for not answering grew.
+    RefusalDelta(RefusalDelta),
     /// A tool call was begun or grew.
     StepDelta(StepDelta),
     /// The server cannot go on.
@@ -75,6 +77,17 @@ pub struct MessageDelta {
     pub value: String,
     /// Whether it is the part's first piece.
     pub first: bool,
+}
+
+/// Words that were added to a message's refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusalDelta {
+    /// Which message.
+    pub message_id: MessageId,
+    /// Which of its parts, counted from 0.
+    pub index: u32,
+    /// What was added.
+    pub value: String,
 }
 
 /// What was added to a `tool_calls` step.
@@ -134,7 +147,7 @@ impl StreamEvent {
                 MessageEvent::Completed => "thread.message.completed",
                 MessageEvent::Incomplete => "thread.message.incomplete",
             },
-            Self::MessageDelta(_) => "thread.message.delta",
+            Self::MessageDelta(_) | Self::RefusalDelta(_) => "thread.message.delta",
             Self::StepDelta(_) => "thread.run.step.delta",
             Self::Error(_) => "error",
         }
@@ -150,6 +163,7 @@ impl StreamEvent {
             | Self::Step(..)
             | Self::Message(..)
             | Self::MessageDelta(_)
+            | Self::RefusalDelta(_)
             | Self::StepDelta(_) => false,
         }
     }
@@ -165,6 +179,7 @@ impl StreamEvent {
             Self::Step(_, step) => serde_json::to_writer(out, &RunStepObject::in_stream(step)),
             Self::Message(_, message) => serde_json::to_writer(out, &MessageObject::from(message)),
             Self::MessageDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
+            Self::RefusalDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
             Self::StepDelta(delta) => serde_json::to_writer(out, &StepDeltaObject::from(delta)),
             Self::Error(error) => serde_json::to_writer(out, &ErrorObject { error: error.body(), flat: error.body() }),
         }
@@ -188,7 +203,10 @@ struct ContentDelta<'a> {
 struct PartDelta<'a> {
     index: u32,
     r#type: &'static str,
-    text: TextDelta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<TextDelta<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -204,8 +222,15 @@ impl<'a> From<&'a MessageDelta> for MessageDeltaObject<'a> {
         Self {
             id: &delta.message_id,
             object: "thread.message.delta",
-            delta: ContentDelta { content: [PartDelta { index: 0, r#type: "text", text }] },
+            delta: ContentDelta { content: [PartDelta { index: 0, r#type: "text", text: Some(text), refusal: None }] },
         }
+    }
+}
+
+impl<'a> From<&'a RefusalDelta> for MessageDeltaObject<'a> {
+    fn from(delta: &'a RefusalDelta) -> Self {
+        let part = PartDelta { index: delta.index, r#type: "refusal", text: None, refusal: Some(&delta.value) };
+        Self { id: &delta.message_id, object: "thread.message.delta", delta: ContentDelta { content: [part] } }
     }
 }
 

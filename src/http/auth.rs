@@ -1,8 +1,12 @@
 //! Who may ask: bearer keys.
 
+use std::net::IpAddr;
+
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
@@ -39,9 +43,12 @@ fn digest(key: &str) -> [u8; 32] {
 
 /// Lets a request pass that brings a key, when there are keys.
 pub(super) async fn require_key(State(app): State<App>, request: Request, next: Next) -> Result<Response, Error> {
-    if !app.keys.digests.is_empty() {
+    if app.keys.digests.is_empty() {
+        check_local(request.headers())?;
+    } else {
         check(&app.keys, request.headers())?;
     }
+    check_beta(request.headers())?;
     Ok(next.run(request).await)
 }
 
@@ -72,6 +79,39 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<(), api::Error> {
     }
 }
 
+/// Without keys, only this machine's own programs may ask: a page in its browser names itself in `Origin`, and one that
+/// has bent a name of its own to this address names that in `Host`.
+fn check_local(headers: &HeaderMap) -> Result<(), api::Error> {
+    for name in [HOST, ORIGIN] {
+        let Some(value) = headers.get(&name) else { continue };
+        let text = value.to_str().unwrap_or_default();
+        let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
+        let host = authority.parse::<Authority>().map(|authority| authority.host().to_owned()).unwrap_or_default();
+        let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        if host != "localhost" && !host.ends_with(".localhost") && !address.is_some_and(|address| address.is_loopback())
+        {
+            return Err(api::Error::new(
+                Kind::Forbidden,
+                format!("Without api_keys this server answers this machine alone, and {name} names '{text}'."),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The first version of the API is gone; whoever asks for it would not understand what we say.
+fn check_beta(headers: &HeaderMap) -> Result<(), api::Error> {
+    let asks_v1 = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("assistants=v1"));
+    if headers.get_all("openai-beta").iter().any(asks_v1) {
+        return Err(api::Error::invalid(
+            "You must provide the 'OpenAI-Beta' header to access the Assistants API. Please try again by setting the \
+             header 'OpenAI-Beta: assistants=v2'.",
+        )
+        .code("invalid_beta"));
+    }
+    Ok(())
+}
+
 /// Enough of a key to recognise one's own.
 fn masked(key: &str) -> String {
     let characters: Vec<char> = key.chars().collect();
@@ -96,6 +136,31 @@ mod tests {
     fn a_right_key_passes_in_either_header() {
         assert_eq!(told(&[("authorization", "Bearer sk-right-0123456789")]), Ok(()));
         assert_eq!(told(&[("api-key", "sk-right-0123456789")]), Ok(()));
+    }
+
+    #[test]
+    fn without_keys_only_this_machine_is_answered() {
+        let asked = |name: &'static str, value: &'static str| {
+            let headers = std::iter::once((name.parse().unwrap(), value.parse().unwrap())).collect();
+            check_local(&headers).is_ok()
+        };
+
+        for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "app.localhost"] {
+            assert!(asked("host", host), "{host}");
+        }
+        assert!(asked("origin", "http://localhost:3000"));
+        for (name, value) in [("host", "evil.example:8484"), ("origin", "https://evil.example"), ("origin", "null")] {
+            assert!(!asked(name, value), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn the_first_version_of_the_api_is_refused() {
+        let asked = |value: &'static str| {
+            check_beta(&std::iter::once(("openai-beta".parse().unwrap(), value.parse().unwrap())).collect()).is_ok()
+        };
+
+        assert!(asked("assistants=v2") && !asked("assistants=v1"));
     }
 
     #[test]

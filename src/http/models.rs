@@ -1,7 +1,9 @@
 //! `GET /v1/models`\
-//! `GET /v1/models/{model}`
+//! `GET /v1/models/{model}`\
+//! `DELETE /v1/models/{model}`
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
@@ -15,14 +17,17 @@ use crate::api::error::Kind;
 
 pub(super) fn routes() -> Router<App> {
     // Names of models may have slashes in them.
-    Router::new().route("/v1/models", get(list_models)).route("/v1/models/{*model}", get(get_model))
+    Router::new()
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*model}", get(get_model).delete(delete_model))
 }
 
 async fn list_models(State(app): State<App>) -> Response {
     object(&json!({"object": "list", "data": app.models.list().await}))
 }
 
-async fn get_model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Error> {
+async fn get_model(State(app): State<App>, path: Result<Path<String>, PathRejection>) -> Result<Response, Error> {
+    let Path(name) = path.map_err(|_| api::Error::invalid("The path is not valid UTF-8."))?;
     match app.models.list().await.into_iter().find(|model| model.id == name) {
         Some(model) => Ok(object(&model)),
         None => Err(api::Error::new(Kind::NotFound, format!("The model '{name}' does not exist"))
@@ -30,4 +35,10 @@ async fn get_model(State(app): State<App>, Path(name): Path<String>) -> Result<R
             .code("model_not_found")
             .into()),
     }
+}
+
+/// The models are their servers' own: what is not there is told as such, and what is there stays.
+async fn delete_model(state: State<App>, path: Result<Path<String>, PathRejection>) -> Result<Response, Error> {
+    get_model(state, path).await?;
+    Err(api::Error::invalid("This server does not delete models; their own server does.").into())
 }

@@ -6,6 +6,7 @@ mod discover;
 mod echo;
 mod openai;
 pub mod sse;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub use openai::{Settings, Upstream};
 
 /// How long a server's list of models is taken for true.
 const LIST_FRESH: Duration = Duration::from_secs(30);
+/// How often servers are asked for their lists without need, so that runs never wait for one.
+const LIST_EVERY: Duration = Duration::from_mins(5);
 
 /// A question to a model, in the form of chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -80,6 +83,8 @@ impl ChatMessage {
 pub enum ChatDelta {
     /// More text; never empty.
     Text(String),
+    /// More of the words for not answering; never empty.
+    Refusal(String),
     /// A piece of a tool call.
     Call(CallPiece),
     /// Why the answer ends.
@@ -167,6 +172,9 @@ pub struct ModelObject {
     /// Who made it.
     #[serde(default = "owner_word")]
     pub owned_by: String,
+    /// Most tokens of a prompt and its answer together, where the server tells.
+    #[serde(skip)]
+    pub window: Option<u32>,
 }
 
 fn model_word() -> String {
@@ -179,7 +187,7 @@ fn owner_word() -> String {
 
 impl ModelObject {
     fn ours(id: &str) -> Self {
-        Self { id: id.to_owned(), object: model_word(), created: 0, owned_by: owner_word() }
+        Self { id: id.to_owned(), object: model_word(), created: 0, owned_by: owner_word(), window: None }
     }
 }
 
@@ -200,9 +208,14 @@ pub struct Models {
     aliases: BTreeMap<String, String>,
     /// What a name that nobody knows is replaced by.
     default_model: Option<String>,
+    /// Most tokens of a prompt and its answer together, by model name, where the settings tell.
+    windows: BTreeMap<String, u32>,
     /// What each server listed last, and when.
-    listed: Mutex<Option<(Instant, Vec<Vec<ModelObject>>)>>,
+    listed: Mutex<Option<(Instant, Lists)>>,
 }
+
+/// The models of each server, in the servers' order.
+type Lists = Vec<Vec<ModelObject>>;
 
 /// Where a request for a model goes.
 #[derive(Debug, Clone)]
@@ -216,8 +229,25 @@ pub struct Route {
 impl Models {
     /// Joins servers, the default one first; there must be at least one.
     #[must_use]
-    pub fn new(entries: Vec<Entry>, aliases: BTreeMap<String, String>, default_model: Option<String>) -> Self {
-        Self { entries, aliases, default_model, listed: Mutex::new(None) }
+    pub fn new(
+        entries: Vec<Entry>,
+        aliases: BTreeMap<String, String>,
+        default_model: Option<String>,
+        windows: BTreeMap<String, u32>,
+    ) -> Self {
+        Self { entries, aliases, default_model, windows, listed: Mutex::new(None) }
+    }
+
+    /// Most tokens of a prompt and its answer together, as the settings say for either name of a model, else as its
+    /// server listed last; none when nobody says. Asks no server: a run does not wait for it.
+    pub async fn window(&self, asked: &str, routed: &str) -> Option<u32> {
+        let set = self.windows.get(asked).or_else(|| self.windows.get(routed));
+        if let Some(window) = set {
+            return Some(*window);
+        }
+        let listed = self.listed.lock().await;
+        let (_, lists) = listed.as_ref()?;
+        lists.iter().flatten().find(|model| model.id == routed)?.window
     }
 
     /// Finds the server for a model's name, in this order: an alias is followed once; a server that the settings name
@@ -232,8 +262,8 @@ impl Models {
         if name == default_model {
             return self.default_server(name);
         }
-        let listed = self.listed().await;
-        match listed.iter().position(|models| models.iter().any(|model| model.id == name)) {
+        let known = self.known().await;
+        match known.iter().position(|models| models.iter().any(|model| model.id == name)) {
             Some(index) => self.route_to(index, name),
             None => self.configured(default_model).unwrap_or_else(|| self.default_server(default_model)),
         }
@@ -262,15 +292,27 @@ impl Models {
         all
     }
 
-    async fn listed(&self) -> Vec<Vec<ModelObject>> {
-        let mut listed = self.listed.lock().await;
-        if let Some((at, models)) = &*listed
-            && at.elapsed() < LIST_FRESH
-        {
-            return models.clone();
+    /// What the servers listed last, however long ago; asks them only when nothing is known yet.
+    async fn known(&self) -> Lists {
+        let known = self.listed.lock().await.as_ref().map(|(_, lists)| lists.clone());
+        match known {
+            Some(lists) => lists,
+            None => self.ask().await,
         }
+    }
+
+    /// What the servers list, asked anew when the last answer is old.
+    async fn listed(&self) -> Lists {
+        let fresh = self.listed.lock().await.as_ref().filter(|(at, _)| at.elapsed() < LIST_FRESH).cloned();
+        match fresh {
+            Some((_, lists)) => lists,
+            None => self.ask().await,
+        }
+    }
+
+    async fn ask(&self) -> Lists {
         let lists = futures_util::future::join_all(self.entries.iter().map(|entry| entry.model.list())).await;
-        let models: Vec<Vec<ModelObject>> = lists
+        let lists: Lists = lists
             .into_iter()
             .zip(&self.entries)
             .map(|(list, entry)| {
@@ -280,8 +322,16 @@ impl Models {
                 })
             })
             .collect();
-        *listed = Some((Instant::now(), models.clone()));
-        models
+        *self.listed.lock().await = Some((Instant::now(), lists.clone()));
+        lists
+    }
+
+    /// Keeps what is known of the servers' models up to date, for as long as it is polled.
+    pub async fn keep_known(&self) {
+        loop {
+            self.ask().await;
+            tokio::time::sleep(LIST_EVERY).await;
+        }
     }
 }
 
@@ -298,6 +348,7 @@ mod tests {
             vec![entry(&["small"]), entry(&["large"])],
             BTreeMap::from([("gpt-4o".to_owned(), "large".to_owned())]),
             default_model.map(str::to_owned),
+            BTreeMap::new(),
         )
     }
 

@@ -19,6 +19,8 @@ use crate::api::run::{CompletionTokensDetails, PromptTokenDetails, Usage};
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// The longest pause, also when the server asks for a longer one: a run has a deadline.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// Most bytes that are read of a body which is no stream: a whole answer, a list, an error.
+const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How much of a server's error text is handed on.
 const ERROR_CHARS_MAX: usize = 500;
 /// How long a server may take to list its models.
@@ -137,7 +139,7 @@ impl Upstream {
     /// Tells what a reply that is no success says.
     async fn refusal(&self, answer: Answer) -> Error {
         let status = answer.response.status();
-        let text = tokio::time::timeout(self.inner.settings.idle_timeout, answer.text()).await.unwrap_or_default();
+        let text = answer.text(self.inner.settings.idle_timeout).await;
         let said = serde_json::from_str::<Value>(&text)
             .ok()
             .and_then(|body| {
@@ -194,12 +196,15 @@ impl Answer {
         futures_util::stream::iter(self.first.map(Ok)).chain(self.response.bytes_stream())
     }
 
-    /// The whole body, as far as it can be read.
-    async fn text(self) -> String {
+    /// The whole body, as far as it can be read: up to `BODY_BYTES_MAX`, with no pause longer than `idle`.
+    async fn text(self, idle: Duration) -> String {
         let mut bytes = Vec::new();
         let mut stream = std::pin::pin!(self.into_bytes());
-        while let Some(Ok(more)) = stream.next().await {
+        while let Ok(Some(Ok(more))) = tokio::time::timeout(idle, stream.next()).await {
             bytes.extend_from_slice(&more);
+            if bytes.len() > BODY_BYTES_MAX {
+                break;
+            }
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -241,8 +246,7 @@ impl ChatModel for Upstream {
             };
             let idle = upstream.inner.settings.idle_timeout;
             if answer.is_json() {
-                let text = tokio::time::timeout(idle, answer.text()).await.unwrap_or_default();
-                yield whole(&text).ok_or_else(|| upstream.unavailable("answered with something else than a completion"));
+                yield whole(&answer.text(idle).await).map_err(|what| upstream.unavailable(&what));
                 return;
             }
             let mut parser = Parser::default();
@@ -319,7 +323,23 @@ impl ChatModel for Upstream {
     async fn list(&self) -> Result<Vec<ModelObject>, Error> {
         #[derive(Deserialize)]
         struct List {
-            data: Vec<ModelObject>,
+            data: Vec<Listed>,
+        }
+        /// A model, and its window under the names that servers give it: vLLM, LM Studio and OpenRouter, Groq,
+        /// llama.cpp.
+        #[derive(Deserialize)]
+        struct Listed {
+            #[serde(flatten)]
+            model: ModelObject,
+            max_model_len: Option<u32>,
+            context_length: Option<u32>,
+            context_window: Option<u32>,
+            meta: Option<Meta>,
+        }
+        #[derive(Deserialize)]
+        struct Meta {
+            n_ctx: Option<u32>,
+            n_ctx_train: Option<u32>,
         }
         let request = self.with_key(self.client.get(format!("{}/models", self.inner.base_url))).timeout(LIST_TIMEOUT);
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
@@ -330,7 +350,12 @@ impl ChatModel for Upstream {
             .json()
             .await
             .map_err(|_| self.unavailable("answered with something else than a list of models"))?;
-        Ok(list.data)
+        let models = list.data.into_iter().map(|listed| {
+            let meta = listed.meta.and_then(|meta| meta.n_ctx.or(meta.n_ctx_train));
+            let window = listed.max_model_len.or(listed.context_length).or(listed.context_window).or(meta);
+            ModelObject { window, ..listed.model }
+        });
+        Ok(models.collect())
     }
 
     fn place(&self) -> String {
@@ -348,16 +373,14 @@ impl ChatModel for Upstream {
 
 #[derive(Deserialize)]
 struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Option<Vec<Choice>>,
     usage: Option<ChunkUsage>,
     error: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
-    #[serde(default)]
-    index: u32,
+    index: Option<u32>,
     /// In a stream.
     delta: Option<Said>,
     /// In a whole answer.
@@ -367,7 +390,9 @@ struct Choice {
 
 #[derive(Deserialize)]
 struct Said {
-    content: Option<String>,
+    /// A string; some servers send a list of parts.
+    content: Option<Value>,
+    refusal: Option<String>,
     tool_calls: Option<Vec<CallDelta>>,
 }
 
@@ -402,39 +427,52 @@ impl From<CallDelta> for CallPiece {
     }
 }
 
+/// Numbers as servers send them: whole, with a fraction of zero, null, or not at all. What they cost must not spoil an
+/// answer.
 #[derive(Deserialize)]
 struct ChunkUsage {
     #[serde(default)]
-    prompt_tokens: u32,
+    prompt_tokens: Value,
     #[serde(default)]
-    completion_tokens: u32,
-    total_tokens: Option<u32>,
-    prompt_tokens_details: Option<Details>,
-    completion_tokens_details: Option<Details>,
-}
-
-#[derive(Deserialize)]
-struct Details {
-    cached_tokens: Option<u32>,
-    reasoning_tokens: Option<u32>,
+    completion_tokens: Value,
+    #[serde(default)]
+    total_tokens: Value,
+    #[serde(default)]
+    prompt_tokens_details: Value,
+    #[serde(default)]
+    completion_tokens_details: Value,
 }
 
 impl From<ChunkUsage> for Usage {
     fn from(given: ChunkUsage) -> Self {
+        let (read, written) = (tokens(&given.prompt_tokens), tokens(&given.completion_tokens));
+        let total =
+            if given.total_tokens.is_number() { tokens(&given.total_tokens) } else { read.saturating_add(written) };
         Self {
-            prompt_tokens: given.prompt_tokens,
-            completion_tokens: given.completion_tokens,
-            total_tokens: given.total_tokens.unwrap_or(given.prompt_tokens.saturating_add(given.completion_tokens)),
+            prompt_tokens: read,
+            completion_tokens: written,
+            total_tokens: total,
             prompt_token_details: PromptTokenDetails {
-                cached_tokens: given.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0),
+                cached_tokens: tokens(&given.prompt_tokens_details["cached_tokens"]),
             },
             completion_tokens_details: CompletionTokensDetails {
-                reasoning_tokens: given
-                    .completion_tokens_details
-                    .and_then(|details| details.reasoning_tokens)
-                    .unwrap_or(0),
+                reasoning_tokens: tokens(&given.completion_tokens_details["reasoning_tokens"]),
             },
         }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast from float saturates")]
+fn tokens(number: &Value) -> u32 {
+    number.as_f64().unwrap_or(0.0) as u32
+}
+
+/// The words of a content, in either of its forms.
+fn words(content: Value) -> String {
+    match content {
+        Value::String(text) => text,
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        _ => String::new(),
     }
 }
 
@@ -448,9 +486,10 @@ fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
         return Err(format!("failed in the middle of its answer: {said}"));
     }
     let mut deltas = Vec::new();
-    for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+    for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index.unwrap_or(0) == 0) {
         if let Some(said) = choice.delta.or(choice.message) {
-            deltas.extend(said.content.filter(|text| !text.is_empty()).map(ChatDelta::Text));
+            deltas.extend(said.content.map(words).filter(|text| !text.is_empty()).map(ChatDelta::Text));
+            deltas.extend(said.refusal.filter(|text| !text.is_empty()).map(ChatDelta::Refusal));
             deltas.extend(said.tool_calls.into_iter().flatten().map(|call| ChatDelta::Call(call.into())));
         }
         deltas.extend(choice.finish_reason.map(|reason| {
@@ -466,9 +505,9 @@ fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
 }
 
 /// Reads a whole completion: what a server sends that does not stream.
-fn whole(text: &str) -> Option<Vec<ChatDelta>> {
-    let deltas = deltas_of(text).ok()?;
-    (!deltas.is_empty()).then_some(deltas)
+fn whole(text: &str) -> Result<Vec<ChatDelta>, String> {
+    let deltas = deltas_of(text)?;
+    if deltas.is_empty() { Err("answered with something else than a completion".to_owned()) } else { Ok(deltas) }
 }
 
 #[cfg(test)]
@@ -491,6 +530,20 @@ mod tests {
             deltas_of(chunk),
             Ok(vec![ChatDelta::Text("hi".into()), ChatDelta::Finish(FinishReason::Length), ChatDelta::Usage(usage)])
         );
+    }
+
+    #[test]
+    fn small_oddities_spoil_no_answer() {
+        let odd = [
+            r#"{"choices":[{"index":null,"delta":{"content":[{"type":"text","text":"hi"}]}}],"usage":null}"#,
+            r#"{"choices":[{"delta":{"content":"hi"}}],"usage":{"completion_tokens":null,"prompt_tokens":5.0}}"#,
+        ];
+        for chunk in odd {
+            assert_eq!(deltas_of(chunk).unwrap()[0], ChatDelta::Text("hi".into()), "{chunk}");
+        }
+        let usage = deltas_of(r#"{"choices":null,"usage":{"completion_tokens":null,"prompt_tokens":5.0}}"#).unwrap();
+        let expected = Usage { prompt_tokens: 5, total_tokens: 5, ..Usage::default() };
+        assert_eq!(usage, [ChatDelta::Usage(expected)]);
     }
 
     #[test]

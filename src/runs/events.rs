@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::{Notify, watch};
 
 use super::machine::Progress;
+use crate::api::error::{Error, Kind};
 use crate::api::message::{Content, MessageState};
 use crate::api::run::RunState;
 use crate::api::run_step::{StepDetails, StepState, ToolCall};
@@ -144,6 +145,16 @@ impl Log {
         self.length.send_replace(told.entries.len());
     }
 
+    /// Ends the stream with an error when it has told text that the run does not have any more, because its executor
+    /// was lost and another one asks the model again. What was told cannot be taken back.
+    pub fn check_text(&self, progress: &Progress) {
+        let mut told = lock(&self.told);
+        if !progress.text().starts_with(told.text.as_str()) {
+            told.tell(begun_anew(&progress.run.spec.id));
+            self.length.send_replace(told.entries.len());
+        }
+    }
+
     /// Begins in the middle of a run: what it has done so far was told by the streams before.
     pub fn begin_at(&self, progress: &Progress) {
         let mut told = lock(&self.told);
@@ -170,6 +181,7 @@ impl Told {
         match &event {
             StreamEvent::ThreadCreated(_)
             | StreamEvent::Step(StepEvent::InProgress, _)
+            | StreamEvent::RefusalDelta(_)
             | StreamEvent::StepDelta(_)
             | StreamEvent::Error(_) => {}
             StreamEvent::Run(kind, _) => {
@@ -269,11 +281,13 @@ impl Told {
             self.tell(StreamEvent::Message(MessageEvent::Created, begun.clone()));
             self.tell(StreamEvent::Message(MessageEvent::InProgress, begun));
         }
-        if let Some(Content::Text { text }) = message.content.first()
-            && let Some(more) = text.value.strip_prefix(self.text.as_str())
-        {
-            let more = more.to_owned();
-            self.tell_text(&more);
+        let Some(Content::Text { text }) = message.content.first() else { return };
+        match text.value.strip_prefix(self.text.as_str()) {
+            Some(more) => {
+                let more = more.to_owned();
+                self.tell_text(&more);
+            }
+            None => self.tell(begun_anew(&step.run_id)),
         }
     }
 
@@ -322,6 +336,13 @@ impl Told {
     }
 }
 
+fn begun_anew(run: &RunId) -> StreamEvent {
+    StreamEvent::Error(Error::new(
+        Kind::Server,
+        format!("The server that wrote this answer was lost, and it is written anew. Retrieve run {run} to read it."),
+    ))
+}
+
 fn ending(state: &RunState) -> Option<RunEvent> {
     match state {
         RunState::Queued { .. } | RunState::InProgress { .. } | RunState::Cancelling { .. } => None,
@@ -342,8 +363,10 @@ pub struct Listener {
     next: usize,
 }
 
-/// Most events that a listener takes at once: bounds what a slow client makes us hold.
+/// Most events that a listener takes at once, and bytes of text after which it takes no more: bounds what a slow client
+/// makes us hold.
 const TAKE_MAX: usize = 256;
+const TAKE_BYTES: usize = 32 * 1024;
 
 impl Listener {
     /// Takes the next events, at most 256; none when all were taken. Says as well whether more are to come.
@@ -354,12 +377,17 @@ impl Listener {
         self.length.mark_unchanged();
         let told = lock(&self.log.told);
         let mut events = Vec::new();
+        let mut bytes = 0;
         for entry in told.entries.iter().skip(self.next).take(TAKE_MAX) {
+            if bytes > TAKE_BYTES {
+                break;
+            }
             events.push(match entry {
                 Entry::Event(event) => (**event).clone(),
                 Entry::Text(range) => {
                     let first = range.start == 0;
                     let value = told.text[range.clone()].to_owned();
+                    bytes += value.len();
                     let message_id = told.message_id.clone().expect("text is told after its message");
                     StreamEvent::MessageDelta(MessageDelta { message_id, value, first })
                 }

@@ -15,14 +15,14 @@ use tokio_util::task::TaskTracker;
 
 use super::events::{Log, Logs};
 use super::machine::{self, Effect, Input, Progress};
-use super::prompt;
+use super::prompt::{self, Budget};
 use super::turn::{News, Turn};
 use crate::api::error::Kind;
-use crate::api::run::{ErrorCode, LastError, RunState};
-use crate::api::stream::StepDelta;
-use crate::api::{Error as ApiError, Ids, Message, StreamEvent, Timestamp};
+use crate::api::run::{ErrorCode, LastError, RunIncompleteReason, RunSpec, RunState};
+use crate::api::stream::{RefusalDelta, StepDelta};
+use crate::api::{Error as ApiError, Ids, Message, Run, RunId, StreamEvent, Timestamp};
 use crate::clock::Clock;
-use crate::llm::{self, FinishReason, Models};
+use crate::llm::{self, ChatRequest, FinishReason, Models};
 use crate::store::{self, Store, Versioned};
 
 /// How often text is made durable and, where it must be, the lease is renewed.
@@ -269,6 +269,7 @@ impl Executor {
         let mut effect = Effect::CallModel;
         if let Some(input) = first {
             effect = self.step_or_look(held, input).await?;
+            held.log.check_text(&held.progress);
         }
         while effect == Effect::CallModel {
             let input = self.answer(held).await?;
@@ -342,6 +343,7 @@ impl Executor {
             // Our text is newer than what is stored of it.
             held.progress.run = found.run;
             held.version = found.version;
+            held.log.tell_missing(&held.progress);
             return self.step(held, Input::Stopped).await;
         }
         if found.run.state.is_over() {
@@ -364,7 +366,7 @@ impl Executor {
     async fn answer(&self, held: &mut Held) -> Result<Option<Input>, Lost> {
         let thread = match held.thread.take() {
             Some(thread) => thread,
-            None => self.parts.store.conversation(&held.progress.run.spec.thread_id).await.map_err(Lost::Store)?,
+            None => self.read_thread(&held.progress.run.spec).await.map_err(Lost::Store)?,
         };
         if held.progress.rounds() > self.settings.tool_rounds_max {
             return Ok(Some(Input::Failed(failed(format!(
@@ -372,10 +374,17 @@ impl Executor {
                 held.progress.rounds()
             )))));
         }
+        if let Some(reason) = spent(&held.progress.run) {
+            return Ok(Some(Input::LimitReached(reason)));
+        }
         let mut request = prompt::build(&held.progress, &thread);
         drop(thread);
         let route = self.parts.models.route(&request.model).await;
+        let window = self.parts.models.window(&request.model, &route.model).await;
         request.model = route.model;
+        let Some(request) = fit(request, prompt::budget(&held.progress, window)).await else {
+            return Ok(Some(Input::LimitReached(RunIncompleteReason::MaxPromptTokens)));
+        };
         let mut answer = route.server.chat(request);
 
         let log = held.log.clone();
@@ -404,6 +413,9 @@ impl Executor {
                             other => other?,
                         }
                         saved_bytes = bytes;
+                    } else if self.parts.store.is_shared() && self.was_changed(held).await? {
+                        // Another server may have cancelled it, and cannot ring here.
+                        return Ok(None);
                     }
                 }
                 deltas = answer.next() => match deltas {
@@ -425,6 +437,12 @@ impl Executor {
         }
     }
 
+    /// What the model is to see of a run's thread, and no more: one message is the run's own, which it will not see.
+    async fn read_thread(&self, spec: &RunSpec) -> Result<Vec<Message>, store::Error> {
+        let newest = prompt::last_messages(spec).map(|count| count.saturating_add(1));
+        self.parts.store.conversation(&spec.thread_id, newest).await
+    }
+
     /// Takes what the model has newly said into the run, and tells it.
     async fn hear(&self, held: &mut Held, news: Vec<News>, is_first_text: &mut bool) -> Result<(), Lost> {
         let log = held.log.clone();
@@ -440,6 +458,16 @@ impl Executor {
                     let text = if goes_on { format!("\n\n{text}") } else { text };
                     held.progress.append(&text);
                     pieces.push(text);
+                }
+                News::Refusal(words) => {
+                    if held.progress.message.is_none() {
+                        self.step(held, Input::TextBegan).await?;
+                    }
+                    let index = held.progress.append_refusal(&words);
+                    if let Some(message) = &held.progress.message {
+                        let delta = RefusalDelta { message_id: message.id.clone(), index, value: words };
+                        log.tell([StreamEvent::RefusalDelta(delta)]);
+                    }
                 }
                 News::Call(index, growth) => {
                     if held.progress.open_calls().is_none() {
@@ -490,11 +518,22 @@ impl Executor {
         if let Err(error) = kept {
             tracing::warn!(error = &error as &dyn std::error::Error, "a run is taken up only when its lease ends");
         }
-        held.log.tell([StreamEvent::Error(ApiError::new(
-            Kind::Unavailable,
-            format!("The server is stopping. Run {run} goes on when it is back; retrieve it to see how it ends."),
-        ))]);
+        held.log.tell([stopping(run)]);
     }
+
+    /// Waits until the server lets go of what is under way.
+    pub async fn stopped(&self) {
+        self.stopping.cancelled().await;
+    }
+}
+
+/// What the streams of unfinished runs end with when the server stops.
+#[must_use]
+pub fn stopping(run: &RunId) -> StreamEvent {
+    StreamEvent::Error(ApiError::new(
+        Kind::Unavailable,
+        format!("The server is stopping. Run {run} goes on when it is back; retrieve it to see how it ends."),
+    ))
 }
 
 /// What the end of the model's answer means for the run.
@@ -505,6 +544,23 @@ fn replied(held: &Held, turn: Turn) -> Input {
         Ok(calls) => Input::ModelReplied { usage, finish, calls },
         Err(what) => Input::Failed(failed(what)),
     }
+}
+
+/// The limit that a run has used up before its next turn, if any.
+fn spent(run: &Run) -> Option<RunIncompleteReason> {
+    let (spec, used) = (&run.spec, &run.usage);
+    if spec.max_completion_tokens.is_some_and(|max| used.completion_tokens >= max) {
+        return Some(RunIncompleteReason::MaxCompletionTokens);
+    }
+    spec.max_prompt_tokens.is_some_and(|max| used.prompt_tokens >= max).then_some(RunIncompleteReason::MaxPromptTokens)
+}
+
+/// Cuts a prompt to its budget, off the threads that serve others: counting a long one takes a while.
+async fn fit(request: ChatRequest, budget: Budget) -> Option<ChatRequest> {
+    if budget.of_run.is_none() && budget.of_model.is_none() {
+        return Some(request);
+    }
+    tokio::task::spawn_blocking(move || prompt::fit(request, budget)).await.ok().flatten()
 }
 
 fn failed(message: String) -> LastError {

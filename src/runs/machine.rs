@@ -66,6 +66,19 @@ impl Progress {
         }
     }
 
+    /// Adds words for not answering to the message; gives the index of their part.
+    ///
+    /// # Panics
+    /// When no message has begun, as [`Progress::append`].
+    pub fn append_refusal(&mut self, words: &str) -> u32 {
+        let message = self.message.as_mut().expect("words come after TextBegan");
+        match message.content.last_mut() {
+            Some(Content::Refusal { refusal }) => refusal.push_str(words),
+            _ => message.content.push(Content::Refusal { refusal: words.to_owned() }),
+        }
+        u32::try_from(message.content.len() - 1).expect("a message has few parts")
+    }
+
     /// The text written so far.
     #[must_use]
     pub fn text(&self) -> &str {

@@ -16,7 +16,7 @@ use crate::api::run::{FunctionCall, RunState, ToolOutput};
 use crate::api::tool::ToolResources;
 use crate::api::{
     CreateRun, CreateThread, CreateThreadAndRun, ModifyRun, Page, PageQuery, Run, RunId, StreamEvent,
-    SubmitToolOutputs, Thread, ThreadId,
+    SubmitToolOutputs, Thread, ThreadId, Timestamp,
 };
 use crate::store::{self, FIRST_VERSION, Ground, NewRun, Versioned};
 
@@ -158,7 +158,7 @@ impl Runs {
     /// 404 for an unknown run.
     pub async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
         let found = self.executor.parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
-        if found.run.is_overdue(self.executor.parts.clock.now()) {
+        if self.is_ours_to_expire(&found) {
             return Ok(self.expire(found).await?);
         }
         Ok(found.run)
@@ -173,8 +173,9 @@ impl Runs {
         let mut page = parts.store.list_runs(thread, query).await?;
         let now = parts.clock.now();
         for run in page.data.iter_mut().filter(|run| run.is_overdue(now)) {
-            if let Some(found) = parts.store.run(thread, &run.spec.id).await? {
-                *run = self.expire(found).await?;
+            match parts.store.run(thread, &run.spec.id).await? {
+                Some(found) if self.is_ours_to_expire(&found) => *run = self.expire(found).await?,
+                Some(_) | None => {}
             }
         }
         Ok(page)
@@ -205,7 +206,7 @@ impl Runs {
         loop {
             let now = parts.clock.now();
             let found = parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
-            if found.run.is_overdue(now) {
+            if self.is_ours_to_expire(&found) {
                 self.expire(found).await?;
                 continue;
             }
@@ -246,7 +247,7 @@ impl Runs {
         }
         let now = parts.clock.now();
         let found = parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
-        let run = if found.run.is_overdue(now) { self.expire(found.clone()).await? } else { found.run };
+        let run = if self.is_ours_to_expire(&found) { self.expire(found.clone()).await? } else { found.run };
         let RunState::RequiresAction { calls, .. } = &run.state else {
             return Err(not_accepting(&run));
         };
@@ -286,6 +287,14 @@ impl Runs {
         Ok(Created { run: queued, listener })
     }
 
+    /// Whether a run's time is up and no executor is about to end it, with its newest text.
+    fn is_ours_to_expire(&self, found: &Versioned) -> bool {
+        let now = self.executor.parts.clock.now();
+        let late = Timestamp(now.0 - sweeper::HEAD_START_S);
+        let is_driven = found.due_at.is_some_and(|due_at| due_at > now);
+        found.run.is_overdue(if is_driven { late } else { now })
+    }
+
     /// Ends a run whose time is up, and gives what it has become: expired, or the end that came first.
     pub(crate) async fn expire(&self, found: Versioned) -> Result<Run, store::Error> {
         let spec = found.run.spec.clone();
@@ -305,7 +314,7 @@ impl Runs {
         &self,
         found: Versioned,
         input: Input,
-        due_at: Option<crate::api::Timestamp>,
+        due_at: Option<Timestamp>,
     ) -> Result<Option<Versioned>, store::Error> {
         let parts = &self.executor.parts;
         let id = found.run.spec.id.clone();
@@ -340,6 +349,7 @@ impl Runs {
             }
             tokio::select! {
                 () = listener.wait() => return,
+                () = self.executor.stopped() => return log.tell([executor::stopping(id)]),
                 () = tokio::time::sleep(FOLLOW_EVERY) => {}
             }
             match self.look(thread, id).await {

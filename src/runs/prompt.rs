@@ -8,7 +8,7 @@ use crate::api::run::{RunSpec, Truncation};
 use crate::api::run_step::StepDetails;
 use crate::api::tool::{NamedTool, Tool, ToolChoice, ToolMode};
 use crate::api::{Message, RunStep};
-use crate::llm::{ChatMessage, ChatRequest};
+use crate::llm::{ChatMessage, ChatRequest, tokens};
 
 /// The request for a run's next turn: its instructions, then the thread, oldest message first, then what the run has
 /// said and called itself, with the outputs.
@@ -30,13 +30,73 @@ pub fn build(progress: &Progress, thread: &[Message]) -> ChatRequest {
         messages: system.into_iter().chain(thread).chain(rounds(progress)).collect(),
         temperature: spec.temperature,
         top_p: spec.top_p,
-        max_completion_tokens: spec.max_completion_tokens,
+        max_completion_tokens: spec
+            .max_completion_tokens
+            .map(|max| max.saturating_sub(progress.run.usage.completion_tokens)),
         response_format: spec.response_format.for_model().cloned(),
         reasoning_effort: spec.reasoning_effort.clone(),
         tool_choice: if tools.is_empty() { None } else { tool_choice(spec, progress.rounds()) },
         parallel_tool_calls: (!tools.is_empty() && !spec.parallel_tool_calls).then_some(false),
         tools,
     }
+}
+
+/// How many tokens a run's next prompt may have, as far as anything bounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// What is left of `max_prompt_tokens`.
+    pub of_run: Option<usize>,
+    /// What the model's window leaves beside an answer.
+    pub of_model: Option<usize>,
+}
+
+/// Tokens of the window that are kept for an answer when the run does not say how long it may be: a quarter, at most
+/// this many.
+const ANSWER_TOKENS: usize = 4_096;
+
+/// What bounds a run's next prompt, with a model of this window.
+#[must_use]
+pub fn budget(progress: &Progress, window: Option<u32>) -> Budget {
+    let (spec, used) = (&progress.run.spec, &progress.run.usage);
+    let of_model = window.map(|window| {
+        let window = window as usize;
+        let answer = spec.max_completion_tokens.map_or(ANSWER_TOKENS, |tokens| tokens as usize).min(window / 4);
+        window - answer
+    });
+    Budget { of_run: spec.max_prompt_tokens.map(|max| max.saturating_sub(used.prompt_tokens) as usize), of_model }
+}
+
+/// Drops messages of the thread from the middle until the prompt fits: the first one and the newest stay longest, then
+/// the newest alone. The system message and what the run itself has called always stay.
+///
+/// Gives nothing when the run's own budget is too small even so. A model's window that is too small is left to the
+/// model to complain of: our count may be wrong.
+#[must_use]
+pub fn fit(mut request: ChatRequest, budget: Budget) -> Option<ChatRequest> {
+    let Some(bound) = budget.of_run.into_iter().chain(budget.of_model).min() else { return Some(request) };
+    if tokens::at_most(&request) <= bound {
+        return Some(request);
+    }
+    let sizes: Vec<usize> = request.messages.iter().map(tokens::count_message).collect();
+    let mut total = sizes.iter().sum::<usize>() + tokens::count_tools(&request);
+    let first = usize::from(request.messages.first().is_some_and(|message| message.role == "system"));
+    let is_of_thread = |message: &ChatMessage| message.role != "tool" && message.tool_calls.is_empty();
+    let end = request.messages.iter().skip(first).take_while(|message| is_of_thread(message)).count() + first;
+    let droppable = (first + 1..end.saturating_sub(1)).chain((end > first + 1).then_some(first));
+    let mut dropped = std::collections::BTreeSet::new();
+    for index in droppable {
+        if total <= bound {
+            break;
+        }
+        total -= sizes[index];
+        dropped.insert(index);
+    }
+    let mut index = 0;
+    request.messages.retain(|_| {
+        index += 1;
+        !dropped.contains(&(index - 1))
+    });
+    (budget.of_run.is_none_or(|bound| total <= bound)).then_some(request)
 }
 
 /// How many of the newest messages are wanted, when not all of them.
@@ -152,4 +212,52 @@ fn picture(part: &Content) -> Option<Value> {
 
 fn part(part: &Content) -> Option<Value> {
     words(part).map(|text| json!({"type": "text", "text": text})).or_else(|| picture(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(texts: &[&str]) -> ChatRequest {
+        let system = ChatMessage::new("system", json!("be kind"));
+        let thread = texts.iter().map(|text| ChatMessage::new("user", json!(text)));
+        ChatRequest { messages: std::iter::once(system).chain(thread).collect(), ..ChatRequest::default() }
+    }
+
+    fn kept(request: Option<ChatRequest>) -> Option<Vec<String>> {
+        let text = |message: ChatMessage| message.content.as_str().unwrap().to_owned();
+        request.map(|request| request.messages.into_iter().skip(1).map(text).collect())
+    }
+
+    fn of_run(tokens: usize) -> Budget {
+        Budget { of_run: Some(tokens), of_model: None }
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_in_the_middle_oldest_first() {
+        let words = ["one two three", "four five six", "seven eight nine", "ten eleven twelve"];
+        // Four and its words for each message, and "be kind".
+        let whole = tokens::count_message(&said(&words).messages[0])
+            + said(&words).messages[1..].iter().map(tokens::count_message).sum::<usize>();
+        let last = tokens::count_message(&said(&words).messages[4]);
+
+        assert_eq!(kept(fit(said(&words), of_run(whole))).unwrap().len(), 4);
+        assert_eq!(kept(fit(said(&words), of_run(whole - 1))).unwrap(), [words[0], words[2], words[3]]);
+        assert_eq!(kept(fit(said(&words), of_run(whole / 2))).unwrap().last().unwrap(), words[3]);
+        assert_eq!(kept(fit(said(&words), of_run(last))), None, "the newest does not fit beside the instructions");
+    }
+
+    #[test]
+    fn a_window_that_is_too_small_is_left_to_the_model_to_complain_of() {
+        let budget = Budget { of_run: None, of_model: Some(1) };
+
+        assert_eq!(kept(fit(said(&["one", "two", "three"]), budget)).unwrap(), ["three"]);
+    }
+
+    #[test]
+    fn without_a_bound_nothing_is_cut() {
+        let request = said(&["one", "two"]);
+
+        assert_eq!(fit(request.clone(), Budget { of_run: None, of_model: None }), Some(request));
+    }
 }

@@ -11,7 +11,7 @@ use crate::store;
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
 /// Seconds after the deadline in which a run's own executor may still end it, with its newest text.
-const HEAD_START_S: i64 = 2;
+pub(super) const HEAD_START_S: i64 = 2;
 /// Most runs of one look; the rest are for the next.
 const RUNS_MAX: u32 = 100;
 

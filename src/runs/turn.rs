@@ -47,6 +47,8 @@ pub struct MadeCall {
 pub enum News {
     /// The text went on.
     Text(String),
+    /// The words for not answering went on.
+    Refusal(String),
     /// A call went on: its index, and how.
     Call(u32, CallGrowth),
 }
@@ -62,6 +64,7 @@ impl Turn {
     pub fn take(&mut self, delta: ChatDelta, ids: &Ids) -> Vec<News> {
         match delta {
             ChatDelta::Text(text) => vec![News::Text(text)],
+            ChatDelta::Refusal(text) => vec![News::Refusal(text)],
             ChatDelta::Call(piece) => self.take_call(piece, ids),
             ChatDelta::Finish(reason) => {
                 self.finish = Some(reason);

@@ -110,8 +110,8 @@ pub trait Messages {
         run: Option<&RunId>,
         query: &PageQuery,
     ) -> Result<Page<Message>, Error>;
-    /// Gives a whole thread, oldest first.
-    async fn conversation(&self, thread: &ThreadId) -> Result<Vec<Message>, Error>;
+    /// Gives a whole thread, or its `newest` messages, oldest first. What is not asked for is not read.
+    async fn conversation(&self, thread: &ThreadId, newest: Option<usize>) -> Result<Vec<Message>, Error>;
     /// Replaces a message's metadata.
     async fn modify_message(
         &self,

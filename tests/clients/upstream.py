@@ -8,6 +8,15 @@
     cut      two tokens, then the connection breaks
     fail     status 500
     limit    status 429 with retry-after-ms
+    tool     calls the first function on offer; then tells what the tools said
+    tools    calls the first two at once; then tells what the tools said
+    talk     talks and calls the first in one turn; then tells what the tools said
+    talk-twice  talks and calls in two turns, one after the other; then tells what the tools said
+    talk-call, call-talk  the same in two turns, of which one only calls
+    tool-fail, talk-fail, talk-slow, talk-steady  begin like tool and talk; then end like fail, slow and steady
+
+Calls are streamed in fragments. As the real ones do, it refuses messages in which a call has no output, or an output no
+call, with status 400.
 
     upstream.py PORT_FILE
 
@@ -26,8 +35,57 @@ SLOW = [f"word{number} " for number in range(200)]
 STEADY = [f"word{number} " for number in range(40)]
 LENGTH = ["This", " is", " long"]
 CUT = ["Half", " an"]
-MODELS = ["words", "slow", "steady", "repeat", "length", "cut", "fail", "limit"]
+# What is said and which of the offered functions are called, turn by turn.
+TURNS = {
+    "tool": [([], [0])],
+    "tools": [([], [0, 1])],
+    "talk": [(["Let", " me", " see."], [0])],
+    "talk-twice": [(["Let", " me", " see."], [0]), (["And", " once", " more."], [1])],
+    "talk-call": [(["Let", " me", " see."], [0]), ([], [1])],
+    "call-talk": [([], [0]), (["Let", " me", " see."], [1])],
+    "tool-fail": [([], [0])],
+    "talk-fail": [(["Let", " me", " see."], [0])],
+    "talk-slow": [(["Let", " me", " see."], [0])],
+    "talk-steady": [(["Let", " me", " see."], [0])],
+}
+ARGUMENTS = [["{\"city", "\": \"Ro", "me\"}"], ["{\"zone", "\": \"CE", "T\"}"]]
+MODELS = ["words", "slow", "steady", "repeat", "length", "cut", "fail", "limit", *TURNS]
 PROMPT_TOKENS = 11
+
+
+def turn_of(model, request):
+    """What a model with tools says next, as tokens, and what it calls, as (id, name, fragments)."""
+    offered = [tool["function"]["name"] for tool in request.get("tools", []) if tool["type"] == "function"]
+    rounds, outputs = 0, []
+    for message in request["messages"]:
+        if message["role"] == "user":
+            rounds, outputs = 0, []
+        rounds += bool(message.get("tool_calls"))
+        if message["role"] == "tool":
+            outputs.append(message["content"])
+    if rounds == len(TURNS[model]):
+        last = {"slow": SLOW, "steady": STEADY}.get(model.rpartition("-")[2])
+        if last:
+            return last, []
+        return ["The", " tools", " say:", " " + ", ".join(outputs)], []
+    tokens, called = TURNS[model][rounds]
+    if len(offered) <= max(called):
+        return ["I have no tools."], []
+    return tokens, [(f"{model}/{rounds}/{index}", offered[index], ARGUMENTS[index]) for index in called]
+
+
+def unanswered(messages):
+    """What is wrong with the calls and outputs among the messages, or None."""
+    due = []
+    for message in messages:
+        if message["role"] == "tool":
+            if message["tool_call_id"] not in due:
+                return f"no call has the id {message['tool_call_id']}"
+            due.remove(message["tool_call_id"])
+        elif due:
+            return f"no output for the calls {due}"
+        due += [call["id"] for call in message.get("tool_calls") or []]
+    return f"no output for the calls {due}" if due else None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -56,26 +114,40 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, f"the script knows no model {model}")
 
         tokens = {"words": WORDS, "slow": SLOW, "steady": STEADY, "length": LENGTH, "cut": CUT}.get(model)
-        tokens = tokens or [json.dumps(request["messages"])]
-        pause_s = {"words": 0.01, "slow": 0.05, "steady": 0.05}.get(model, 0)
-        finish = "length" if model == "length" else "stop"
+        fault, calls = unanswered(request["messages"]), []
+        if fault:
+            return self.refuse(400, fault)
+        if model in TURNS:
+            tokens, calls = turn_of(model, request)
+            if model.endswith("-fail") and not calls:
+                return self.refuse(500, "the script says no")
+        elif not tokens:
+            tokens = [json.dumps(request["messages"])]
+        pause_s = 0.05 if tokens in (SLOW, STEADY) else 0.01 if tokens is WORDS else 0
+        finish = "length" if model == "length" else "tool_calls" if calls else "stop"
+        counted = len(tokens) + sum(len(fragments) for _, _, fragments in calls)
         usage = {
             "prompt_tokens": PROMPT_TOKENS,
-            "completion_tokens": len(tokens),
-            "total_tokens": PROMPT_TOKENS + len(tokens),
+            "completion_tokens": counted,
+            "total_tokens": PROMPT_TOKENS + counted,
         }
         try:
             if request.get("stream"):
-                self.stream(request, tokens, pause_s, finish, usage)
+                self.stream(request, tokens, calls, pause_s, finish, usage)
             else:
                 time.sleep(pause_s * len(tokens))
-                message = {"role": "assistant", "content": "".join(tokens), "refusal": None}
+                message = {"role": "assistant", "content": "".join(tokens) or None, "refusal": None}
+                if calls:
+                    message["tool_calls"] = [
+                        {"id": id, "type": "function", "function": {"name": name, "arguments": "".join(fragments)}}
+                        for id, name, fragments in calls
+                    ]
                 choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
                 self.reply(200, self.completion(request, "chat.completion", [choice], usage))
         except OSError:
             self.close_connection = True  # whoever asked has left
 
-    def stream(self, request, tokens, pause_s, finish, usage):
+    def stream(self, request, tokens, calls, pause_s, finish, usage):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
@@ -95,6 +167,11 @@ class Handler(BaseHTTPRequestHandler):
         for token in tokens:
             time.sleep(pause_s)
             send(choice({"content": token}))
+        for index, (id, name, fragments) in enumerate(calls):
+            begun = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+            send(choice({"tool_calls": [begun]}))
+            for fragment in fragments:
+                send(choice({"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}))
         if request["model"] == "cut":
             self.close_connection = True
             return

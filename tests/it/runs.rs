@@ -155,6 +155,116 @@ both_stores!(the_last_messages_alone_can_be_asked_for, async |database: Database
     assert_eq!(said, &json!([{"role": "user", "content": "two"}, {"role": "user", "content": "three"}]));
 });
 
+both_stores!(a_thread_too_long_for_the_models_window_is_cut_in_the_middle, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::with(&database, &upstream, &[("CONTEXT_WINDOWS", "m=400")]).await;
+    let client = &server.client;
+    let thread = client.thread("the first").await;
+    for number in 0..20 {
+        let text = format!("message {number}: {}", "many words ".repeat(20));
+        client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": text})).await;
+    }
+
+    let run = client.run(&client.assistant().await, &thread).await;
+    client.until(&run, "completed").await;
+
+    let said: Vec<String> = upstream.requests()[0]["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| message["content"].as_str().unwrap().split(':').next().unwrap().to_owned())
+        .collect();
+    assert!(said.len() > 2 && said.len() < 12, "{said:?}");
+    assert_eq!((said[0].as_str(), said[said.len() - 1].as_str()), ("the first", "message 19"));
+    assert_eq!(said[1], format!("message {}", 20 - (said.len() - 1)), "the oldest go first");
+});
+
+both_stores!(a_run_stops_at_what_it_may_read_and_write, async |database: Database| {
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let call = || Answer::Calls(vec![], vec![("f", "{}")]);
+    let upstream = Upstream::saying([call(), call()]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let assistant = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await["id"].clone();
+
+    // The prompt alone is too long, however much of the thread is left out.
+    let thread = client.thread(&"many words ".repeat(300)).await;
+    let events = client
+        .stream(
+            &format!("/v1/threads/{thread}/runs"),
+            json!({"assistant_id": assistant, "max_prompt_tokens": 256, "stream": true}),
+        )
+        .await;
+    let names = crate::support::sse::names(&events);
+    assert_eq!(names, ["run.created", "run.queued", "run.in_progress", "run.incomplete", "done"]);
+    assert_eq!(events[3].data["incomplete_details"], json!({"reason": "max_prompt_tokens"}));
+    assert_eq!(upstream.requests().len(), 0);
+
+    // The first turn takes 20 to read and 10 to write; a second may not begin, or is too long to read.
+    let limits =
+        [("max_completion_tokens", 10, "max_completion_tokens"), ("max_prompt_tokens", 64, "max_prompt_tokens")];
+    for (member, tokens, reason) in limits {
+        let thread = client.thread("Hi").await;
+        let runs = format!("/v1/threads/{thread}/runs");
+        let mut body = json!({"assistant_id": assistant});
+        body[member] = json!(tokens);
+        // The description says 256 and more; the service took 16.
+        let made: Value = client.request(Method::POST, &runs).json(&body).send().await.unwrap().json().await.unwrap();
+        let path = format!("{runs}/{}", made["id"].as_str().unwrap());
+        let get = async || -> Value { client.request(Method::GET, &path).send().await.unwrap().json().await.unwrap() };
+        let run = loop {
+            let run = get().await;
+            if run["status"] == "requires_action" {
+                break run;
+            }
+            assert!(["queued", "in_progress"].contains(&run["status"].as_str().unwrap()), "{run:#}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        };
+        let id = &run["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
+        let outputs = json!({"tool_outputs": [{"tool_call_id": id, "output": "x ".repeat(300)}]});
+        client.request(Method::POST, &format!("{path}/submit_tool_outputs")).json(&outputs).send().await.unwrap();
+        let ended = loop {
+            let run = get().await;
+            if !["queued", "in_progress"].contains(&run["status"].as_str().unwrap()) {
+                break run;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        };
+        assert_eq!((&ended["status"], &ended["incomplete_details"]["reason"]), (&json!("incomplete"), &json!(reason)));
+        assert_eq!(ended["usage"]["total_tokens"], 30);
+    }
+});
+
+both_stores!(words_for_not_answering_are_a_part_of_their_own, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Raw(concat!(
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"refusal\":\"I can\"}}]}\n\n",
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"refusal\":\"not.\"},\"finish_reason\":\"stop\"}]}\n\n",
+        "data: [DONE]\n\n"
+    ))])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+
+    let body = json!({"assistant_id": assistant, "stream": true});
+    let events = client.stream(&format!("/v1/threads/{thread}/runs"), body).await;
+
+    let deltas: Vec<&Value> = events
+        .iter()
+        .filter(|event| event.name == "thread.message.delta")
+        .map(|event| &event.data["delta"]["content"][0])
+        .collect();
+    assert_eq!(
+        deltas,
+        [
+            &json!({"index": 0, "type": "refusal", "refusal": "I can"}),
+            &json!({"index": 0, "type": "refusal", "refusal": "not."})
+        ]
+    );
+    let messages = client.get(&format!("/v1/threads/{thread}/messages")).await;
+    assert_eq!(messages["data"][0]["content"], json!([{"type": "refusal", "refusal": "I cannot."}]));
+});
+
 both_stores!(a_thread_and_its_run_are_made_in_one_request, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;

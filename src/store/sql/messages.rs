@@ -64,14 +64,19 @@ impl Messages for Backend {
         rows.try_map(|row| from_row(&row))
     }
 
-    async fn conversation(&self, thread: &ThreadId) -> Result<Vec<Message>, Error> {
+    async fn conversation(&self, thread: &ThreadId, newest: Option<usize>) -> Result<Vec<Message>, Error> {
+        let limit = newest.and_then(|newest| i64::try_from(newest).ok()).unwrap_or(i64::MAX);
         let rows = sqlx::query::<Db>(
-            "select id, created_at, metadata, body from messages where thread_id = $1 order by created_at, seq",
+            "select id, created_at, metadata, body from messages
+             where thread_id = $1
+             order by created_at desc, seq desc
+             limit $2",
         )
         .bind(thread.as_str())
+        .bind(limit)
         .fetch_all(self.reader())
         .await?;
-        rows.iter().map(from_row).collect()
+        rows.iter().rev().map(from_row).collect()
     }
 
     async fn modify_message(

@@ -15,6 +15,11 @@ const BEGIN = ['thread.run.created', 'thread.run.queued', 'thread.run.in_progres
 const OPEN = ['thread.run.step.created', 'thread.run.step.in_progress', 'thread.message.created', 'thread.message.in_progress'];
 const CLOSE = ['thread.message.completed', 'thread.run.step.completed', 'thread.run.completed'];
 const DELTA = 'thread.message.delta';
+const CALLING = ['thread.run.step.created', 'thread.run.step.in_progress'];
+const RESUMED = ['thread.run.step.completed', 'thread.run.queued', 'thread.run.in_progress'];
+const ASKED = 'thread.run.requires_action';
+const PLACE = '{"city": "Rome"}';
+const ZONE = '{"zone": "CET"}';
 const QUICK = { pollIntervalMs: 50 };
 
 const transcript = process.env.TRANSCRIPT;
@@ -62,6 +67,45 @@ async function oneStep(thread_id, run_id) {
   return steps[0];
 }
 
+const FUNCTIONS = ['weather', 'time'].map((name) => ({
+  type: 'function',
+  function: {
+    name,
+    description: `Gets the ${name}.`,
+    parameters: { type: 'object', properties: { city: { type: 'string' }, zone: { type: 'string' } } },
+  },
+}));
+const RESULTS = { weather: 'sunny', time: 'noon' };
+
+/** An assistant that has two functions. */
+const calling = (model) => assistantOf(model, { tools: FUNCTIONS });
+
+/** Which functions a run wants called, and with what. */
+const callsOf = (run) =>
+  run.required_action.submit_tool_outputs.tool_calls.map(({ function: { name, arguments: json } }) => [name, json]);
+
+const outputsFor = (run) => run.required_action.submit_tool_outputs.tool_calls.map((call) => (
+  { tool_call_id: call.id, output: RESULTS[call.function.name] }
+));
+
+const submitted = (run, tool_outputs = outputsFor(run)) =>
+  runs.submitToolOutputsAndPoll(run.id, { thread_id: run.thread_id, tool_outputs }, QUICK);
+
+/** A polled run of the model that waits for outputs. */
+async function asked(model) {
+  const run = await runs.createAndPoll(await threadWith('Hi'), { assistant_id: await calling(model) }, QUICK);
+  assert.deepEqual([run.status, run.required_action?.type, run.usage], ['requires_action', 'submit_tool_outputs', null]);
+  return run;
+}
+
+/** The run's steps, oldest first, are these: 'message', or the outputs of its calls. All cost what the run cost. */
+async function stepsAre(run, ...expected) {
+  const steps = await all(runs.steps.list(run.id, { thread_id: run.thread_id, order: 'asc' }));
+  const outputs = (step) => step.step_details.tool_calls?.map((call) => call.function.output) ?? 'message';
+  assert.deepEqual(steps.map((step) => [step.status, outputs(step)]), expected.map((step) => ['completed', step]));
+  assert.equal(steps.reduce((sum, step) => sum + step.usage.total_tokens, 0), run.usage.total_tokens);
+}
+
 async function refused(call, kind, message, { param = null, code = null } = {}) {
   const error = await call.then(() => assert.fail(`expected: ${message}`), (error) => error);
   assert.ok(error instanceof kind, `${error.constructor.name}: ${error.message}`);
@@ -75,7 +119,7 @@ function listen(stream) {
   stream.on('event', (event) => heard.events.push(event.event));
   const names = [
     'connect', 'run', 'runStepCreated', 'runStepDelta', 'runStepDone', 'messageCreated', 'messageDelta', 'messageDone',
-    'textCreated', 'textDelta', 'textDone', 'toolCallCreated', 'toolCallDone', 'error', 'abort', 'end',
+    'textCreated', 'textDelta', 'textDone', 'toolCallCreated', 'toolCallDelta', 'toolCallDone', 'error', 'abort', 'end',
   ];
   for (const name of names) stream.on(name, () => heard.calls.push(name));
   stream.on('textDelta', (delta) => heard.deltas.push(delta.value));
@@ -303,6 +347,220 @@ const tests = {
     const [message] = (await messages.list(thread_id)).data;
     assert.deepEqual([message.status, message.incomplete_details], ['incomplete', { reason: 'run_cancelled' }]);
     assert.equal(textOf(message), heard.deltas.join(''));
+  },
+
+  async 'a function call is polled for and answered'() {
+    const first = await asked('tool');
+    assert.deepEqual(callsOf(first), [['weather', PLACE]]);
+    const [step] = await all(runs.steps.list(first.id, { thread_id: first.thread_id }));
+    assert.deepEqual([step.status, step.step_details.tool_calls[0].function.output], ['in_progress', null]);
+
+    const run = await submitted(first);
+
+    assert.deepEqual([run.id, run.status, run.required_action, run.usage.total_tokens], [first.id, 'completed', null, 29]);
+    assert.deepEqual(await textsOf(run.thread_id), [['user', 'Hi'], ['assistant', 'The tools say: sunny']]);
+    await stepsAre(run, ['sunny'], 'message');
+  },
+
+  async 'two function calls at once are answered in any order'() {
+    const first = await asked('tools');
+    assert.deepEqual(callsOf(first), [['weather', PLACE], ['time', ZONE]]);
+
+    const run = await submitted(first, outputsFor(first).reverse());
+
+    assert.deepEqual((await textsOf(run.thread_id)).at(-1), ['assistant', 'The tools say: sunny, noon']);
+    await stepsAre(run, ['sunny', 'noon'], 'message');
+  },
+
+  async 'a polled function call beside text leaves one whole message'() {
+    const first = await asked('talk');
+    const once = await submitted(first);
+    assert.deepEqual(await textsOf(once.thread_id), [['user', 'Hi'], ['assistant', 'Let me see.\n\nThe tools say: sunny']]);
+    await stepsAre(once, 'message', ['sunny']);
+
+    const again = await submitted(await asked('talk-twice'));
+    assert.deepEqual([again.status, callsOf(again)], ['requires_action', [['time', ZONE]]]);
+    const twice = await submitted(again);
+    const whole = 'Let me see.\n\nAnd once more.\n\nThe tools say: sunny, noon';
+    assert.deepEqual(await textsOf(twice.thread_id), [['user', 'Hi'], ['assistant', whole]]);
+    await stepsAre(twice, 'message', ['sunny'], ['noon']);
+  },
+
+  async 'a function call is streamed and answered on a stream'() {
+    const first = runs.stream(await threadWith('Hi'), { assistant_id: await calling('tools') });
+    const heard = listen(first);
+    const made = [];
+    first.on('toolCallDone', (call) => made.push([call.function.name, call.function.arguments]));
+
+    const waiting = await first.finalRun();
+
+    assert.deepEqual(heard.events, [...BEGIN, ...CALLING, ...Array(8).fill('thread.run.step.delta'), ASKED]);
+    assert.deepEqual(heard.calls, [
+      'connect', 'runStepCreated',
+      'toolCallCreated', 'runStepDelta', ...Array(3).fill(['toolCallDelta', 'runStepDelta']).flat(), 'toolCallDone',
+      'toolCallCreated', 'runStepDelta', ...Array(3).fill(['toolCallDelta', 'runStepDelta']).flat(), 'toolCallDone',
+      'run', 'end',
+    ]);
+    assert.deepEqual(made, [['weather', PLACE], ['time', ZONE]]);
+    assert.deepEqual(callsOf(waiting), made);
+
+    const second = runs.submitToolOutputsStream(
+      waiting.id, { thread_id: waiting.thread_id, tool_outputs: outputsFor(waiting) },
+    );
+    const then = listen(second);
+    const run = await second.finalRun();
+
+    assert.deepEqual(then.events, [...RESUMED, ...OPEN, ...Array(4).fill(DELTA), ...CLOSE]);
+    assert.equal(then.deltas.join(''), 'The tools say: sunny, noon');
+    assert.deepEqual([run.status, run.usage.total_tokens], ['completed', 32]);
+    assert.deepEqual((await second.finalMessages()).map(textOf), ['The tools say: sunny, noon']);
+    assert.deepEqual((await second.finalRunSteps()).map(({ type }) => type), ['tool_calls', 'message_creation']);
+    await stepsAre(run, ['sunny', 'noon'], 'message');
+  },
+
+  async 'a function call is answered while its stream is open'() {
+    const thread = { messages: [{ role: 'user', content: 'Hi' }] };
+    const stream = threads.createAndRunStream({ assistant_id: await calling('tool'), thread });
+    let answered;
+    stream.on('event', ({ event, data }) => {
+      if (event !== ASKED) return;
+      const second = runs.submitToolOutputsStream(data.id, { thread_id: data.thread_id, tool_outputs: outputsFor(data) });
+      answered = second.finalRun();
+    });
+
+    await stream.done();
+    const run = await answered;
+
+    assert.equal(run.status, 'completed');
+    assert.deepEqual(await textsOf(run.thread_id), [['user', 'Hi'], ['assistant', 'The tools say: sunny']]);
+  },
+
+  async 'a function call is streamed event by event'() {
+    const params = { assistant_id: await calling('talk-twice'), stream: true };
+    let stream = await runs.create(await threadWith('Hi'), params);
+    let last;
+    let rounds = 0;
+    for (; stream; rounds++) {
+      let next;
+      for await (const { event, data } of stream) {
+        if (event.startsWith('thread.run.') && !event.startsWith('thread.run.step.')) last = data;
+        if (event === ASKED) {
+          const tool_outputs = outputsFor(data);
+          next = await runs.submitToolOutputs(data.id, { thread_id: data.thread_id, tool_outputs, stream: true });
+        }
+      }
+      stream = next;
+    }
+    assert.deepEqual([rounds, last.status, last.usage.total_tokens], [3, 'completed', 49]);
+    await stepsAre(last, 'message', ['sunny'], ['noon']);
+  },
+
+  async 'a streamed function call beside text goes on in the same message'() {
+    for (const [model, ...parts] of [
+      ['talk', 'Let me see.', 'The tools say: sunny'],
+      ['talk-twice', 'Let me see.', 'And once more.', 'The tools say: sunny, noon'],
+      ['talk-call', 'Let me see.', '', 'The tools say: sunny, noon'],
+      ['call-talk', '', 'Let me see.', 'The tools say: sunny, noon'],
+    ]) {
+      let stream = runs.stream(await threadWith('Hi'), { assistant_id: await calling(model) });
+      let told = '';
+      let run;
+      const snapshots = [];
+      for (const [number] of parts.entries()) {
+        const heard = listen(stream);
+        stream.on('textDelta', (_, snapshot) => snapshots.push(snapshot.value));
+        run = await stream.finalRun();
+        assert.ok(!heard.calls.includes('error'), heard.calls);
+        told += heard.deltas.join('');
+        assert.equal(told, parts.slice(0, number + 1).filter(Boolean).join('\n\n'));
+        if (parts[number]) {
+          assert.equal(snapshots.at(-1), told);
+          assert.deepEqual((await stream.finalMessages()).map(textOf), [told]);
+        }
+        const isLast = number === parts.length - 1;
+        assert.equal(run.status, isLast ? 'completed' : 'requires_action');
+        assert.equal(heard.calls.filter((name) => name === 'messageDone').length, isLast ? 1 : 0);
+        if (!isLast) {
+          const params = { thread_id: run.thread_id, tool_outputs: outputsFor(run) };
+          stream = runs.submitToolOutputsStream(run.id, params);
+        }
+      }
+      assert.deepEqual(await textsOf(run.thread_id), [['user', 'Hi'], ['assistant', told]]);
+      const steps = [['sunny'], ['noon']].slice(0, parts.length - 1);
+      await stepsAre(run, ...(parts[0] ? ['message', ...steps] : [steps[0], 'message', ...steps.slice(1)]));
+    }
+  },
+
+  async 'a streamed function call beside text shows the step of its message on every stream'() {
+    let stream = runs.stream(await threadWith('Hi'), { assistant_id: await calling('talk-twice') });
+    for (;;) {
+      const steps = await stream.finalRunSteps();
+      assert.deepEqual(steps.map(({ type }) => type).filter((type) => type !== 'tool_calls'), ['message_creation']);
+      const run = await stream.finalRun();
+      if (run.status === 'completed') break;
+      stream = runs.submitToolOutputsStream(run.id, { thread_id: run.thread_id, tool_outputs: outputsFor(run) });
+    }
+  },
+
+  async 'a run that fails or is cancelled after a function call beside text ends in order'() {
+    for (const [model, status, reason] of [
+      ['talk-fail', 'failed', 'run_failed'], ['talk-slow', 'cancelled', 'run_cancelled'],
+    ]) {
+      const { id, thread_id, ...waiting } = await asked(model);
+      const stream = runs.submitToolOutputsStream(id, { thread_id, tool_outputs: outputsFor(waiting) });
+      const heard = listen(stream);
+      if (model === 'talk-slow') {
+        stream.on('event', ({ event }) => event === 'thread.run.in_progress' && runs.cancel(id, { thread_id }));
+      }
+
+      assert.equal((await stream.finalRun()).status, status);
+
+      assert.deepEqual(heard.events.slice(-3), [
+        'thread.message.incomplete', `thread.run.step.${status}`, `thread.run.${status}`,
+      ]);
+      const [message] = (await messages.list(thread_id)).data;
+      assert.deepEqual([message.status, message.incomplete_details], ['incomplete', { reason }]);
+      assert.deepEqual((await stream.finalMessages()).map(textOf), [textOf(message)]);
+    }
+  },
+
+  async 'outputs that are not those of the calls are refused'() {
+    const { BadRequestError } = OpenAI;
+    const run = await asked('tools');
+    const [weather, time] = outputsFor(run);
+    const ids = `'${weather.tool_call_id}', '${time.tool_call_id}'`;
+    const strange = { tool_call_id: 'call_x', output: 'x' };
+    const { thread_id } = run;
+
+    for (const [tool_outputs, got] of [
+      [[weather], `'${weather.tool_call_id}'`], [[weather, strange], `'${weather.tool_call_id}', 'call_x'`], [[], ''],
+    ]) {
+      const message = `Expected tool outputs for call_ids [${ids}], got [${got}]`;
+      await refused(runs.submitToolOutputs(run.id, { thread_id, tool_outputs }), BadRequestError, message);
+      await refused(runs.submitToolOutputsStream(run.id, { thread_id, tool_outputs }).done(), BadRequestError, message);
+    }
+    const over = await submitted(run);
+    assert.equal(over.status, 'completed');
+    const late = 'Runs in status "completed" do not accept tool outputs.';
+    const params = { thread_id, tool_outputs: [weather, time] };
+    await refused(runs.submitToolOutputs(run.id, params), BadRequestError, late);
+    await refused(runs.submitToolOutputsStream(run.id, params).done(), BadRequestError, late);
+    assert.deepEqual(await runs.retrieve(run.id, { thread_id }), over);
+  },
+
+  async 'a run that waits for outputs can be cancelled'() {
+    const run = await asked('talk');
+    const { thread_id } = run;
+
+    assert.equal((await runs.cancel(run.id, { thread_id })).status, 'cancelling');
+    assert.equal((await runs.poll(run.id, { thread_id }, QUICK)).status, 'cancelled');
+    const steps = await all(runs.steps.list(run.id, { thread_id }));
+    assert.deepEqual(steps.map(({ status }) => status), ['cancelled', 'cancelled']);
+    await refused(
+      runs.submitToolOutputs(run.id, { thread_id, tool_outputs: outputsFor(run) }), OpenAI.BadRequestError,
+      'Runs in status "cancelled" do not accept tool outputs.',
+    );
+    await messages.create(thread_id, { role: 'user', content: 'Go on' });
   },
 
   async 'a failing upstream fails the run, with its code'() {

@@ -27,6 +27,12 @@ BEGIN = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"]
 OPEN = ["thread.run.step.created", "thread.run.step.in_progress", "thread.message.created", "thread.message.in_progress"]
 DELTA = ["thread.message.delta"]
 CLOSE = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"]
+CALLING = ["thread.run.step.created", "thread.run.step.in_progress"]
+RESUMED = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"]
+INTRODUCED = ["thread.message.created", "thread.message.in_progress"]
+ASKED = ["thread.run.requires_action"]
+PLACE = '{"city": "Rome"}'
+ZONE = '{"zone": "CET"}'
 
 recorder = contract.Recorder()
 client = openai.OpenAI(max_retries=0, http_client=openai.DefaultHttpxClient(transport=recorder))
@@ -52,6 +58,30 @@ def texts_of(thread_id):
     return [(message.role, text_of(message)) for message in threads.messages.list(thread_id, order="asc")]
 
 
+def function(name):
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "zone": {"type": "string"}}}
+    return {"type": "function", "function": {"name": name, "description": f"Gets the {name}.", "parameters": parameters}}
+
+
+FUNCTIONS = [function("weather"), function("time")]
+RESULTS = {"weather": "sunny", "time": "noon"}
+
+
+def calling(model):
+    """An assistant that has two functions."""
+    return assistant_of(model, tools=FUNCTIONS)
+
+
+def calls_of(run):
+    """Which functions a run wants called, and with what."""
+    return [(call.function.name, call.function.arguments) for call in run.required_action.submit_tool_outputs.tool_calls]
+
+
+def outputs_for(run):
+    calls = run.required_action.submit_tool_outputs.tool_calls
+    return [{"tool_call_id": call.id, "output": RESULTS[call.function.name]} for call in calls]
+
+
 def names_in(exchange):
     """The names of a stream's events, `done` included."""
     return [line[7:] for line in exchange.text.split("\n") if line.startswith("event: ")]
@@ -65,6 +95,24 @@ class Case(unittest.TestCase):
         steps = threads.runs.steps.list(run_id, thread_id=thread_id).data
         self.assertEqual([step.type for step in steps], ["message_creation"])
         return steps[0]
+
+    def steps_are(self, run, *expected):
+        """The run's steps, oldest first, are these: `message`, or the outputs of its calls. All cost what the run cost."""
+        steps = threads.runs.steps.list(run.id, thread_id=run.thread_id, order="asc").data
+        found = []
+        for step in steps:
+            self.assertEqual((step.status, step.last_error), ("completed", None))
+            details = step.step_details
+            if step.type == "tool_calls":
+                found.append([(call.function.name, call.function.output) for call in details.tool_calls])
+            else:
+                answer = threads.messages.list(run.thread_id).data[0]
+                self.assertEqual(details.message_creation.message_id, answer.id)
+                self.assertEqual((answer.run_id, answer.status), (run.id, "completed"))
+                found.append("message")
+        self.assertEqual(found, list(expected))
+        for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            self.assertEqual(sum(getattr(step.usage, count) for step in steps), getattr(run.usage, count), count)
 
     def refused(self, error_class, text, call, *args, param=None, code=None, **kwargs):
         with self.assertRaises(error_class) as caught:
@@ -328,7 +376,7 @@ class Collector(openai.AssistantEventHandler):
 
     def __init__(self, act=lambda _: None):
         super().__init__()
-        self.calls, self.events, self.deltas, self.act = [], [], [], act
+        self.calls, self.events, self.deltas, self.made, self.act = [], [], [], [], act
 
     def on_event(self, event):
         self.events.append(event.event)
@@ -364,6 +412,13 @@ class Collector(openai.AssistantEventHandler):
 
     def on_tool_call_created(self, tool_call):
         self.calls.append("tool_call_created")
+
+    def on_tool_call_delta(self, delta, snapshot):
+        self.calls.append("tool_call_delta")
+
+    def on_tool_call_done(self, tool_call):
+        self.calls.append("tool_call_done")
+        self.made.append((tool_call.function.name, tool_call.function.arguments))
 
     def on_exception(self, exception):
         self.calls.append("exception")
@@ -476,6 +531,446 @@ class AStreamedRun(Case):
         self.assertEqual((message.status, message.incomplete_details.reason), ("incomplete", "run_cancelled"))
         self.assertEqual(text_of(message), "".join(handler.deltas))
         self.assertEqual(self.one_step(thread_id, answers[0].id).status, "cancelled")
+
+
+class APolledFunctionCall(Case):
+    def asked(self, model):
+        run = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=calling(model), **QUICK)
+        self.assertEqual((run.status, run.required_action.type), ("requires_action", "submit_tool_outputs"), run.last_error)
+        self.assertEqual((run.usage, run.completed_at), (None, None))
+        return run
+
+    def answered(self, run, outputs=None):
+        return threads.runs.submit_tool_outputs_and_poll(
+            run_id=run.id, thread_id=run.thread_id, tool_outputs=outputs or outputs_for(run), **QUICK
+        )
+
+    def test_is_answered_and_the_run_goes_on(self):
+        asked = self.asked("tool")
+        steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id).data
+
+        self.assertEqual(calls_of(asked), [("weather", PLACE)])
+        self.assertEqual([(step.type, step.status, step.usage) for step in steps], [("tool_calls", "in_progress", None)])
+        call = steps[0].step_details.tool_calls[0]
+        self.assertEqual((call.type, call.function.output), ("function", None))
+        self.assertEqual(call.id, asked.required_action.submit_tool_outputs.tool_calls[0].id)
+        self.assertEqual(texts_of(asked.thread_id), [("user", "Hi")])
+
+        run = self.answered(asked)
+
+        self.assertEqual((run.id, run.status, run.required_action), (asked.id, "completed", None))
+        self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", "The tools say: sunny")])
+        self.assertEqual((run.usage.prompt_tokens, run.usage.completion_tokens, run.usage.total_tokens), (22, 7, 29))
+        self.steps_are(run, [("weather", "sunny")], "message")
+
+    def test_may_be_one_of_several_which_are_answered_in_any_order(self):
+        asked = self.asked("tools")
+
+        self.assertEqual(calls_of(asked), [("weather", PLACE), ("time", ZONE)])
+
+        run = self.answered(asked, outputs_for(asked)[::-1])
+
+        self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
+        self.assertEqual(texts_of(run.thread_id)[-1], ("assistant", "The tools say: sunny, noon"))
+        self.steps_are(run, [("weather", "sunny"), ("time", "noon")], "message")
+
+    def test_beside_text_leaves_one_message_that_is_whole(self):
+        asked = self.asked("talk")
+        partial = threads.messages.list(asked.thread_id).data[0]
+
+        self.assertEqual(calls_of(asked), [("weather", PLACE)])
+        self.assertEqual((partial.status, text_of(partial)), ("in_progress", "Let me see."))
+
+        run = self.answered(asked)
+
+        self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
+        self.assertEqual(
+            texts_of(run.thread_id), [("user", "Hi"), ("assistant", "Let me see.\n\nThe tools say: sunny")]
+        )
+        self.assertEqual(threads.messages.list(run.thread_id).data[0].id, partial.id)
+        self.steps_are(run, "message", [("weather", "sunny")])
+
+    def test_beside_text_may_come_twice(self):
+        run = self.asked("talk-twice")
+
+        self.assertEqual(calls_of(run), [("weather", PLACE)])
+        run = self.answered(run)
+        self.assertEqual((run.status, calls_of(run)), ("requires_action", [("time", ZONE)]))
+        run = self.answered(run)
+
+        self.assertEqual((run.status, run.usage.total_tokens), ("completed", 49))
+        whole = "Let me see.\n\nAnd once more.\n\nThe tools say: sunny, noon"
+        self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
+        self.steps_are(run, "message", [("weather", "sunny")], [("time", "noon")])
+
+    def test_may_follow_in_a_later_run_and_its_thread_may_be_made_with_it(self):
+        first = threads.create_and_run_poll(
+            assistant_id=assistant_of("tool"),
+            thread={"messages": [{"role": "user", "content": "Hi"}]},
+            tools=FUNCTIONS[1:],
+            **QUICK,
+        )
+        self.assertEqual(calls_of(first), [("time", PLACE)])
+        self.assertEqual(self.answered(first).status, "completed")
+
+        threads.messages.create(first.thread_id, role="user", content="Again")
+        second = threads.runs.create_and_poll(thread_id=first.thread_id, assistant_id=calling("talk"), **QUICK)
+        run = self.answered(second)
+
+        self.assertEqual(run.status, "completed")
+        self.assertEqual(
+            texts_of(run.thread_id),
+            [
+                ("user", "Hi"),
+                ("assistant", "The tools say: noon"),
+                ("user", "Again"),
+                ("assistant", "Let me see.\n\nThe tools say: sunny"),
+            ],
+        )
+
+    def test_takes_no_outputs_but_its_own(self):
+        asked = self.asked("tools")
+        weather, clock = outputs_for(asked)
+        ids = f"'{weather['tool_call_id']}', '{clock['tool_call_id']}'"
+        strange = {"tool_call_id": "call_x", "output": "x"}
+
+        for outputs, got in [
+            ([weather], f"'{weather['tool_call_id']}'"),
+            ([weather, strange], f"'{weather['tool_call_id']}', 'call_x'"),
+            ([weather, clock, strange], f"{ids}, 'call_x'"),
+            ([], ""),
+        ]:
+            for submit in (threads.runs.submit_tool_outputs, self.submit_streamed):
+                with self.subTest(got=got, submit=submit.__name__):
+                    self.refused(
+                        openai.BadRequestError,
+                        f"Expected tool outputs for call_ids [{ids}], got [{got}]",
+                        submit,
+                        asked.id,
+                        thread_id=asked.thread_id,
+                        tool_outputs=outputs,
+                    )
+        self.assertEqual(threads.runs.retrieve(asked.id, thread_id=asked.thread_id), asked)
+
+        self.assertEqual(self.answered(asked).status, "completed")
+
+    @staticmethod
+    def submit_streamed(run_id, **params):
+        with threads.runs.submit_tool_outputs_stream(run_id=run_id, **params) as stream:
+            stream.until_done()
+
+    def test_takes_outputs_once(self):
+        asked = self.asked("tool")
+        outputs = outputs_for(asked)
+        queued = threads.runs.submit_tool_outputs(asked.id, thread_id=asked.thread_id, tool_outputs=outputs)
+
+        self.assertEqual((queued.status, queued.required_action), ("queued", None))
+        run = threads.runs.poll(asked.id, thread_id=asked.thread_id, **QUICK)
+        self.assertEqual(run.status, "completed")
+        for submit in (threads.runs.submit_tool_outputs, self.submit_streamed):
+            self.refused(
+                openai.BadRequestError,
+                'Runs in status "completed" do not accept tool outputs.',
+                submit,
+                asked.id,
+                thread_id=asked.thread_id,
+                tool_outputs=outputs,
+            )
+        self.assertEqual(threads.runs.retrieve(run.id, thread_id=run.thread_id), run)
+
+    def test_of_an_unknown_run_is_not_found(self):
+        self.refused(
+            openai.NotFoundError,
+            "No run found with id 'run_x'.",
+            threads.runs.submit_tool_outputs,
+            "run_x",
+            thread_id=thread_with(),
+            tool_outputs=[{"tool_call_id": "call_x", "output": "x"}],
+        )
+
+    def test_locks_its_thread_until_it_is_cancelled(self):
+        for model, text in [("tool", None), ("talk", "Let me see.")]:
+            with self.subTest(model=model):
+                asked = self.asked(model)
+                thread_id = asked.thread_id
+
+                self.refused(
+                    openai.BadRequestError,
+                    f"Can't add messages to {thread_id} while a run {asked.id} is active.",
+                    threads.messages.create,
+                    thread_id,
+                    role="user",
+                    content="Wait",
+                )
+                cancelling = threads.runs.cancel(asked.id, thread_id=thread_id)
+                run = threads.runs.poll(asked.id, thread_id=thread_id, **QUICK)
+                steps = threads.runs.steps.list(asked.id, thread_id=thread_id).data
+
+                self.assertEqual((cancelling.status, run.status), ("cancelling", "cancelled"))
+                self.assertEqual(run.required_action, None)
+                self.assertEqual({step.status for step in steps}, {"cancelled"})
+                self.assertEqual(len(steps), 1 if text is None else 2)
+                newest = threads.messages.list(thread_id).data[0]
+                if text:
+                    self.assertEqual(newest.incomplete_details.reason, "run_cancelled")
+                self.assertEqual(text_of(newest), text or "Hi")
+                self.refused(
+                    openai.BadRequestError,
+                    'Runs in status "cancelled" do not accept tool outputs.',
+                    threads.runs.submit_tool_outputs,
+                    asked.id,
+                    thread_id=thread_id,
+                    tool_outputs=outputs_for(asked),
+                )
+                self.refused(
+                    openai.BadRequestError,
+                    "Cannot cancel run with status 'cancelled'.",
+                    threads.runs.cancel,
+                    asked.id,
+                    thread_id=thread_id,
+                )
+                threads.messages.create(thread_id, role="user", content="Go on")
+
+
+class Caller(Collector):
+    """Answers calls as OpenAI's guide shows it: from its own `on_event`, with a new handler for the new stream."""
+
+    def __init__(self, chain):
+        super().__init__(self.answer)
+        self.chain, self.snapshots = chain, []
+        chain.append(self)
+
+    def on_text_delta(self, delta, snapshot):
+        super().on_text_delta(delta, snapshot)
+        self.snapshots.append(snapshot.value)
+
+    def answer(self, event):
+        if event.event == "thread.run.requires_action":
+            with threads.runs.submit_tool_outputs_stream(
+                thread_id=self.current_run.thread_id,
+                run_id=self.current_run.id,
+                tool_outputs=outputs_for(event.data),
+                event_handler=Caller(self.chain),
+            ) as stream:
+                for _ in stream.text_deltas:
+                    pass
+
+
+class AStreamedFunctionCall(Case):
+    def streamed(self, model):
+        """The handlers of the run's streams, in the order of their making."""
+        chain = []
+        with threads.runs.stream(
+            thread_id=thread_with("Hi"), assistant_id=calling(model), event_handler=Caller(chain)
+        ) as stream:
+            stream.until_done()
+        return chain
+
+    def test_is_answered_while_its_stream_is_open(self):
+        first, second = self.streamed("tool")
+
+        self.assertEqual(first.events, BEGIN + CALLING + 4 * ["thread.run.step.delta"] + ASKED)
+        self.assertEqual(
+            first.calls,
+            ["run_step_created", "tool_call_created", "run_step_delta"]
+            + 3 * ["tool_call_delta", "run_step_delta"]
+            + ["tool_call_done", "end"],
+        )
+        self.assertEqual(first.made, [("weather", PLACE)])
+        self.assertEqual(first.get_final_run().status, "requires_action")
+        self.assertEqual(second.events, RESUMED + OPEN + 4 * DELTA + CLOSE)
+        self.assertEqual(
+            second.calls,
+            ["run_step_done", "run_step_created", "message_created", "text_created"]
+            + 4 * ["text_delta", "message_delta"]
+            + ["text_done", "message_done", "run_step_done", "end"],
+        )
+        run = second.get_final_run()
+        self.assertEqual((run.status, run.usage.total_tokens), ("completed", 29))
+        self.assertEqual(second.deltas, ["The", " tools", " say:", " sunny"])
+        self.assertEqual([text_of(message) for message in second.get_final_messages()], ["The tools say: sunny"])
+        self.assertEqual([step.type for step in second.get_final_run_steps()], ["message_creation"])
+        self.steps_are(run, [("weather", "sunny")], "message")
+
+    def test_may_be_one_of_several(self):
+        first, second = self.streamed("tools")
+
+        self.assertEqual(first.events, BEGIN + CALLING + 8 * ["thread.run.step.delta"] + ASKED)
+        self.assertEqual(first.made, [("weather", PLACE), ("time", ZONE)])
+        self.assertEqual(first.calls.count("tool_call_created"), 2)
+        self.assertEqual("".join(second.deltas), "The tools say: sunny, noon")
+        self.steps_are(second.get_final_run(), [("weather", "sunny"), ("time", "noon")], "message")
+
+    def test_is_answered_after_its_stream_with_the_thread_made_by_it(self):
+        handler = Collector()
+        with threads.create_and_run_stream(
+            assistant_id=calling("tool"),
+            thread={"messages": [{"role": "user", "content": "Hi"}]},
+            event_handler=handler,
+        ) as stream:
+            asked = stream.get_final_run()
+
+        self.assertEqual(handler.events, ["thread.created"] + BEGIN + CALLING + 4 * ["thread.run.step.delta"] + ASKED)
+        self.assertEqual(names_in(recorder.exchanges[-1])[-1], "done")
+        self.assertEqual([step.type for step in stream.get_final_run_steps()], ["tool_calls"])
+
+        with threads.runs.submit_tool_outputs_stream(
+            run_id=asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked)
+        ) as stream:
+            text = "".join(stream.text_deltas)
+            run = stream.get_final_run()
+
+        self.assertEqual((run.status, text), ("completed", "The tools say: sunny"))
+        self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", "The tools say: sunny")])
+
+    def test_is_answered_by_a_poll_after_its_stream(self):
+        with threads.runs.stream(thread_id=thread_with("Hi"), assistant_id=calling("talk")) as stream:
+            asked = stream.get_final_run()
+
+        run = threads.runs.submit_tool_outputs_and_poll(
+            run_id=asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked), **QUICK
+        )
+
+        self.assertEqual(run.status, "completed")
+        self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
+
+    def test_goes_on_when_its_client_leaves_after_the_outputs(self):
+        asked = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=calling("talk"), **QUICK)
+
+        stream = threads.runs.submit_tool_outputs(
+            asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked), stream=True
+        )
+        self.assertEqual(next(iter(stream)).event, "thread.run.step.completed")
+        stream.close()
+        run = threads.runs.poll(asked.id, thread_id=asked.thread_id, **QUICK)
+
+        self.assertEqual(run.status, "completed")
+        self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
+
+    def test_beside_text_goes_on_in_the_same_message(self):
+        first, second = self.streamed("talk")
+        whole = "Let me see.\n\nThe tools say: sunny"
+
+        self.assertEqual([name for name in first.events if name not in DELTA], BEGIN + OPEN + ASKED)
+        self.assertEqual("".join(first.deltas), "Let me see.")
+        self.assertNotIn("exception", first.calls + second.calls)
+        self.assertEqual("".join(second.deltas), "\n\nThe tools say: sunny")
+        self.assertEqual(second.snapshots[-1], whole)
+        self.assertEqual([text_of(message) for message in second.get_final_messages()], [whole])
+        self.assertEqual(second.calls.count("message_created"), 1)
+        self.assertEqual(second.calls[-4:], ["text_done", "message_done", "run_step_done", "end"])
+        run = second.get_final_run()
+        self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
+        self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
+        self.steps_are(run, "message", [("weather", "sunny")])
+
+    def test_beside_text_may_come_twice(self):
+        first, second, third = self.streamed("talk-twice")
+        whole = "Let me see.\n\nAnd once more.\n\nThe tools say: sunny, noon"
+
+        self.assertEqual(
+            ["".join(handler.deltas) for handler in (first, second, third)],
+            ["Let me see.", "\n\nAnd once more.", "\n\nThe tools say: sunny, noon"],
+        )
+        self.assertNotIn("exception", first.calls + second.calls + third.calls)
+        self.assertEqual(second.snapshots[-1], "Let me see.\n\nAnd once more.")
+        self.assertEqual(second.events[-1], "thread.run.requires_action")
+        self.assertEqual([text_of(message) for message in third.get_final_messages()], [whole])
+        run = third.get_final_run()
+        self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
+        self.steps_are(run, "message", [("weather", "sunny")], [("time", "noon")])
+
+    def test_beside_text_and_call_without_text_may_follow_each_other(self):
+        whole = "Let me see.\n\nThe tools say: sunny, noon"
+        for model, told, steps in [
+            ("talk-call", ["Let me see.", "", "\n\nThe tools say: sunny, noon"], ["message", 0, 1]),
+            ("call-talk", ["", "Let me see.", "\n\nThe tools say: sunny, noon"], [0, "message", 1]),
+        ]:
+            with self.subTest(model=model):
+                chain = self.streamed(model)
+
+                self.assertEqual(["".join(handler.deltas) for handler in chain], told)
+                self.assertNotIn("exception", sum((handler.calls for handler in chain), []))
+                self.assertEqual([text_of(message) for message in chain[-1].get_final_messages()], [whole])
+                run = chain[-1].get_final_run()
+                self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
+                outputs = [[("weather", "sunny")], [("time", "noon")]]
+                self.steps_are(run, *(step if step == "message" else outputs[step] for step in steps))
+
+    def test_without_text_is_told_on_every_stream(self):
+        for model, makers in [("call-talk", [0]), ("talk-call", [1])]:
+            chain = self.streamed(model)
+            for number in makers:
+                with self.subTest(model=model, stream=number):
+                    self.assertEqual(chain[number].made, [[("weather", PLACE)], [("time", ZONE)]][number])
+
+    def test_whose_run_fails_afterwards_ends_in_order(self):
+        failed = ["thread.run.failed"]
+        for model, end, kinds in [
+            ("tool-fail", failed, ["tool_calls", "message_creation"]),
+            (
+                "talk-fail",
+                INTRODUCED + ["thread.message.incomplete", "thread.run.step.failed"] + failed,
+                ["message_creation", "tool_calls"],
+            ),
+        ]:
+            with self.subTest(model=model):
+                _, second = self.streamed(model)
+
+                run = second.get_final_run()
+                steps = threads.runs.steps.list(run.id, thread_id=run.thread_id, order="asc").data
+                self.assertEqual((run.status, run.last_error.code), ("failed", "server_error"))
+                states = [(step.type, "completed" if step.type == "tool_calls" else "failed") for step in steps]
+                self.assertEqual([(step.type, step.status) for step in steps], states)
+                self.assertEqual([step.type for step in steps], kinds)
+                newest = threads.messages.list(run.thread_id).data[0]
+                if model == "talk-fail":
+                    self.assertEqual((newest.status, text_of(newest)), ("incomplete", "Let me see."))
+                    self.assertEqual(newest.incomplete_details.reason, "run_failed")
+                else:
+                    self.assertEqual(text_of(newest), "Hi")
+                told = [name for name in second.events if name not in CALLING]  # the step may be introduced as well
+                self.assertEqual(told, RESUMED + end)
+
+    def test_whose_run_is_cancelled_afterwards_ends_in_order(self):
+        for moment, begins in [
+            ("thread.run.in_progress", "Let me see."),
+            ("thread.message.delta", "Let me see.\n\nword0"),
+        ]:
+            with self.subTest(moment=moment):
+                asked = threads.runs.create_and_poll(
+                    thread_id=thread_with("Hi"), assistant_id=calling("talk-slow"), **QUICK
+                )
+                answers = []
+
+                def cancel(event):
+                    if event.event == moment and not answers:
+                        answers.append(threads.runs.cancel(asked.id, thread_id=asked.thread_id))
+
+                handler = Collector(cancel)
+                with threads.runs.submit_tool_outputs_stream(
+                    run_id=asked.id,
+                    thread_id=asked.thread_id,
+                    tool_outputs=outputs_for(asked),
+                    event_handler=handler,
+                ) as stream:
+                    stream.until_done()
+
+                self.assertEqual(
+                    handler.events[-3:],
+                    ["thread.message.incomplete", "thread.run.step.cancelled", "thread.run.cancelled"],
+                )
+                self.assertIn("thread.run.cancelling", handler.events)
+                newest = threads.messages.list(asked.thread_id).data[0]
+                self.assertEqual((newest.status, newest.incomplete_details.reason), ("incomplete", "run_cancelled"))
+                self.assertEqual(text_of(newest)[: len(begins)], begins)
+                self.assertEqual([text_of(message) for message in stream.get_final_messages()], [text_of(newest)])
+                steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id, order="asc").data
+                self.assertEqual([step.status for step in steps], ["cancelled", "completed"])
+
+    def test_beside_text_shows_the_step_of_the_message_on_every_stream(self):
+        for handler in self.streamed("talk-twice"):
+            self.assertEqual([step.type for step in handler.get_final_run_steps()], ["message_creation"])
 
 
 class AFailingUpstream(Case):
@@ -727,6 +1222,13 @@ class AModel(Case):
         self.assertEqual(text, ANSWER)
         self.assertEqual(chunks[-1].usage.total_tokens, 19)
 
+    def test_calls_a_function_in_a_chat(self):
+        asked = [{"role": "user", "content": "Hi"}]
+        answer = client.chat.completions.create(model="tool", messages=asked, tools=FUNCTIONS)
+
+        self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
+        self.assertEqual(answer.choices[0].message.tool_calls[0].function.arguments, PLACE)
+
     def test_that_fails_answers_a_chat_with_its_error(self):
         with self.assertRaises(openai.APIStatusError) as caught:
             client.chat.completions.create(model="limit", messages=[{"role": "user", "content": "Hi"}])
@@ -735,9 +1237,24 @@ class AModel(Case):
 
 
 class AsyncCollector(openai.AsyncAssistantEventHandler):
-    def __init__(self):
+    """Collects the text; with a client, it answers calls from its own `on_event`."""
+
+    def __init__(self, client=None, deltas=None):
         super().__init__()
-        self.deltas = []
+        self.client, self.deltas, self.made = client, [] if deltas is None else deltas, []
+
+    async def on_event(self, event):
+        if self.client and event.event == "thread.run.requires_action":
+            async with self.client.beta.threads.runs.submit_tool_outputs_stream(
+                thread_id=self.current_run.thread_id,
+                run_id=self.current_run.id,
+                tool_outputs=outputs_for(event.data),
+                event_handler=AsyncCollector(self.client, self.deltas),
+            ) as stream:
+                await stream.until_done()
+
+    async def on_tool_call_done(self, tool_call):
+        self.made.append((tool_call.function.name, tool_call.function.arguments))
 
     async def on_text_delta(self, delta, snapshot):
         self.deltas.append(delta.value)
@@ -768,6 +1285,35 @@ class AnAsynchronousClient(Case):
         self.assertEqual(run.status, "completed")
         self.assertEqual("".join(deltas), ANSWER)
         self.assertEqual(listed, [ANSWER, ANSWER, "Hi"])
+
+    def test_answers_function_calls(self):
+        async def flow(model):
+            transport = contract.AsyncRecorder(recorder)
+            http_client = openai.DefaultAsyncHttpxClient(transport=transport)
+            async with openai.AsyncOpenAI(max_retries=0, http_client=http_client) as client:
+                runs = client.beta.threads.runs
+                assistant_id, thread_id = calling(model), thread_with("Hi")
+                asked = await runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_id, **QUICK)
+                polled = await runs.submit_tool_outputs_and_poll(
+                    run_id=asked.id, thread_id=thread_id, tool_outputs=outputs_for(asked), **QUICK
+                )
+                handler = AsyncCollector(client)
+                async with runs.stream(
+                    thread_id=thread_id, assistant_id=assistant_id, event_handler=handler
+                ) as stream:
+                    await stream.until_done()
+                return polled.status, "".join(handler.deltas), handler.made, texts_of(thread_id)
+
+        for model, text in [("tools", ""), ("talk", "Let me see.\n\n")]:
+            with self.subTest(model=model):
+                text += "The tools say: sunny" + ", noon" * (model == "tools")
+
+                status, told, made, stored = asyncio.run(flow(model))
+
+                self.assertEqual((status, told), ("completed", text))
+                if model == "tools":
+                    self.assertEqual(made, [("weather", PLACE), ("time", ZONE)])
+                self.assertEqual(stored, [("user", "Hi"), ("assistant", text), ("assistant", text)])
 
     def test_runs_forty_threads_at_once(self):
         async def one(client, assistant_id):

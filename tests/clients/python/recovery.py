@@ -176,6 +176,69 @@ class AStoppedServer(unittest.TestCase):
 
         self.assert_answered_once(run)
 
+    def asked(self, model):
+        """A run of the model that waits for outputs."""
+        thread_id = threads.create(messages=[{"role": "user", "content": "Hi"}]).id
+        functions = [{"type": "function", "function": {"name": name}} for name in ("weather", "time")]
+        run = threads.runs.create_and_poll(
+            thread_id=thread_id, assistant_id=self.assistant_id, model=model, tools=functions, poll_interval_ms=50
+        )
+        self.assertEqual(run.status, "requires_action", run.last_error)
+        return run
+
+    def answer(self, run):
+        """Submits what the run waits for, on a stream."""
+        calls = run.required_action.submit_tool_outputs.tool_calls
+        return threads.runs.submit_tool_outputs(
+            run.id,
+            thread_id=run.thread_id,
+            tool_outputs=[{"tool_call_id": call.id, "output": call.function.name} for call in calls],
+            stream=True,
+        )
+
+    def assert_called_and_answered(self, run, text, rounds):
+        self.assertEqual((run.status, run.last_error), ("completed", None))
+        messages = threads.messages.list(run.thread_id, order="asc").data
+        self.assertEqual([message.content[0].text.value for message in messages], ["Hi", text])
+        steps = threads.runs.steps.list(run.id, thread_id=run.thread_id).data
+        self.assertEqual(sorted(step.type for step in steps), ["message_creation"] + rounds * ["tool_calls"])
+        self.assertEqual({step.status for step in steps}, {"completed"})
+
+    def test_that_was_killed_still_waits_for_outputs_and_takes_them(self):
+        for model, text, rounds in [
+            ("tools", "The tools say: weather, time", 1),
+            ("talk-twice", "Let me see.\n\nAnd once more.\n\nThe tools say: weather, time", 2),
+        ]:
+            with self.subTest(model=model):
+                run = self.asked(model)
+                for _ in range(rounds):
+                    run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
+                    self.server.stop(signal.SIGKILL)
+                    self.server = Server()
+
+                    self.assertEqual(threads.runs.retrieve(run.id, thread_id=run.thread_id), run)
+                    with self.answer(run) as stream:
+                        names = [event.event for event in stream]
+                run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
+
+                self.assertEqual(names[-1], "thread.run.completed")
+                self.assert_called_and_answered(run, text, rounds)
+
+    def test_that_was_killed_after_outputs_goes_on_from_them(self):
+        run = self.asked("talk-steady")
+        with self.answer(run) as stream:
+            for event in stream:
+                if event.event == "thread.message.delta" and "word25" in event.data.delta.content[0].text.value:
+                    break
+            self.server.stop(signal.SIGKILL)
+        self.server = Server()
+        deadline = time.monotonic() + LEASE_S + 10
+        while run.status not in ("completed", "failed") and time.monotonic() < deadline:
+            time.sleep(0.1)
+            run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
+
+        self.assert_called_and_answered(run, "Let me see.\n\n" + STEADY, 1)
+
     def test_that_was_asked_to_stop_ends_its_streams_and_goes_on_later(self):
         stream = Stream(self.thread_id, self.assistant_id)
         stream.wait_for_deltas(3)

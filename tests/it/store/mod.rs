@@ -141,8 +141,10 @@ both_stores!(a_clock_that_is_behind_moves_no_message, async |database: Database|
     let late = [message(&thread, "4", Timestamp(400))];
     store.create_run(NewRun { run: &run, thread: None, messages: &late, due_at: NOW }).await.unwrap();
 
-    let conversation = store.conversation(&thread.id).await.unwrap();
+    let conversation = store.conversation(&thread.id, None).await.unwrap();
     assert_eq!(conversation.iter().map(text).collect::<String>(), "01234");
+    let newest = store.conversation(&thread.id, Some(2)).await.unwrap();
+    assert_eq!(newest.iter().map(text).collect::<String>(), "34");
     let times: Vec<i64> = conversation.iter().map(|message| message.created_at.0).collect();
     assert_eq!(times, [1_000, 1_000, 2_000, 2_000, 2_000]);
     assert_eq!(behind.created_at, Timestamp(2_000), "the caller hears of the time that was kept");
@@ -249,10 +251,10 @@ both_stores!(messages_made_at_once_all_get_their_place, async |database: Databas
     });
     futures_util::future::join_all(made).await;
 
-    let conversation = store.conversation(&thread.id).await.unwrap();
+    let conversation = store.conversation(&thread.id, None).await.unwrap();
     assert_eq!(conversation.len(), 50);
     assert!(conversation.is_sorted_by_key(|message| message.created_at));
-    let again = store.conversation(&thread.id).await.unwrap();
+    let again = store.conversation(&thread.id, None).await.unwrap();
     assert_eq!(conversation, again);
 });
 
@@ -291,12 +293,12 @@ both_stores!(a_deleted_thread_takes_all_that_is_its_own_along, async |database: 
 
     assert!(!store.delete_thread(&doomed.id).await.unwrap());
     assert_eq!(store.thread(&doomed.id).await.unwrap(), None);
-    assert_eq!(store.conversation(&doomed.id).await.unwrap(), []);
+    assert_eq!(store.conversation(&doomed.id, None).await.unwrap(), []);
     assert_eq!(store.run(&doomed.id, &run.spec.id).await.unwrap(), None);
     assert_eq!(store.claim_run(NOW, NOW).await.unwrap(), None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
     assert!(matches!(store.create_message(message(&doomed, "x", NOW)).await, Err(Error::NoThread)));
-    assert_eq!(store.conversation(&other.id).await.unwrap().len(), 1);
+    assert_eq!(store.conversation(&other.id, None).await.unwrap().len(), 1);
 });
 
 both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |database: Database| {
