@@ -86,6 +86,13 @@ struct Told {
     started: bool,
     begun: Vec<RunStepId>,
     ended: Vec<RunStepId>,
+    /// Steps that are not told, because another one was open when they began: strict readers allow one open step at a
+    /// time. Calls beside a message are told by `requires_action`.
+    muted: Vec<RunStepId>,
+    /// Whether the message is not told, for its step is not; the next stream introduces it.
+    message_muted: bool,
+    /// The step of a message that was begun before this stream, until it is introduced.
+    message_step: Option<RunStep>,
     message: Option<MessageEvent>,
     closed: bool,
 }
@@ -129,18 +136,17 @@ impl Log {
 
     /// Tells that the text of `message` has grown by `pieces`; a message that this stream has not heard of, because it
     /// was begun before, is introduced with the text before them.
-    pub fn tell_text<'a>(&self, message: Option<&Message>, pieces: impl IntoIterator<Item = &'a str>) {
-        if !self.listened.load(Ordering::Relaxed) {
+    pub fn tell_text(&self, message: Option<&Message>, pieces: Vec<String>) {
+        if pieces.is_empty() || !self.listened.load(Ordering::Relaxed) {
             return;
         }
         let mut told = lock(&self.told);
-        let pieces: Vec<&str> = pieces.into_iter().collect();
-        if let Some(message) = message.filter(|_| told.message.is_none() && !pieces.is_empty()) {
-            let grown = pieces.iter().map(|piece| piece.len()).sum();
+        if let Some(message) = message.filter(|_| told.message.is_none()) {
+            let grown = pieces.iter().map(String::len).sum();
             told.introduce(message, grown);
         }
         for piece in pieces {
-            told.tell_text(piece);
+            told.tell_text(&piece);
         }
         self.length.send_replace(told.entries.len());
     }
@@ -155,11 +161,18 @@ impl Log {
         }
     }
 
-    /// Begins in the middle of a run: what it has done so far was told by the streams before.
+    /// Begins in the middle of a run: what it has done so far was told by the streams before. A message that is still
+    /// open is introduced again, with its step, when it goes on or ends.
     pub fn begin_at(&self, progress: &Progress) {
         let mut told = lock(&self.told);
-        told.begun.extend(progress.steps.iter().map(|step| step.id.clone()));
-        told.ended.extend(progress.steps.iter().filter(|step| !step.is_open()).map(|step| step.id.clone()));
+        told.message_step = progress.steps.iter().find(|step| step.makes_message() && step.is_open()).cloned();
+        let others = progress.steps.iter().filter(|step| !step.makes_message() || !step.is_open());
+        for step in others {
+            told.begun.push(step.id.clone());
+            if !step.is_open() {
+                told.ended.push(step.id.clone());
+            }
+        }
     }
 
     /// Tells whatever of a run's stored state was not told yet: for changes that others have made.
@@ -175,7 +188,7 @@ impl Log {
 
 impl Told {
     fn tell(&mut self, event: StreamEvent) {
-        if self.closed {
+        if self.closed || self.is_muted(&event) {
             return;
         }
         match &event {
@@ -207,8 +220,26 @@ impl Told {
         self.entries.push(Entry::Event(Box::new(event)));
     }
 
+    /// Whether the event is of a step that is not told; notes such steps as they begin.
+    fn is_muted(&mut self, event: &StreamEvent) -> bool {
+        let is_other_open = self.begun.iter().any(|step| !self.ended.contains(step));
+        match event {
+            StreamEvent::Step(StepEvent::Created, step) if is_other_open => {
+                self.muted.push(step.id.clone());
+                self.message_muted |= step.makes_message();
+                true
+            }
+            StreamEvent::Step(_, step) => self.muted.contains(&step.id),
+            StreamEvent::StepDelta(delta) => self.muted.contains(&delta.step_id),
+            StreamEvent::Message(..) | StreamEvent::MessageDelta(_) | StreamEvent::RefusalDelta(_) => {
+                self.message_muted
+            }
+            StreamEvent::ThreadCreated(_) | StreamEvent::Run(..) | StreamEvent::Error(_) => false,
+        }
+    }
+
     fn tell_text(&mut self, piece: &str) {
-        if self.closed || piece.is_empty() {
+        if self.closed || self.message_muted || piece.is_empty() {
             return;
         }
         let start = self.text.len();
@@ -226,6 +257,9 @@ impl Told {
                 before.content.clear();
             }
         }
+        if let Some(step) = self.message_step.take() {
+            self.tell_step_begin(&step);
+        }
         self.tell(StreamEvent::Message(MessageEvent::Created, before.clone()));
         self.tell(StreamEvent::Message(MessageEvent::InProgress, before));
     }
@@ -241,9 +275,8 @@ impl Told {
         for step in &progress.steps {
             match (&step.details, &progress.message) {
                 (StepDetails::MessageCreation { .. }, Some(message)) => self.tell_message(step, message),
-                // Calls beside an open message are told by `requires_action` alone.
-                (StepDetails::ToolCalls { tool_calls }, None) => self.tell_calls(step, tool_calls),
-                (StepDetails::MessageCreation { .. }, None) | (StepDetails::ToolCalls { .. }, Some(_)) => {}
+                (StepDetails::ToolCalls { tool_calls }, _) => self.tell_calls(step, tool_calls),
+                (StepDetails::MessageCreation { .. }, None) => {}
             }
         }
         if matches!(run.state, RunState::Cancelling { .. } | RunState::Cancelled { .. })
@@ -257,7 +290,7 @@ impl Told {
             if let Some(message) = &progress.message {
                 self.tell_message_end(message);
             }
-            for step in progress.steps.iter().filter(|step| step.makes_message() == progress.message.is_some()) {
+            for step in &progress.steps {
                 self.tell_step_end(step);
             }
             self.tell(StreamEvent::Run(ended, run.clone()));
@@ -265,7 +298,7 @@ impl Told {
     }
 
     fn tell_step_begin(&mut self, step: &RunStep) -> bool {
-        if self.begun.contains(&step.id) {
+        if self.begun.contains(&step.id) || self.muted.contains(&step.id) {
             return false;
         }
         let begun = RunStep { state: StepState::InProgress, ..step.clone() };

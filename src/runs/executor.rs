@@ -245,7 +245,8 @@ impl Executor {
             Ok(()) => {
                 self.logs.forget(&run.spec.id, &held.log);
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "run ended");
+                let what = if run.state.is_over() { "run ended" } else { "run waits for the client" };
+                tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "{what}");
             }
             Err(Lost::Overtaken) => tracing::debug!("run is in other hands"),
             Err(Lost::Store(error)) => {
@@ -463,6 +464,7 @@ impl Executor {
                     if held.progress.message.is_none() {
                         self.step(held, Input::TextBegan).await?;
                     }
+                    log.tell_text(held.progress.message.as_ref(), std::mem::take(&mut pieces));
                     let index = held.progress.append_refusal(&words);
                     if let Some(message) = &held.progress.message {
                         let delta = RefusalDelta { message_id: message.id.clone(), index, value: words };
@@ -470,18 +472,18 @@ impl Executor {
                     }
                 }
                 News::Call(index, growth) => {
+                    log.tell_text(held.progress.message.as_ref(), std::mem::take(&mut pieces));
                     if held.progress.open_calls().is_none() {
                         self.step(held, Input::CallsBegan).await?;
                     }
-                    // Beside an open message the stream tells of calls by `requires_action` alone.
-                    if let (Some(step), None) = (held.progress.open_calls(), &held.progress.message) {
+                    if let Some(step) = held.progress.open_calls() {
                         let delta = StepDelta { step_id: step.id.clone(), index, growth };
                         log.tell([StreamEvent::StepDelta(delta)]);
                     }
                 }
             }
         }
-        log.tell_text(held.progress.message.as_ref(), pieces.iter().map(String::as_str));
+        log.tell_text(held.progress.message.as_ref(), pieces);
         Ok(())
     }
 

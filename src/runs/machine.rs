@@ -21,8 +21,8 @@
 //!
 //! A run has at most one message and one `message_creation` step, however many turns it takes; they begin with the
 //! model's first text. Each turn that calls tools has a `tool_calls` step beside it. Where a turn has both, the message
-//! and its step stay open while the tools run, and a later turn's text goes on in it; strict stream readers allow one
-//! open step at a time, so the stream tells of those calls by `requires_action` alone. A run that fails before any text
+//! and its step stay open while the tools run, and a later turn's text goes on in it; how a stream tells of that is the
+//! business of `events`. A run that fails before any text
 //! ends with its step failed and no message; the step's message id is only reserved, and the stream tells of the run
 //! alone.
 
@@ -369,10 +369,8 @@ impl Change {
     fn begin_calls(mut self, ids: &Ids) -> Self {
         let details = StepDetails::ToolCalls { tool_calls: Vec::new() };
         let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
-        if self.progress.message.is_none() {
-            self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
-            self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
-        }
+        self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
+        self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
         self.steps.push(step.clone());
         self.progress.steps.push(step);
         self
@@ -461,27 +459,19 @@ impl Change {
         self.message(MessageState::Incomplete { at, reason }, MessageEvent::Incomplete)
     }
 
-    /// Ends the open steps, that of the message first. Calls beside an open message were not told, so neither is their
-    /// end.
+    /// Ends the open steps, that of the message first.
     fn end_steps(mut self, state: &StepState, event: StepEvent) -> Self {
-        let is_telling = |step: &RunStep| step.makes_message() || self.progress.message.is_none();
-        let mut ended: Vec<(bool, RunStep)> = Vec::new();
-        for step in self.progress.steps.iter().filter(|step| step.is_open()) {
-            let mut step = step.clone();
+        let mut ended: Vec<RunStep> = Vec::new();
+        for step in self.progress.steps.iter_mut().filter(|step| step.is_open()) {
             step.state = state.clone();
             step.usage.get_or_insert_default();
-            ended.push((is_telling(&step), step));
+            ended.push(step.clone());
         }
-        ended.sort_by_key(|(_, step)| !step.makes_message());
-        for (is_told, step) in ended {
-            if let Some(place) = self.progress.steps.iter_mut().find(|place| place.id == step.id) {
-                *place = step.clone();
-            }
+        ended.sort_by_key(|step| !step.makes_message());
+        for step in ended {
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
-            if is_told {
-                self.events.push(StreamEvent::Step(event, step));
-            }
+            self.events.push(StreamEvent::Step(event, step));
         }
         self
     }

@@ -179,14 +179,14 @@ both_stores!(a_model_that_talks_and_then_calls_goes_on_in_the_same_message, asyn
     let submit = format!("{run}/submit_tool_outputs");
     let calls = wanted(&client.get(&run).await);
     let second = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
-    let introduced = ["message.created", "message.in_progress", "message.delta"];
-    assert_eq!(names(&second), [&RESUMED[..], &introduced, &["run.requires_action", "done"]].concat());
-    assert_eq!(second[3].data["content"][0]["text"]["value"], "Let me see.");
+    let rest = ["message.delta", "run.requires_action", "done"];
+    assert_eq!(names(&second), [&RESUMED[..], &WRITING, &rest].concat(), "the message is introduced again");
+    assert_eq!(second[5].data["content"][0]["text"]["value"], "Let me see.");
     assert_eq!(text(&second), "\n\nAnd now.");
 
     let calls = wanted(&client.get(&run).await);
     let third = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
-    assert_eq!(names(&third), [&RESUMED[..], &introduced, &["message.delta"], &ENDED].concat());
+    assert_eq!(names(&third), [&RESUMED[..], &WRITING, &["message.delta"; 2], &ENDED].concat());
     let whole = "Let me see.\n\nAnd now.\n\nSunny.";
     let newest = client.get(&format!("{thread}/messages?limit=1")).await["data"][0].clone();
     assert_eq!((&newest["status"], &newest["content"][0]["text"]["value"]), (&json!("completed"), &json!(whole)));
@@ -196,6 +196,51 @@ both_stores!(a_model_that_talks_and_then_calls_goes_on_in_the_same_message, asyn
     assert_eq!(kinds, ["message_creation", "tool_calls", "tool_calls"]);
     let said = &upstream.requests()[2]["messages"];
     assert_eq!((&said[1]["content"], &said[3]["content"]), (&json!("Let me see."), &json!("And now.")));
+});
+
+both_stores!(calls_without_words_are_told_also_when_an_earlier_turn_had_words, async |database: Database| {
+    let upstream = Upstream::saying([
+        Answer::Calls(vec!["Let me see."], vec![("weather", "{}")]),
+        Answer::Calls(vec![], vec![("time", "{}")]),
+        Answer::Words(vec![]),
+    ])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, _) = begin(client, json!({})).await;
+    let submit = format!("{run}/submit_tool_outputs");
+
+    let calls = wanted(&client.get(&run).await);
+    let second = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
+    let told = ["run.step.delta", "run.step.delta", "run.requires_action", "done"];
+    assert_eq!(names(&second), [&RESUMED[..], &CALLING, &told].concat());
+
+    // A last turn that says nothing leaves the words of the first as the whole answer.
+    let calls = wanted(&client.get(&run).await);
+    let third = client.stream(&submit, outputs(&[(&calls[0].0, "x")], true)).await;
+    assert_eq!(names(&third), [&RESUMED[..], &WRITING, &ENDED].concat());
+    assert_eq!(third[third.len() - 4].data["content"][0]["text"]["value"], "Let me see.");
+});
+
+both_stores!(words_behind_calls_are_told_by_the_next_stream, async |database: Database| {
+    let first = concat!(
+        "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up_0\",\"function\":",
+        "{\"name\":\"weather\",\"arguments\":\"{}\"}}]}}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"One moment.\"},\"finish_reason\":\"tool_calls\"}]}\n\n",
+        "data: [DONE]\n\n"
+    );
+    let upstream = Upstream::saying([Answer::Raw(first), Answer::Words(vec!["Sunny."])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let (run, asked) = begin(client, json!({})).await;
+    let told = ["run.step.delta", "run.step.delta", "run.requires_action", "done"];
+    assert_eq!(names(&asked), [&BEGUN[..], &CALLING, &told].concat(), "one open step at a time");
+    let calls = wanted(&client.get(&run).await);
+    let answered = client.stream(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], true)).await;
+    assert_eq!(names(&answered), [&RESUMED[..], &WRITING, &["message.delta"], &ENDED].concat());
+    assert_eq!(answered[5].data["content"][0]["text"]["value"], "One moment.");
+    assert_eq!(text(&answered), "\n\nSunny.");
 });
 
 both_stores!(of_two_submits_at_once_one_wins_and_the_other_is_told, async |database: Database| {

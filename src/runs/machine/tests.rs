@@ -250,7 +250,7 @@ fn a_message_that_was_begun_before_the_calls_stays_open_and_is_the_only_one() {
     let asked = ["thread.run.requires_action"];
     let resumed = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"];
     let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
-    assert_eq!(told, [&BEGUN[..], &WRITING, &asked, &resumed, &end].concat());
+    assert_eq!(told, [&BEGUN[..], &WRITING, &CALLING, &asked, &resumed, &end].concat());
     assert_eq!(progress.steps.iter().filter(|step| step.makes_message()).count(), 1);
     assert_eq!(progress.text(), "Hi");
 }

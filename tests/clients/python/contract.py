@@ -20,7 +20,7 @@ DONE = "event: done\ndata: [DONE]\n\n"
 # By whether it is the stream of a submit, the rules that such a stream does not keep.
 MIXED = {
     False: {"message_open"},
-    True: {"message_open", "no_step", "message_step", "message_not_empty", "accumulation", "first_delta"},
+    True: {"message_open", "message_not_empty", "accumulation", "first_delta"},
 }
 
 
