@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::server::Server;
+use crate::support::server::{Server, Wish};
 use crate::support::upstream::{Answer, Upstream};
 
 fn client(server: &Server) -> Client<OpenAIConfig> {
@@ -98,4 +98,84 @@ both_stores!(async_openai_parses_every_way_a_run_can_end, async |database: Datab
         }
         assert_eq!(seen.last().map(String::as_str), Some(last));
     }
+});
+
+/// Every event that the crate knows, by the path that sends it; `Done` is the end that its streams do not show.
+const EVENTS: [(&str, &str); 24] = [
+    ("ThreadCreated", "a thread made with its run"),
+    ("ThreadRunCreated", "any run"),
+    ("ThreadRunQueued", "any run"),
+    ("ThreadRunInProgress", "any run"),
+    ("ThreadRunRequiresAction", "a function call"),
+    ("ThreadRunCompleted", "an answer"),
+    ("ThreadRunIncomplete", "an answer cut at its limit"),
+    ("ThreadRunFailed", "a model that breaks off"),
+    ("ThreadRunCancelling", "a cancel in the middle of an answer"),
+    ("ThreadRunCancelled", "a cancel in the middle of an answer"),
+    ("ThreadRunExpired", "a deadline in the middle of an answer"),
+    ("ThreadRunStepCreated", "an answer"),
+    ("ThreadRunStepInProgress", "an answer"),
+    ("ThreadRunStepDelta", "a function call"),
+    ("ThreadRunStepCompleted", "an answer"),
+    ("ThreadRunStepFailed", "a model that breaks off"),
+    ("ThreadRunStepCancelled", "a cancel in the middle of an answer"),
+    ("ThreadRunStepExpired", "a deadline in the middle of an answer"),
+    ("ThreadMessageCreated", "an answer"),
+    ("ThreadMessageInProgress", "an answer"),
+    ("ThreadMessageDelta", "an answer"),
+    ("ThreadMessageCompleted", "an answer"),
+    ("ThreadMessageIncomplete", "a model that breaks off"),
+    ("ErrorEvent", "a server that stops"),
+];
+
+both_stores!(async_openai_parses_each_event_that_it_knows, async |database: Database| {
+    let pause = || Answer::Pause(vec!["Hm"]);
+    let upstream = Upstream::saying([
+        Answer::Words(vec!["Hello"]),
+        Answer::Calls(vec![], vec![("f", "{}")]),
+        Answer::Cut(vec!["Hal"]),
+        Answer::Finish(vec!["Hal"], "length"),
+        pause(),
+        pause(),
+        pause(),
+    ])
+    .await;
+    let settings = [("SHUTDOWN_GRACE_S", "0")];
+    let server =
+        Server::wish(Wish { database: &database, upstream: &upstream, settings: &settings, by_hand: true }).await;
+    let client = client(&server);
+    let body = serde_json::json!({"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}]});
+    let assistant = server.client.post("/v1/assistants", body).await["id"].as_str().unwrap().to_owned();
+    let clock = server.clock.clone();
+    let mut server = Some(server);
+    let mut seen = std::collections::BTreeSet::new();
+
+    for path in ["answer", "call", "cut", "length", "cancel", "deadline", "stop"] {
+        let request = serde_json::from_value(serde_json::json!({
+            "assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}]}
+        }));
+        let mut stream = client.threads().create_and_run_stream(request.unwrap()).await.unwrap();
+        while let Some(event) = stream.next().await {
+            let event = event.unwrap();
+            if let AssistantStreamEvent::ThreadRunCreated(run) = &event
+                && path == "cancel"
+            {
+                upstream.asked(5).await;
+                client.threads().runs(&run.thread_id).cancel(&run.id).await.unwrap();
+            }
+            if let AssistantStreamEvent::ThreadMessageDelta(_) = &event {
+                match path {
+                    "deadline" => clock.advance(600),
+                    "stop" => server.take().unwrap().stop().await,
+                    _ => {}
+                }
+            }
+            let shown = format!("{event:?}");
+            seen.insert(shown.split('(').next().unwrap().to_owned());
+        }
+    }
+
+    let missing: Vec<_> = EVENTS.iter().filter(|(name, _)| !seen.contains(*name)).collect();
+    assert!(missing.is_empty(), "not sent or not parsed: {missing:?}; seen: {seen:?}");
+    assert_eq!(seen.len(), EVENTS.len());
 });
