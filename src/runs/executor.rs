@@ -31,7 +31,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// The first pause before a write that the database could not take is tried again; each later one is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Most bytes of one answer; a model that writes more is stopped as at a token limit.
+/// Most bytes of one answer, its calls' arguments included; a model that writes more is stopped.
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What an executor needs of the rest.
@@ -357,10 +357,18 @@ impl Executor {
         Err(Lost::Overtaken)
     }
 
+    /// Whether somebody else has changed the run. A database that is away for a while does no harm: the next look, or
+    /// the next write, will tell.
     async fn was_changed(&self, held: &Held) -> Result<bool, Lost> {
         let spec = &held.progress.run.spec;
-        let found = self.parts.store.run(&spec.thread_id, &spec.id).await.map_err(Lost::Store)?;
-        Ok(found.is_none_or(|found| found.version != held.version))
+        match self.parts.store.run(&spec.thread_id, &spec.id).await {
+            Ok(found) => Ok(found.is_none_or(|found| found.version != held.version)),
+            Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < held.lease_until => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be looked at; trying again");
+                Ok(false)
+            }
+            Err(error) => Err(Lost::Store(error)),
+        }
     }
 
     /// Asks the model and takes its answer; gives what came of it, or nothing when there is reason to look.
@@ -428,9 +436,8 @@ impl Executor {
                             Err(Lost::Overtaken) => return Ok(None),
                             other => other?,
                         }
-                        if held.progress.text().len() > ANSWER_BYTES_MAX {
-                            let (usage, finish) = (turn.usage, FinishReason::Length);
-                            return Ok(Some(Input::ModelReplied { usage, finish, calls: Vec::new() }));
+                        if held.progress.text().len() + turn.argument_bytes() > ANSWER_BYTES_MAX {
+                            return Ok(Some(cut(held, &turn)));
                         }
                     }
                 }
@@ -546,6 +553,14 @@ fn replied(held: &Held, turn: Turn) -> Input {
         Ok(calls) => Input::ModelReplied { usage, finish, calls },
         Err(what) => Input::Failed(failed(what)),
     }
+}
+
+/// What the cut of an endless answer means for the run: calls that are cut cannot be made.
+fn cut(held: &Held, turn: &Turn) -> Input {
+    if held.progress.open_calls().is_some() {
+        return Input::Failed(failed("The model called a function and did not come to an end.".to_owned()));
+    }
+    Input::ModelReplied { usage: turn.usage, finish: FinishReason::Length, calls: Vec::new() }
 }
 
 /// The limit that a run has used up before its next turn, if any.

@@ -125,6 +125,12 @@ impl Turn {
         (!named_again).then_some(found)
     }
 
+    /// How many bytes of arguments were written so far.
+    #[must_use]
+    pub fn argument_bytes(&self) -> usize {
+        self.calls.iter().map(|call| call.arguments.len()).sum()
+    }
+
     /// The calls that the turn made, once it has ended.
     ///
     /// Arguments that are left out are `{}`.

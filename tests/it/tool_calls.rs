@@ -327,6 +327,19 @@ both_stores!(a_model_that_calls_nonsense_or_for_ever_fails_its_run, async |datab
     assert!(message.as_str().unwrap().contains("max_tool_rounds"), "{message}");
 });
 
+both_stores!(a_call_without_end_fails_its_run, async |database: Database| {
+    let call = json!({"index": 0, "id": "up_0", "function": {"name": "weather", "arguments": "{".repeat(9_000_000)}});
+    let chunk = json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]});
+    let upstream = Upstream::saying([Answer::Raw(format!("data: {chunk}\n\n").leak())]).await;
+    let server = Server::start(&database, &upstream).await;
+
+    let (run, events) = begin(&server.client, json!({})).await;
+
+    assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
+    let error = server.client.get(&run).await["last_error"]["message"].clone();
+    assert_eq!(error, "The model called a function and did not come to an end.");
+});
+
 both_stores!(a_run_that_waits_for_outputs_can_be_cancelled, async |database: Database| {
     let upstream = Upstream::saying([Answer::Calls(vec!["Hm"], vec![("weather", "{}")])]).await;
     let server = Server::start(&database, &upstream).await;
