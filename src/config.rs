@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::runs::executor::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
 use crate::{http, llm, runs, store};
@@ -53,6 +54,7 @@ pub struct Settings {
     pub run_expires_after_s: u64,
     pub run_lease_s: u64,
     pub max_tool_rounds: usize,
+    pub busy_thread: BusyThread,
     pub log: String,
     pub log_format: LogFormat,
     pub model_aliases: BTreeMap<String, String>,
@@ -230,6 +232,7 @@ impl Settings {
             lease_s: self.run_lease_s,
             expires_after_s: self.run_expires_after_s,
             tool_rounds_max: self.max_tool_rounds,
+            busy_thread: self.busy_thread,
         }
     }
 

@@ -100,6 +100,7 @@ impl Server {
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         tasks.spawn(executor.clone().work());
+        tasks.spawn(executor.clone().answer_rings(stopping.clone()));
         // Servers may tell the size of their models' windows; runs look it up in what is known.
         let known = models.clone();
         let told_to_stop = stopping.clone();

@@ -239,6 +239,17 @@ pub struct CompletionTokensDetails {
     pub reasoning_tokens: u32,
 }
 
+impl Usage {
+    /// What a model call costs that reads and writes so many tokens.
+    #[must_use]
+    pub fn counted(read: usize, written: usize) -> Self {
+        let number = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let (prompt_tokens, completion_tokens) = (number(read), number(written));
+        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+        Self { prompt_tokens, completion_tokens, total_tokens, ..Self::default() }
+    }
+}
+
 impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, more: Self) {
         self.prompt_tokens = self.prompt_tokens.saturating_add(more.prompt_tokens);

@@ -135,9 +135,30 @@ pub fn tool() -> impl Rule<Out = Tool> + Copy {
         match kind {
             "code_interpreter" => object::<BareTool>().read(members.into(), at).map(|_| Tool::CodeInterpreter),
             "file_search" => object::<FileSearchToolRequest>().read(members.into(), at).map(file_search),
-            _ => object::<FunctionToolRequest>().read(members.into(), at).map(function),
+            _ => {
+                let request = object::<FunctionToolRequest>().read(members.into(), at)?;
+                check_schema(&request.function, at)?;
+                Ok(function(request))
+            }
         }
     })
+}
+
+/// A function takes an object, so that is what its schema must describe.
+fn check_schema(function: &FunctionRequest, at: &At<'_>) -> Result<(), Error> {
+    let kind = function.parameters.as_ref().and_then(|parameters| parameters.get("type"));
+    let kind = match kind {
+        None => return Ok(()),
+        Some(Value::String(kind)) if kind == "object" => return Ok(()),
+        Some(Value::String(kind)) => kind.clone(),
+        Some(other) => other.to_string(),
+    };
+    Err(Error::invalid(format!(
+        "Invalid schema for function '{}': schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{kind}\"'.",
+        function.name
+    ))
+    .at(format!("{at}.function.parameters"))
+    .code("invalid_function_parameters"))
 }
 
 fn file_search(request: FileSearchToolRequest) -> Tool {
@@ -327,6 +348,38 @@ pub fn tool_choice() -> impl Rule<Out = ToolChoice> + Copy {
             other => Err(unsupported_value(at, other, &["none", "auto", "required"])),
         }
     })
+}
+
+impl ToolChoice {
+    /// Refuses the choice of a tool that is not among `tools`. The words are those that the service had for chat
+    /// completions; those for runs are not recorded.
+    ///
+    /// # Errors
+    /// 400 that names the tool.
+    pub fn check(&self, tools: &[Tool]) -> Result<(), Error> {
+        let Self::Named(named) = self else { return Ok(()) };
+        let (is_there, what) = match named {
+            NamedTool::Function { function: FunctionName { name } } => (
+                tools.iter().any(|tool| matches!(tool, Tool::Function { function } if function.name == *name)),
+                format!("function named '{name}'"),
+            ),
+            NamedTool::CodeInterpreter => {
+                (tools.contains(&Tool::CodeInterpreter), "tool of type 'code_interpreter'".to_owned())
+            }
+            NamedTool::FileSearch => (
+                tools.iter().any(|tool| matches!(tool, Tool::FileSearch { .. })),
+                "tool of type 'file_search'".to_owned(),
+            ),
+        };
+        if is_there {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "Invalid value for 'tool_choice': no {what} was specified in the 'tools' parameter."
+        ))
+        .at("tool_choice")
+        .code("invalid_value"))
+    }
 }
 
 fn named_tool(value: Value, at: &At<'_>) -> Result<NamedTool, Error> {

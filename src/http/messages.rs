@@ -32,7 +32,8 @@ async fn create_message(
     Json(request): Json<CreateMessage>,
 ) -> Result<Response, Error> {
     let message = request.into_message(&app.ids, &thread, app.clock.now());
-    let message = app.store.create_message(message).await.map_err(|error| refused(error, &thread, &Locked::Message))?;
+    let kept = app.store.create_message(message, app.runs.may_wait()).await;
+    let message = kept.map_err(|error| refused(error, &thread, &Locked::Message))?;
     Ok(object(&MessageObject::from(&message)))
 }
 

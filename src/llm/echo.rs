@@ -29,7 +29,9 @@ impl ChatModel for Echo {
         let heard: Vec<&Value> =
             request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
         let words = reply(heard.last().copied());
-        let usage = usage(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+        // It has no tokens: it counts words.
+        let usage =
+            Usage::counted(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
         let ending = vec![ChatDelta::Finish(FinishReason::Stop), ChatDelta::Usage(usage)];
         stream::iter(words)
             .then(|word| async move {
@@ -45,7 +47,8 @@ impl ChatModel for Echo {
         let heard: Vec<&Value> =
             messages.iter().filter(|message| message["role"] == "user").map(|message| &message["content"]).collect();
         let words = reply(heard.last().copied());
-        let usage = usage(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+        let usage =
+            Usage::counted(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
         let head = json!({"id": "chatcmpl-echo", "created": 0, "model": Self::NAME});
         if request.get("stream") == Some(&Value::Bool(true)) {
             let with_usage = request.get("stream_options").is_some_and(|options| options["include_usage"] == true);
@@ -129,15 +132,4 @@ fn told(usage: Usage) -> Value {
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     })
-}
-
-/// It has no tokens: it counts words.
-fn usage(read: usize, written: usize) -> Usage {
-    let (read, written) = (u32::try_from(read).unwrap_or(u32::MAX), u32::try_from(written).unwrap_or(u32::MAX));
-    Usage {
-        prompt_tokens: read,
-        completion_tokens: written,
-        total_tokens: read.saturating_add(written),
-        ..Usage::default()
-    }
 }

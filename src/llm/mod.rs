@@ -9,6 +9,7 @@ pub mod sse;
 pub mod tokens;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +17,6 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -212,7 +212,14 @@ pub struct Models {
     windows: BTreeMap<String, u32>,
     /// What each server listed last, and when.
     listed: Mutex<Option<(Instant, Lists)>>,
+    /// By model, how many tokens it counts for each of ours; those of 1 are left out.
+    ratios: std::sync::Mutex<BTreeMap<String, f64>>,
 }
+
+/// Most that a model's count is taken to differ from ours; a larger one counts something else.
+const RATIO_MAX: f64 = 4.0;
+/// Most models of which a ratio is known; names come from clients.
+const RATIOS_MAX: usize = 1_000;
 
 /// The models of each server, in the servers' order.
 type Lists = Vec<Vec<ModelObject>>;
@@ -235,7 +242,7 @@ impl Models {
         default_model: Option<String>,
         windows: BTreeMap<String, u32>,
     ) -> Self {
-        Self { entries, aliases, default_model, windows, listed: Mutex::new(None) }
+        Self { entries, aliases, default_model, windows, listed: Mutex::new(None), ratios: std::sync::Mutex::default() }
     }
 
     /// Most tokens of a prompt and its answer together, as the settings say for either name of a model, else as its
@@ -248,6 +255,27 @@ impl Models {
         let listed = self.listed.lock().await;
         let (_, lists) = listed.as_ref()?;
         lists.iter().flatten().find(|model| model.id == routed)?.window
+    }
+
+    /// How many tokens a model counts for each of ours, at least 1, by its last answer to a prompt that we had counted.
+    #[must_use]
+    pub fn ratio(&self, model: &str) -> f64 {
+        let ratios = self.ratios.lock().unwrap_or_else(PoisonError::into_inner);
+        ratios.get(model).copied().unwrap_or(1.0)
+    }
+
+    /// Learns that a model counted `told` tokens where we had counted `ours`. Less is not believed: servers leave out
+    /// what they had in a cache.
+    #[expect(clippy::cast_precision_loss, reason = "prompts have far fewer tokens than a float has digits")]
+    pub fn learn_ratio(&self, model: &str, ours: usize, told: u32) {
+        let ratio = (f64::from(told) / ours.max(1) as f64).clamp(1.0, RATIO_MAX);
+        let mut ratios = self.ratios.lock().unwrap_or_else(PoisonError::into_inner);
+        if ratio > 1.0 && (ratios.len() < RATIOS_MAX || ratios.contains_key(model)) {
+            tracing::debug!(model, ratio, "the model counts more tokens than we do");
+            ratios.insert(model.to_owned(), ratio);
+        } else {
+            ratios.remove(model);
+        }
     }
 
     /// Finds the server for a model's name, in this order: an alias is followed once; a server that the settings name
@@ -367,6 +395,19 @@ mod tests {
         assert_eq!(models.route("unheard-of").await.model, "small");
         assert_eq!(models.route("large").await.model, "large");
         assert_eq!(models.route(Echo::NAME).await.model, Echo::NAME);
+    }
+
+    #[test]
+    fn a_models_count_is_believed_when_it_is_higher_than_ours() {
+        let models = models(None);
+        let after = |told: u32| {
+            models.learn_ratio("m", 100, told);
+            (models.ratio("m"), models.ratio("other"))
+        };
+
+        assert_eq!(after(150), (1.5, 1.0));
+        assert_eq!(after(100_000), (RATIO_MAX, 1.0));
+        assert_eq!(after(20), (1.0, 1.0), "the rest was in a cache");
     }
 
     #[tokio::test]

@@ -250,6 +250,7 @@ impl ChatModel for Upstream {
                 return;
             }
             let mut parser = Parser::default();
+            let mut halves = Halves::default();
             let mut ended = false;
             let mut bytes = std::pin::pin!(answer.into_bytes());
             loop {
@@ -286,7 +287,7 @@ impl ChatModel for Upstream {
                         done = true;
                         break;
                     }
-                    match deltas_of(&event) {
+                    match deltas_of(&event, &mut halves) {
                         Ok(more) => deltas.extend(more),
                         Err(what) => {
                             yield Err(upstream.unavailable(&what));
@@ -476,10 +477,68 @@ fn words(content: Value) -> String {
     }
 }
 
+/// Joins characters that a server has cut in two, such as an emoji whose halves come as escapes in two events.
+#[derive(Debug, Default)]
+struct Halves {
+    first: Option<String>,
+}
+
+impl Halves {
+    /// The event with whole characters only: a first half is held back, for the second one to join it; a half that
+    /// stays alone becomes U+FFFD.
+    fn mend(&mut self, event: &str) -> String {
+        let mut mended = String::with_capacity(event.len());
+        let mut rest = event;
+        while let Some(at) = rest.find('\\') {
+            let (before, escape) = rest.split_at(at);
+            mended.push_str(before);
+            let Some(unit) = code_unit(escape) else {
+                // Any other escape has one character behind its backslash.
+                let end = 1 + escape[1..].chars().next().map_or(0, char::len_utf8);
+                mended.push_str(&escape[..end]);
+                rest = &escape[end..];
+                continue;
+            };
+            let (this, behind) = escape.split_at(ESCAPE_BYTES);
+            rest = behind;
+            match unit {
+                0xD800..=0xDBFF => match code_unit(behind) {
+                    Some(0xDC00..=0xDFFF) => {
+                        mended.push_str(this);
+                        mended.push_str(&behind[..ESCAPE_BYTES]);
+                        rest = &behind[ESCAPE_BYTES..];
+                    }
+                    _ => self.first = Some(this.to_owned()),
+                },
+                0xDC00..=0xDFFF => match self.first.take() {
+                    Some(first) => {
+                        mended.push_str(&first);
+                        mended.push_str(this);
+                    }
+                    None => mended.push_str("\\ufffd"),
+                },
+                _ => mended.push_str(this),
+            }
+        }
+        mended.push_str(rest);
+        mended
+    }
+}
+
+/// Bytes of `\u0000`.
+const ESCAPE_BYTES: usize = 6;
+
+/// The UTF-16 code unit that a text begins with as an escape.
+fn code_unit(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    u16::from_str_radix(digits, 16).ok()
+}
+
 /// What one event of the stream says, or in a few words why it says nothing.
-fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
-    let chunk: Chunk =
-        serde_json::from_str(event).map_err(|error| format!("sent an event that is no completion chunk: {error}"))?;
+fn deltas_of(event: &str, halves: &mut Halves) -> Result<Vec<ChatDelta>, String> {
+    let chunk: Chunk = serde_json::from_str(event)
+        .or_else(|_| serde_json::from_str(&halves.mend(event)))
+        .map_err(|error| format!("sent an event that is no completion chunk: {error}"))?;
     if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
         let said = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
         let said: String = said.chars().take(ERROR_CHARS_MAX).collect();
@@ -506,13 +565,17 @@ fn deltas_of(event: &str) -> Result<Vec<ChatDelta>, String> {
 
 /// Reads a whole completion: what a server sends that does not stream.
 fn whole(text: &str) -> Result<Vec<ChatDelta>, String> {
-    let deltas = deltas_of(text)?;
+    let deltas = deltas_of(text, &mut Halves::default())?;
     if deltas.is_empty() { Err("answered with something else than a completion".to_owned()) } else { Ok(deltas) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn said(event: &str) -> Result<Vec<ChatDelta>, String> {
+        deltas_of(event, &mut Halves::default())
+    }
 
     #[test]
     fn a_chunk_gives_its_text_its_end_and_its_usage() {
@@ -527,9 +590,20 @@ mod tests {
             ..Usage::default()
         };
         assert_eq!(
-            deltas_of(chunk),
+            said(chunk),
             Ok(vec![ChatDelta::Text("hi".into()), ChatDelta::Finish(FinishReason::Length), ChatDelta::Usage(usage)])
         );
+    }
+
+    #[test]
+    fn a_character_that_was_cut_in_two_is_joined_and_a_lone_half_is_marked() {
+        let mut halves = Halves::default();
+        let event = |text: &str| format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}"#);
+        let mut texts = |text: &str| deltas_of(&event(text), &mut halves).unwrap();
+
+        assert_eq!(texts(r#"a\"\ud83d"#), [ChatDelta::Text("a\"".into())]);
+        assert_eq!(texts(r"\ude00 \ud83d\ude00"), [ChatDelta::Text("\u{1F600} \u{1F600}".into())]);
+        assert_eq!(texts(r"\ude00\\ud83d"), [ChatDelta::Text("\u{FFFD}\\ud83d".into())]);
     }
 
     #[test]
@@ -539,16 +613,16 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"hi"}}],"usage":{"completion_tokens":null,"prompt_tokens":5.0}}"#,
         ];
         for chunk in odd {
-            assert_eq!(deltas_of(chunk).unwrap()[0], ChatDelta::Text("hi".into()), "{chunk}");
+            assert_eq!(said(chunk).unwrap()[0], ChatDelta::Text("hi".into()), "{chunk}");
         }
-        let usage = deltas_of(r#"{"choices":null,"usage":{"completion_tokens":null,"prompt_tokens":5.0}}"#).unwrap();
+        let usage = said(r#"{"choices":null,"usage":{"completion_tokens":null,"prompt_tokens":5.0}}"#).unwrap();
         let expected = Usage { prompt_tokens: 5, total_tokens: 5, ..Usage::default() };
         assert_eq!(usage, [ChatDelta::Usage(expected)]);
     }
 
     #[test]
     fn an_error_in_the_stream_is_told_with_its_words() {
-        let error = deltas_of(r#"{"error":{"message":"out of memory"}}"#).unwrap_err();
+        let error = said(r#"{"error":{"message":"out of memory"}}"#).unwrap_err();
 
         assert_eq!(error, "failed in the middle of its answer: out of memory");
     }
@@ -557,7 +631,7 @@ mod tests {
     fn other_choices_and_empty_texts_are_dropped() {
         let chunk = r#"{"choices":[{"index":1,"delta":{"content":"no"}},{"delta":{"role":"assistant","content":""}}]}"#;
 
-        assert_eq!(deltas_of(chunk), Ok(Vec::new()));
+        assert_eq!(said(chunk), Ok(Vec::new()));
     }
 
     #[test]

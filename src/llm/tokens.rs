@@ -35,6 +35,12 @@ pub fn count_tools(request: &ChatRequest) -> usize {
     request.tools.iter().map(|tool| count(&tool.to_string())).sum()
 }
 
+/// Tokens of a whole prompt.
+#[must_use]
+pub fn count_request(request: &ChatRequest) -> usize {
+    request.messages.iter().map(count_message).sum::<usize>() + count_tools(request)
+}
+
 /// A bound that costs nothing: no text has more tokens than bytes.
 #[must_use]
 pub fn at_most(request: &ChatRequest) -> usize {

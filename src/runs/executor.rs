@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -15,14 +16,14 @@ use tokio_util::task::TaskTracker;
 
 use super::events::{Log, Logs};
 use super::machine::{self, Effect, Input, Progress};
-use super::prompt::{self, Budget};
+use super::prompt::{self, Budget, Fitted};
 use super::turn::{News, Turn};
 use crate::api::error::Kind;
-use crate::api::run::{ErrorCode, LastError, RunIncompleteReason, RunSpec, RunState};
+use crate::api::run::{ErrorCode, LastError, RunIncompleteReason, RunSpec, RunState, Usage};
 use crate::api::stream::{RefusalDelta, StepDelta};
-use crate::api::{Error as ApiError, Ids, Message, Run, RunId, StreamEvent, Timestamp};
+use crate::api::{Error as ApiError, Ids, Message, Run, RunId, StreamEvent, ThreadId, Timestamp};
 use crate::clock::Clock;
-use crate::llm::{self, ChatRequest, FinishReason, Models};
+use crate::llm::{self, ChatRequest, FinishReason, Models, tokens};
 use crate::store::{self, Store, Versioned};
 
 /// How often text is made durable and, where it must be, the lease is renewed.
@@ -58,6 +59,18 @@ pub struct Settings {
     pub expires_after_s: u64,
     /// Most turns in which the model calls tools.
     pub tool_rounds_max: usize,
+    /// What becomes of a run or a message on a thread with an active run.
+    pub busy_thread: BusyThread,
+}
+
+/// What becomes of a run or a message on a thread with an active run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BusyThread {
+    /// It is refused, as the service did.
+    Reject,
+    /// A run waits for its turn; a message is for the runs that are created after it.
+    Queue,
 }
 
 /// Drives runs.
@@ -184,6 +197,35 @@ impl Executor {
         }
     }
 
+    /// Looks at each run of ours for which another server rings, until `stopping`.
+    pub async fn answer_rings(self: Arc<Self>, stopping: CancellationToken) {
+        let mut rings = self.parts.store.rings();
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                ring = rings.next() => {
+                    if let Some(log) = ring.and_then(|run| self.logs.get(&run)) {
+                        log.changed.notify_one();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets the next run of a thread have its turn, when runs wait there; for whoever has ended the one before.
+    pub async fn give_turn(&self, thread: &ThreadId) {
+        if self.settings.busy_thread == BusyThread::Queue {
+            match self.parts.store.promote_run(thread, self.parts.clock.now()).await {
+                Ok(Some(_)) => self.queue(),
+                Ok(None) => {}
+                // The sweeper makes up for it.
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the next run of a thread must wait");
+                }
+            }
+        }
+    }
+
     /// Lets no new run begin; gives those under way until `grace` is over, then lets go of them, for others to take up.
     pub async fn stop(&self, grace: Duration) {
         self.draining.cancel();
@@ -247,6 +289,9 @@ impl Executor {
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let what = if run.state.is_over() { "run ended" } else { "run waits for the client" };
                 tracing::info!(status = run.state.status(), duration_ms, tokens = run.usage.total_tokens, "{what}");
+                if run.state.is_over() {
+                    self.give_turn(&run.spec.thread_id).await;
+                }
             }
             Err(Lost::Overtaken) => tracing::debug!("run is in other hands"),
             Err(Lost::Store(error)) => {
@@ -302,13 +347,10 @@ impl Executor {
         let run = &transition.progress.run;
         let lease_until = self.lease_end();
         let mut pause = RETRY_PAUSE;
-        loop {
+        let committed = loop {
             let due_at = run.state.needs_executor().then_some(lease_until);
             match self.parts.store.commit(transition.commit(held.version, due_at)).await {
-                Ok(version) => {
-                    held.version = version;
-                    break;
-                }
+                Ok(committed) => break committed,
                 Err(store::Error::Stale) => return Err(Lost::Overtaken),
                 Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < held.lease_until => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be written; trying again");
@@ -317,7 +359,9 @@ impl Executor {
                 }
                 Err(error) => return Err(Lost::Store(error)),
             }
-        }
+        };
+        let transition = transition.written(&committed);
+        held.version = committed.version;
         held.lease_until = lease_until;
         held.progress = transition.progress;
         log.tell(transition.events);
@@ -388,10 +432,12 @@ impl Executor {
         }
         let mut request = prompt::build(&held.progress, &thread);
         drop(thread);
-        let route = self.parts.models.route(&request.model).await;
-        let window = self.parts.models.window(&request.model, &route.model).await;
-        request.model = route.model;
-        let Some(request) = fit(request, prompt::budget(&held.progress, window)).await else {
+        let models = &self.parts.models;
+        let route = models.route(&request.model).await;
+        let window = models.window(&request.model, &route.model).await;
+        request.model.clone_from(&route.model);
+        let budget = prompt::budget(&held.progress, window).counted(models.ratio(&route.model));
+        let Some(Fitted { request, counted }) = fit(request, budget).await else {
             return Ok(Some(Input::LimitReached(RunIncompleteReason::MaxPromptTokens)));
         };
         let mut answer = route.server.chat(request);
@@ -428,7 +474,13 @@ impl Executor {
                     }
                 }
                 deltas = answer.next() => match deltas {
-                    None => return Ok(Some(replied(held, turn))),
+                    None => {
+                        if let (Some(ours), Some(usage)) = (counted, &turn.usage) {
+                            models.learn_ratio(&route.model, ours, usage.prompt_tokens);
+                        }
+                        let usage = self.usage(held, &turn).await?;
+                        return Ok(Some(replied(held, turn, usage)));
+                    }
                     Some(Err(error)) => return Ok(Some(Input::Failed(last_error(&error)))),
                     Some(Ok(deltas)) => {
                         let news = deltas.into_iter().flat_map(|delta| turn.take(delta, &self.parts.ids)).collect();
@@ -437,7 +489,7 @@ impl Executor {
                             other => other?,
                         }
                         if held.progress.text().len() + turn.argument_bytes() > ANSWER_BYTES_MAX {
-                            return Ok(Some(cut(held, &turn)));
+                            return Ok(Some(cut(held, self.usage(held, &turn).await?)));
                         }
                     }
                 }
@@ -445,10 +497,26 @@ impl Executor {
         }
     }
 
+    /// What a turn cost: as its server says, else by our own count.
+    async fn usage(&self, held: &Held, turn: &Turn) -> Result<Usage, Lost> {
+        if let Some(usage) = turn.usage {
+            return Ok(usage);
+        }
+        let thread = self.read_thread(&held.progress.run.spec).await.map_err(Lost::Store)?;
+        let request = prompt::build(&held.progress, &thread);
+        let said = &held.progress.text()[held.progress.settled_bytes()..];
+        let texts: Vec<String> = turn.call_texts().chain([said]).map(str::to_owned).collect();
+        let counted = tokio::task::spawn_blocking(move || {
+            let written = texts.iter().map(|text| tokens::count(text)).sum();
+            Usage::counted(tokens::count_request(&request), written)
+        });
+        Ok(counted.await.unwrap_or_default())
+    }
+
     /// What the model is to see of a run's thread, and no more: one message is the run's own, which it will not see.
     async fn read_thread(&self, spec: &RunSpec) -> Result<Vec<Message>, store::Error> {
         let newest = prompt::last_messages(spec).map(|count| count.saturating_add(1));
-        self.parts.store.conversation(&spec.thread_id, newest).await
+        self.parts.store.conversation(&spec.thread_id, &spec.id, newest).await
     }
 
     /// Takes what the model has newly said into the run, and tells it.
@@ -546,8 +614,8 @@ pub fn stopping(run: &RunId) -> StreamEvent {
 }
 
 /// What the end of the model's answer means for the run.
-fn replied(held: &Held, turn: Turn) -> Input {
-    let (usage, finish) = (turn.usage, turn.finish.unwrap_or(FinishReason::Stop));
+fn replied(held: &Held, turn: Turn, usage: Usage) -> Input {
+    let finish = turn.finish.unwrap_or(FinishReason::Stop);
     let known = prompt::functions(&held.progress.run.spec);
     match turn.into_calls(&known) {
         Ok(calls) => Input::ModelReplied { usage, finish, calls },
@@ -556,11 +624,11 @@ fn replied(held: &Held, turn: Turn) -> Input {
 }
 
 /// What the cut of an endless answer means for the run: calls that are cut cannot be made.
-fn cut(held: &Held, turn: &Turn) -> Input {
+fn cut(held: &Held, usage: Usage) -> Input {
     if held.progress.open_calls().is_some() {
         return Input::Failed(failed("The model called a function and did not come to an end.".to_owned()));
     }
-    Input::ModelReplied { usage: turn.usage, finish: FinishReason::Length, calls: Vec::new() }
+    Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new() }
 }
 
 /// The limit that a run has used up before its next turn, if any.
@@ -573,9 +641,9 @@ fn spent(run: &Run) -> Option<RunIncompleteReason> {
 }
 
 /// Cuts a prompt to its budget, off the threads that serve others: counting a long one takes a while.
-async fn fit(request: ChatRequest, budget: Budget) -> Option<ChatRequest> {
+async fn fit(request: ChatRequest, budget: Budget) -> Option<Fitted> {
     if budget.of_run.is_none() && budget.of_model.is_none() {
-        return Some(request);
+        return Some(Fitted { request, counted: None });
     }
     tokio::task::spawn_blocking(move || prompt::fit(request, budget)).await.ok().flatten()
 }

@@ -32,7 +32,7 @@ use crate::api::run_step::{MessageCreation, StepDetails, StepState, ToolCall, Tu
 use crate::api::stream::{MessageEvent, RunEvent, StepEvent};
 use crate::api::{Ids, Message, Metadata, Run, RunStep, StreamEvent, Timestamp};
 use crate::llm::FinishReason;
-use crate::store::Commit;
+use crate::store::{Commit, Committed};
 
 use super::turn::MadeCall;
 
@@ -101,7 +101,8 @@ impl Progress {
     }
 
     /// How much of the text was written before the last turn that called tools had ended.
-    fn settled_bytes(&self) -> usize {
+    #[must_use]
+    pub fn settled_bytes(&self) -> usize {
         self.steps.iter().filter_map(|step| step.turn.as_ref()).map(|turn| turn.text_bytes).max().unwrap_or(0)
     }
 }
@@ -181,6 +182,20 @@ impl Transition {
             new_message: message.filter(|_| self.message_is_new),
             changed_message: message.filter(|_| !self.message_is_new),
         }
+    }
+
+    /// This as it was written: a client may have changed the message's metadata meanwhile.
+    #[must_use]
+    pub fn written(mut self, committed: &Committed) -> Self {
+        let Some(metadata) = &committed.metadata else { return self };
+        let told = self.events.iter_mut().filter_map(|event| match event {
+            StreamEvent::Message(_, message) => Some(message),
+            _ => None,
+        });
+        for message in told.chain(&mut self.progress.message).filter(|message| message.metadata != *metadata) {
+            message.metadata.clone_from(metadata);
+        }
+        self
     }
 
     /// This, and then what `next` has changed as well: one commit for both.

@@ -21,7 +21,7 @@ use crate::api::{
 use crate::store::{self, FIRST_VERSION, Ground, NewRun, Versioned};
 
 use events::Listener;
-use executor::Executor;
+use executor::{BusyThread, Executor};
 use machine::{Input, Progress};
 
 /// How often a listener looks at the store for a run that another server drives.
@@ -66,7 +66,13 @@ impl Runs {
         self.executor.is_draining()
     }
 
-    /// Creates a run on a thread.
+    /// Whether a thread with an active run takes messages, and runs that wait.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        self.executor.settings.busy_thread == BusyThread::Queue
+    }
+
+    /// Creates a run on a thread. While another one is active it waits for its turn, where the settings say so.
     ///
     /// # Errors
     /// 404 for an unknown thread or assistant; 400 while another run is active, and for an empty thread without
@@ -113,6 +119,7 @@ impl Runs {
         let now = parts.clock.now();
         let (run, messages) =
             request.into_run(&parts.ids, thread_id, &assistant, tool_resources, now, executor.settings.expires_after_s);
+        run.spec.tool_choice.check(&run.spec.tools)?;
         if !ground.has_messages && messages.is_empty() && run.spec.instructions.is_empty() {
             return Err(Error::invalid(
                 "Run creation requires a Thread with a user message or an assistant with instructions.",
@@ -133,11 +140,18 @@ impl Runs {
         let due_at = if slot.is_some() { executor.lease_end() } else { now };
         let log = executor.logs.open(&run.spec.id);
         let listener = streamed.then(|| log.listen());
-        parts
-            .store
-            .create_run(NewRun { run: stored, thread: thread.as_ref(), messages: &messages, due_at })
-            .await
-            .map_err(|error| refused(error, thread_id, &Locked::Run))?;
+        let new = NewRun { run: stored, thread: thread.as_ref(), messages: &messages, due_at: Some(due_at) };
+        match parts.store.create_run(&new).await {
+            Err(store::Error::ThreadBusy(_)) if self.may_wait() => {
+                let waiting = NewRun { run: &run, due_at: None, ..new };
+                parts.store.create_run(&waiting).await.map_err(|error| refused(error, thread_id, &Locked::Run))?;
+                log.tell(machine::created(&run));
+                // The run before may have ended just now, and found nobody to give its turn to.
+                executor.give_turn(thread_id).await;
+                return Ok(Created { run, listener });
+            }
+            other => other.map_err(|error| refused(error, thread_id, &Locked::Run))?,
+        }
 
         let whole_thread = thread.is_some().then_some(messages);
         log.tell(thread.map(StreamEvent::ThreadCreated));
@@ -219,13 +233,21 @@ impl Runs {
             let Some(cancelling) = self.step(found, Input::CancelRequested, Some(due_at)).await? else { continue };
             let run = cancelling.run.clone();
             if driven {
-                if let Some(log) = self.executor.logs.get(id) {
-                    log.changed.notify_one();
+                match self.executor.logs.get(id).filter(|log| log.is_driven()) {
+                    Some(log) => log.changed.notify_one(),
+                    None => self.ring(id).await,
                 }
             } else {
                 self.step(cancelling, Input::Stopped, None).await?;
             }
             return Ok(run);
+        }
+    }
+
+    /// Has the server that drives a run look at it. Should that fail, it looks of its own accord within a second.
+    async fn ring(&self, id: &RunId) {
+        if let Err(error) = self.executor.parts.store.ring(id).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %id, "another server cannot be rung");
         }
     }
 
@@ -268,8 +290,8 @@ impl Runs {
             }
             None => (resumed, now),
         };
-        let version = match parts.store.commit(transition.commit(found.version, Some(due_at))).await {
-            Ok(version) => version,
+        let committed = match parts.store.commit(transition.commit(found.version, Some(due_at))).await {
+            Ok(committed) => committed,
             Err(store::Error::Stale) => {
                 let now = parts.store.run(thread, id).await?.ok_or_else(|| id.not_found())?;
                 return Err(not_accepting(&now.run));
@@ -281,7 +303,7 @@ impl Runs {
         let listener = (request.stream == Some(true)).then(|| log.listen());
         log.tell(transition.events);
         match slot {
-            Some(slot) => executor.start(slot, transition.progress, version, log, None),
+            Some(slot) => executor.start(slot, transition.progress, committed.version, log, None),
             None => executor.queue(),
         }
         Ok(Created { run: queued, listener })
@@ -328,11 +350,15 @@ impl Runs {
         let Ok(transition) = machine::step(&progress, input, parts.clock.now(), &parts.ids) else { return Ok(None) };
         let due_at = if transition.progress.run.state.is_over() { None } else { due_at };
         match parts.store.commit(transition.commit(found.version, due_at)).await {
-            Ok(version) => {
+            Ok(committed) => {
+                let transition = transition.written(&committed);
                 if let Some(log) = &log {
                     log.tell(transition.events);
                 }
-                Ok(Some(Versioned { run: transition.progress.run, version, due_at }))
+                if transition.progress.run.state.is_over() {
+                    self.executor.give_turn(&transition.progress.run.spec.thread_id).await;
+                }
+                Ok(Some(Versioned { run: transition.progress.run, version: committed.version, due_at }))
             }
             Err(store::Error::Stale) => Ok(None),
             Err(error) => Err(error),

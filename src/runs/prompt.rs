@@ -1,5 +1,7 @@
 //! From a thread to what the model is asked. Pure.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::machine::Progress;
@@ -66,16 +68,42 @@ pub fn budget(progress: &Progress, window: Option<u32>) -> Budget {
     Budget { of_run: spec.max_prompt_tokens.map(|max| max.saturating_sub(used.prompt_tokens) as usize), of_model }
 }
 
+impl Budget {
+    /// The budget by our own count, for a model that counts `ratio` times as many tokens.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "an estimate of a count of tokens"
+    )]
+    pub fn counted(self, ratio: f64) -> Self {
+        let scaled = |tokens: Option<usize>| tokens.map(|tokens| (tokens as f64 / ratio) as usize);
+        Self { of_run: scaled(self.of_run), of_model: scaled(self.of_model) }
+    }
+}
+
+/// A prompt that fits its budget.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fitted {
+    /// What to ask.
+    pub request: ChatRequest,
+    /// Its tokens by our count, when it was counted: a short one need not be.
+    pub counted: Option<usize>,
+}
+
 /// Drops messages of the thread from the middle until the prompt fits: the first one and the newest stay longest, then
 /// the newest alone. The system message and what the run itself has called always stay.
 ///
 /// Gives nothing when the run's own budget is too small even so. A model's window that is too small is left to the
 /// model to complain of: our count may be wrong.
 #[must_use]
-pub fn fit(mut request: ChatRequest, budget: Budget) -> Option<ChatRequest> {
-    let Some(bound) = budget.of_run.into_iter().chain(budget.of_model).min() else { return Some(request) };
+pub fn fit(mut request: ChatRequest, budget: Budget) -> Option<Fitted> {
+    let Some(bound) = budget.of_run.into_iter().chain(budget.of_model).min() else {
+        return Some(Fitted { request, counted: None });
+    };
     if tokens::at_most(&request) <= bound {
-        return Some(request);
+        return Some(Fitted { request, counted: None });
     }
     let sizes: Vec<usize> = request.messages.iter().map(tokens::count_message).collect();
     let mut total = sizes.iter().sum::<usize>() + tokens::count_tools(&request);
@@ -96,7 +124,7 @@ pub fn fit(mut request: ChatRequest, budget: Budget) -> Option<ChatRequest> {
         index += 1;
         !dropped.contains(&(index - 1))
     });
-    (budget.of_run.is_none_or(|bound| total <= bound)).then_some(request)
+    (budget.of_run.is_none_or(|bound| total <= bound)).then_some(Fitted { request, counted: Some(total) })
 }
 
 /// How many of the newest messages are wanted, when not all of them.
@@ -183,7 +211,7 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
         Role::User => "user",
         Role::Assistant => "assistant",
     };
-    let words: Vec<&str> = message.content.iter().filter_map(words).collect();
+    let words: Vec<Cow<'_, str>> = message.content.iter().filter_map(words).collect();
     // Only users may show pictures to a model.
     let has_pictures = message.content.iter().any(|part| picture(part).is_some());
     let content = if has_pictures && message.role == Role::User {
@@ -194,15 +222,18 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
     (content != Value::String(String::new())).then(|| ChatMessage::new(role, content))
 }
 
-fn words(part: &Content) -> Option<&str> {
+/// A picture among the files cannot be shown before this server keeps files; the model is told that there is one.
+fn words(part: &Content) -> Option<Cow<'_, str>> {
     match part {
-        Content::Text { text } => Some(&text.value),
-        Content::Refusal { refusal } => Some(refusal),
-        Content::ImageUrl { .. } | Content::ImageFile { .. } => None,
+        Content::Text { text } => Some(Cow::Borrowed(&text.value)),
+        Content::Refusal { refusal } => Some(Cow::Borrowed(refusal)),
+        Content::ImageFile { image_file } => {
+            Some(Cow::Owned(format!("[The image {} is here and cannot be shown.]", image_file.file_id)))
+        }
+        Content::ImageUrl { .. } => None,
     }
 }
 
-/// An image among the files cannot be shown before this server keeps files.
 fn picture(part: &Content) -> Option<Value> {
     match part {
         Content::ImageUrl { image_url } => Some(json!({"type": "image_url", "image_url": image_url})),
@@ -224,9 +255,9 @@ mod tests {
         ChatRequest { messages: std::iter::once(system).chain(thread).collect(), ..ChatRequest::default() }
     }
 
-    fn kept(request: Option<ChatRequest>) -> Option<Vec<String>> {
+    fn kept(fitted: Option<Fitted>) -> Option<Vec<String>> {
         let text = |message: ChatMessage| message.content.as_str().unwrap().to_owned();
-        request.map(|request| request.messages.into_iter().skip(1).map(text).collect())
+        fitted.map(|fitted| fitted.request.messages.into_iter().skip(1).map(text).collect())
     }
 
     fn of_run(tokens: usize) -> Budget {
@@ -258,6 +289,14 @@ mod tests {
     fn without_a_bound_nothing_is_cut() {
         let request = said(&["one", "two"]);
 
-        assert_eq!(fit(request.clone(), Budget { of_run: None, of_model: None }), Some(request));
+        let fitted = fit(request.clone(), Budget { of_run: None, of_model: None });
+        assert_eq!(fitted, Some(Fitted { request, counted: None }));
+    }
+
+    #[test]
+    fn a_model_that_counts_more_than_we_do_gets_less() {
+        let budget = Budget { of_run: Some(100), of_model: None };
+
+        assert_eq!(budget.counted(2.0), Budget { of_run: Some(50), of_model: None });
     }
 }

@@ -1,4 +1,4 @@
-//! Ends runs whose time is up, whoever should have driven them.
+//! Ends runs whose time is up, whoever should have driven them, and gives their turn to runs that wait in vain.
 
 use std::time::Duration;
 
@@ -36,6 +36,11 @@ async fn sweep_once(runs: &Runs) -> Result<(), store::Error> {
     before.0 -= HEAD_START_S;
     for overdue in parts.store.overdue_runs(before, RUNS_MAX).await? {
         runs.expire(overdue).await?;
+    }
+    for thread in parts.store.stalled_threads(RUNS_MAX).await? {
+        if parts.store.promote_run(&thread, parts.clock.now()).await?.is_some() {
+            runs.executor.queue();
+        }
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ const CALLS_MAX: usize = 128;
 #[derive(Debug, Default)]
 pub struct Turn {
     calls: Vec<Call>,
-    /// What the answer cost.
-    pub usage: Usage,
+    /// What the answer cost, once the server has said so.
+    pub usage: Option<Usage>,
     /// Why it ended, once it has said so.
     pub finish: Option<FinishReason>,
     /// Whether only the first call counts.
@@ -71,7 +71,7 @@ impl Turn {
                 Vec::new()
             }
             ChatDelta::Usage(usage) => {
-                self.usage = usage;
+                self.usage = Some(usage);
                 Vec::new()
             }
         }
@@ -123,6 +123,11 @@ impl Turn {
         let other_id = piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id;
         let named_again = piece.name.is_some() && (other_id || piece.id.is_none() && piece.index.is_none());
         (!named_again).then_some(found)
+    }
+
+    /// The names and arguments of the calls so far: what of the answer is no text.
+    pub fn call_texts(&self) -> impl Iterator<Item = &str> {
+        self.calls.iter().flat_map(|call| [call.name.as_str(), call.arguments.as_str()])
     }
 
     /// How many bytes of arguments were written so far.

@@ -14,6 +14,7 @@ mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 
 use crate::api::{
     Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, Run, RunId,
@@ -99,8 +100,9 @@ pub trait Messages {
     /// Keeps a new message at the end of its thread, and gives it as kept: never older than the one before it.
     ///
     /// # Errors
-    /// [`Error::NoThread`], and [`Error::ThreadBusy`] while a run is active.
-    async fn create_message(&self, message: Message) -> Result<Message, Error>;
+    /// [`Error::NoThread`], and [`Error::ThreadBusy`] while a run is active, unless `while_busy`: the message is then for
+    /// the runs that are created after it.
+    async fn create_message(&self, message: Message, while_busy: bool) -> Result<Message, Error>;
     /// Gives a message of a thread.
     async fn message(&self, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error>;
     /// Gives a page of a thread's messages, or of those that `run` wrote.
@@ -110,8 +112,10 @@ pub trait Messages {
         run: Option<&RunId>,
         query: &PageQuery,
     ) -> Result<Page<Message>, Error>;
-    /// Gives a whole thread, or its `newest` messages, oldest first. What is not asked for is not read.
-    async fn conversation(&self, thread: &ThreadId, newest: Option<usize>) -> Result<Vec<Message>, Error>;
+    /// Gives what a run answers: the thread as it was when the run was created, with the messages of the runs before,
+    /// each behind what its run had answered. All of it, or the `newest` ones, oldest first; what is not asked for is
+    /// not read.
+    async fn conversation(&self, thread: &ThreadId, run: &RunId, newest: Option<usize>) -> Result<Vec<Message>, Error>;
     /// Replaces a message's metadata.
     async fn modify_message(
         &self,
@@ -143,8 +147,8 @@ pub struct NewRun<'a> {
     pub thread: Option<&'a Thread>,
     /// Messages to add to the thread before the run.
     pub messages: &'a [Message],
-    /// When an executor may take it.
-    pub due_at: Timestamp,
+    /// When an executor may take it; none: it waits for its turn, see [`Runs::promote_run`].
+    pub due_at: Option<Timestamp>,
 }
 
 /// A run as it was read: the fence for the next commit.
@@ -178,6 +182,15 @@ pub struct Commit<'a> {
     pub changed_message: Option<&'a Message>,
 }
 
+/// What has become of a commit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// Names the new state of the run.
+    pub version: i64,
+    /// The pairs that the changed message has, which are the client's to change; none when it is gone.
+    pub metadata: Option<Metadata>,
+}
+
 /// Runs and their steps.
 #[async_trait]
 pub trait Runs {
@@ -186,8 +199,9 @@ pub trait Runs {
     /// Keeps a new run at [`FIRST_VERSION`], its thread and its messages.
     ///
     /// # Errors
-    /// [`Error::NoThread`], and [`Error::ThreadBusy`] while another run is active: of several callers at once, one wins.
-    async fn create_run(&self, new: NewRun<'_>) -> Result<(), Error>;
+    /// [`Error::NoThread`]; and, for a run that does not wait, [`Error::ThreadBusy`] while another run is active or waits:
+    /// of several callers at once, one wins.
+    async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error>;
     /// Gives a run of a thread.
     async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error>;
     /// Gives a page of a thread's runs.
@@ -200,11 +214,11 @@ pub trait Runs {
     ///
     /// Until then no other caller gets this run. The version is raised, so an executor that lost it can write nothing.
     async fn claim_run(&self, now: Timestamp, until: Timestamp) -> Result<Option<Versioned>, Error>;
-    /// Writes a transition and gives the new version. A run that is over frees its thread.
+    /// Writes a transition. A run that is over frees its thread.
     ///
     /// # Errors
     /// [`Error::Stale`] when the run is not at `commit.version` any more, or is gone.
-    async fn commit(&self, commit: Commit<'_>) -> Result<i64, Error>;
+    async fn commit(&self, commit: Commit<'_>) -> Result<Committed, Error>;
     /// Keeps a lease until `until` and writes the message as far as it goes; the version stays.
     ///
     /// # Errors
@@ -212,6 +226,11 @@ pub trait Runs {
     async fn keep(&self, run: &RunId, version: i64, until: Timestamp, message: Option<&Message>) -> Result<(), Error>;
     /// Makes a leased run due at once, for any executor.
     async fn release(&self, run: &RunId, version: i64, now: Timestamp) -> Result<(), Error>;
+    /// Makes the run of a thread that has waited longest the active one, due at once, when no run is active. Gives it, or
+    /// nothing when there is nothing to do.
+    async fn promote_run(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error>;
+    /// Gives up to `limit` threads on which runs wait and none is active: whoever should have promoted one has died.
+    async fn stalled_threads(&self, limit: u32) -> Result<Vec<ThreadId>, Error>;
     /// Gives up to `limit` runs whose deadline lay before `before` and that are still going.
     async fn overdue_runs(&self, before: Timestamp, limit: u32) -> Result<Vec<Versioned>, Error>;
     /// Gives a step of a run.
@@ -231,6 +250,10 @@ pub trait Store: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt
     fn place(&self) -> String;
     /// Whether other processes work on it as well.
     fn is_shared(&self) -> bool;
+    /// Rings for a run that another process may drive: someone has changed it. A hint, which may get lost.
+    async fn ring(&self, run: &RunId) -> Result<(), Error>;
+    /// The runs that are rung for, by this process or another, from now on and without end.
+    fn rings(&self) -> BoxStream<'static, RunId>;
 }
 
 /// How to reach the database.

@@ -7,7 +7,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use sqlx::{Connection, Transaction};
 
 use super::{Commit, Error, NewRun, Settings, Store, to_json};
@@ -24,6 +26,8 @@ mod runs;
 #[path = "sql/threads.rs"]
 mod threads;
 
+use runs::Written;
+
 type Db = sqlx::Postgres;
 type Row = sqlx::postgres::PgRow;
 
@@ -34,6 +38,11 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a call waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The channel on which servers ring for each other's runs.
+const RINGS: &str = "assistd_rings";
+/// Pause before a lost connection to that channel is tried again; until then the look of every second must do.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// `for update skip locked`: two servers that claim at once get two runs, and neither waits.
 const CLAIM_RUN: &str = "
@@ -124,11 +133,11 @@ impl Backend {
     }
 
     /// Gives the message's time, or nothing when the thread is locked or not there.
-    async fn insert_message(&self, message: &Message) -> Result<Option<Timestamp>, Error> {
+    async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
             "with thread as (
                 update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
-                where id = $1 and active_run is null
+                where id = $1 and (active_run is null or $6)
                 returning message_seq, message_at
             )
             insert into messages (id, thread_id, seq, created_at, metadata, body)
@@ -140,19 +149,20 @@ impl Backend {
         .bind(message.id.as_str())
         .bind(to_json(&message.metadata))
         .bind(to_json(message))
+        .bind(while_busy)
         .fetch_optional(&self.pool)
         .await?;
         Ok(time.map(|(seconds,)| Timestamp(seconds)))
     }
 
-    /// Says whether the thread was there and free.
+    /// Says whether the thread was there and free, or need not be.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let rows = MessageRows::new(new.messages);
         let sql = match new.thread {
             Some(_) => {
                 "with thread as (
                     insert into threads (id, created_at, version, message_seq, message_at, active_run, body)
-                    values ($1, $4, 1, $10, $4, $2, $14)
+                    values ($1, $4, 1, $10, $4, case when $6::bigint is null then null else $2 end, $14)
                     returning 0::bigint as seq, message_at
                 ), message as (
                     insert into messages (id, thread_id, seq, created_at, metadata, body)
@@ -161,14 +171,18 @@ impl Backend {
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, version, created_at, expires_at, due_at, spec, state, metadata)
-                select $2, $1, true, $3, $4, $5, $6, $7, $8, $9 from thread"
+                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
+                select $2, $1, $6 is not null, $6 is null, $3, $4, $5, $6, thread.seq + $10, $7, $8, $9 from thread"
             }
             None => {
                 "with thread as (
                     update threads
-                    set active_run = $2, message_seq = message_seq + $10, message_at = greatest(message_at, $4)
-                    where id = $1 and active_run is null and $14::text is null
+                    set active_run = case when $6::bigint is null then active_run else $2 end,
+                        message_seq = message_seq + $10,
+                        message_at = greatest(message_at, $4)
+                    where id = $1 and $14::text is null
+                      and ($6 is null or active_run is null
+                           and not exists (select 1 from runs where thread_id = $1 and waits))
                     returning message_seq - $10 as seq, message_at
                 ), message as (
                     insert into messages (id, thread_id, seq, created_at, metadata, body)
@@ -177,8 +191,8 @@ impl Backend {
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, version, created_at, expires_at, due_at, spec, state, metadata)
-                select $2, $1, true, $3, $4, $5, $6, $7, $8, $9 from thread"
+                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
+                select $2, $1, $6 is not null, $6 is null, $3, $4, $5, $6, thread.seq + $10, $7, $8, $9 from thread"
             }
         };
         let spec = &new.run.spec;
@@ -188,7 +202,7 @@ impl Backend {
             .bind(super::FIRST_VERSION)
             .bind(spec.created_at.0)
             .bind(spec.expires_at.0)
-            .bind(new.due_at.0)
+            .bind(new.due_at.map(|due_at| due_at.0))
             .bind(to_json(&**spec))
             .bind(runs::state_column(new.run))
             .bind(to_json(&new.run.metadata))
@@ -202,15 +216,20 @@ impl Backend {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Says whether the run was still at the commit's version.
-    async fn write_commit(&self, commit: &Commit<'_>) -> Result<bool, Error> {
+    /// Writes nothing when the run is not at the commit's version any more.
+    async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let new = commit.new_message;
         let changed = commit.changed_message;
-        let (written,): (i64,) = sqlx::query_as::<Db, _>(
+        let (written, metadata): (i64, Option<String>) = sqlx::query_as::<Db, _>(
             "with run as (
-                update runs set active = $3, version = version + 1, due_at = $4, state = $5
+                update runs
+                set active = active and $3,
+                    waits = waits and $3,
+                    version = version + 1,
+                    due_at = case when waits then null else $4 end,
+                    state = $5
                 where id = $1 and version = $2
-                returning thread_id
+                returning thread_id, sees_to
             ), thread as (
                 update threads
                 set active_run = case when $3 then active_run else nullif(active_run, $1) end,
@@ -220,19 +239,19 @@ impl Backend {
                 where threads.id = run.thread_id and ($6 is not null or not $3)
                 returning message_seq, message_at
             ), new_message as (
-                insert into messages (id, thread_id, seq, created_at, run_id, metadata, body)
-                select $6, run.thread_id, thread.message_seq, thread.message_at, $1, $8, $9
+                insert into messages (id, thread_id, seq, place, created_at, run_id, metadata, body)
+                select $6, run.thread_id, thread.message_seq, run.sees_to, thread.message_at, $1, $8, $9
                 from run, thread
                 where $6 is not null
             ), changed_message as (
-                update messages set body = $11 from run where messages.id = $10
+                update messages set body = $11 from run where messages.id = $10 returning metadata
             ), step as (
                 insert into run_steps (id, run_id, thread_id, created_at, body)
                 select s.id, $1, run.thread_id, s.created_at, s.body
                 from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
                 on conflict (id) do update set body = excluded.body
             )
-            select count(*) from run",
+            select (select count(*) from run), (select metadata from changed_message)",
         )
         .bind(commit.run.spec.id.as_str())
         .bind(commit.version)
@@ -250,7 +269,7 @@ impl Backend {
         .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())
         .fetch_one(&self.pool)
         .await?;
-        Ok(written == 1)
+        Ok((written == 1).then_some(Written(metadata)))
     }
 
     /// Says whether the run was still at `version`.
@@ -278,6 +297,12 @@ impl Backend {
         .await?;
         Ok(written == 1)
     }
+}
+
+async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(RINGS).await?;
+    Ok(listener)
 }
 
 /// Messages as columns, for `unnest`.
@@ -318,5 +343,29 @@ impl Store for Backend {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    async fn ring(&self, run: &RunId) -> Result<(), Error> {
+        sqlx::query::<Db>("select pg_notify($1, $2)").bind(RINGS).bind(run.as_str()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    fn rings(&self) -> BoxStream<'static, RunId> {
+        // A connection of its own: one that listens is of no other use, and a pool of one would have none left.
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.pool.connect_options()).clone());
+        async_stream::stream! {
+            loop {
+                match listen(&pool).await {
+                    Ok(mut listener) => while let Ok(ring) = listener.recv().await {
+                        yield RunId::from_stored(ring.payload());
+                    },
+                    Err(error) => {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "nobody can ring for now");
+                    }
+                }
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+        }
+        .boxed()
     }
 }

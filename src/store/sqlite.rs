@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{SqliteConnection, Transaction};
 
@@ -23,6 +25,8 @@ mod page;
 mod runs;
 #[path = "sql/threads.rs"]
 mod threads;
+
+use runs::Written;
 
 type Db = sqlx::Sqlite;
 type Row = sqlx::sqlite::SqliteRow;
@@ -112,15 +116,16 @@ impl Backend {
     }
 
     /// Gives the message's time, or nothing when the thread is locked or not there.
-    async fn insert_message(&self, message: &Message) -> Result<Option<Timestamp>, Error> {
+    async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let mut tx = self.begin().await?;
         let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
             "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
-             where id = $1 and active_run is null
+             where id = $1 and (active_run is null or $3)
              returning message_seq, message_at",
         )
         .bind(message.thread_id.as_str())
         .bind(message.created_at.0)
+        .bind(while_busy)
         .fetch_optional(&mut *tx)
         .await?;
         let Some((seq, created_at)) = place else { return Ok(None) };
@@ -129,56 +134,70 @@ impl Backend {
         Ok(Some(Timestamp(created_at)))
     }
 
-    /// Says whether the thread was there and free.
+    /// Says whether the thread was there and free, or need not be.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let spec = &new.run.spec;
         let mut tx = self.begin().await?;
+        let mut sees_to = count(new.messages);
         if let Some(thread) = new.thread {
-            insert_thread_row(&mut tx, thread, new.messages, Some(&spec.id)).await?;
+            let active_run = new.due_at.map(|_| &spec.id);
+            insert_thread_row(&mut tx, thread, new.messages, active_run).await?;
         } else {
             let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
                 "update threads
-                 set active_run = $2, message_seq = message_seq + $3, message_at = max(message_at, $4)
-                 where id = $1 and active_run is null
+                 set active_run = case when $5 then active_run else $2 end,
+                     message_seq = message_seq + $3,
+                     message_at = max(message_at, $4)
+                 where id = $1
+                   and ($5 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
                  returning message_seq - $3, message_at",
             )
             .bind(spec.thread_id.as_str())
             .bind(spec.id.as_str())
             .bind(count(new.messages))
             .bind(spec.created_at.0)
+            .bind(new.due_at.is_none())
             .fetch_optional(&mut *tx)
             .await?;
             let Some((seq, created_at)) = place else { return Ok(false) };
             for (message, seq) in new.messages.iter().zip(seq + 1..) {
                 write_message(&mut tx, message, seq, created_at).await?;
             }
+            sees_to += seq;
         }
         sqlx::query::<Db>(
-            "insert into runs (id, thread_id, active, version, created_at, expires_at, due_at, spec, state, metadata)
-             values ($1, $2, true, $3, $4, $5, $6, $7, $8, $9)",
+            "insert into runs
+                 (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
+             values ($1, $2, $6 is not null, $6 is null, $3, $4, $5, $6, $10, $7, $8, $9)",
         )
         .bind(spec.id.as_str())
         .bind(spec.thread_id.as_str())
         .bind(super::FIRST_VERSION)
         .bind(spec.created_at.0)
         .bind(spec.expires_at.0)
-        .bind(new.due_at.0)
+        .bind(new.due_at.map(|due_at| due_at.0))
         .bind(to_json(&**spec))
         .bind(runs::state_column(new.run))
         .bind(to_json(&new.run.metadata))
+        .bind(sees_to)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Says whether the run was still at the commit's version.
-    async fn write_commit(&self, commit: &Commit<'_>) -> Result<bool, Error> {
+    /// Writes nothing when the run is not at the commit's version any more.
+    async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let run = &commit.run.spec;
         let active = !commit.run.state.is_over();
         let mut tx = self.begin().await?;
         let done = sqlx::query::<Db>(
-            "update runs set active = $3, version = version + 1, due_at = $4, state = $5
+            "update runs
+             set active = active and $3,
+                 waits = waits and $3,
+                 version = version + 1,
+                 due_at = case when waits then null else $4 end,
+                 state = $5
              where id = $1 and version = $2",
         )
         .bind(run.id.as_str())
@@ -189,7 +208,7 @@ impl Backend {
         .execute(&mut *tx)
         .await?;
         if done.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let new = commit.new_message;
         if !active || new.is_some() {
@@ -211,14 +230,15 @@ impl Backend {
                 write_message(&mut tx, message, seq, created_at).await?;
             }
         }
-        if let Some(message) = commit.changed_message {
-            update_message(&mut tx, message).await?;
-        }
+        let metadata = match commit.changed_message {
+            Some(message) => update_message(&mut tx, message).await?,
+            None => None,
+        };
         for step in commit.steps {
             write_step(&mut tx, step).await?;
         }
         tx.commit().await?;
-        Ok(true)
+        Ok(Some(Written(metadata)))
     }
 
     /// Says whether the run was still at `version`.
@@ -294,8 +314,8 @@ async fn insert_thread_row(
 
 async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, created_at: i64) -> Result<(), Error> {
     sqlx::query::<Db>(
-        "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body)
-         values ($1, $2, $3, $4, $5, $6, $7)",
+        "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body, place)
+         values ($1, $2, $3, $4, $5, $6, $7, (select sees_to from runs where id = $5))",
     )
     .bind(message.id.as_str())
     .bind(message.thread_id.as_str())
@@ -309,14 +329,15 @@ async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, c
     Ok(())
 }
 
-/// A message that was deleted meanwhile stays deleted.
-async fn update_message(tx: &mut SqliteConnection, message: &Message) -> Result<(), Error> {
-    sqlx::query::<Db>("update messages set body = $2 where id = $1")
-        .bind(message.id.as_str())
-        .bind(to_json(message))
-        .execute(tx)
-        .await?;
-    Ok(())
+/// Gives the `metadata` that the message has. A message that was deleted meanwhile stays deleted.
+async fn update_message(tx: &mut SqliteConnection, message: &Message) -> Result<Option<String>, Error> {
+    let kept: Option<(String,)> =
+        sqlx::query_as::<Db, _>("update messages set body = $2 where id = $1 returning metadata")
+            .bind(message.id.as_str())
+            .bind(to_json(message))
+            .fetch_optional(tx)
+            .await?;
+    Ok(kept.map(|(metadata,)| metadata))
 }
 
 async fn write_step(tx: &mut SqliteConnection, step: &RunStep) -> Result<(), Error> {
@@ -353,5 +374,13 @@ impl Store for Backend {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    async fn ring(&self, _run: &RunId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn rings(&self) -> BoxStream<'static, RunId> {
+        futures_util::stream::pending().boxed()
     }
 }

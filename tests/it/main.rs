@@ -12,6 +12,7 @@ mod support;
 mod assistants;
 mod async_openai;
 mod auth;
+mod busy_thread;
 mod cancel;
 mod chat;
 mod cli;

@@ -29,12 +29,12 @@ async fn leave_behind(database: &Database) -> String {
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
     let (run, _) = request.into_run(&ids, &thread.id, &assistant, ToolResources::default(), now, 600);
     let lapsed = Timestamp(now.0 - 1);
-    store.create_run(NewRun { run: &run, thread: None, messages: &[], due_at: lapsed }).await.unwrap();
+    store.create_run(&NewRun { run: &run, thread: None, messages: &[], due_at: Some(lapsed) }).await.unwrap();
     let mut progress = Progress::new(run);
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextBegan] {
         let transition = machine::step(&progress, input, now, &ids).unwrap();
-        version = store.commit(transition.commit(version, Some(lapsed))).await.unwrap();
+        version = store.commit(transition.commit(version, Some(lapsed))).await.unwrap().version;
         progress = transition.progress;
     }
     progress.append("Half an ans");

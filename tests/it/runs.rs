@@ -392,3 +392,102 @@ both_stores!(a_thread_that_is_deleted_during_its_run_stays_deleted, async |datab
     assert_eq!(events[events.len() - 2].name, "error", "the stream ends and says why");
     assert_eq!(client.refused(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await.0, 404);
 });
+
+both_stores!(a_server_that_tells_no_usage_is_counted_for, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Raw(concat!(
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello, world!\"},\"finish_reason\":\"stop\"}]}\n\n",
+        "data: [DONE]\n\n"
+    ))])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
+
+    let usage = client.until(&run, "completed").await["usage"].clone();
+
+    // "Hi" is one token, and the template's four stand with it.
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(5), &json!(4)));
+    assert_eq!(usage["total_tokens"], 9);
+});
+
+both_stores!(a_model_that_counts_more_tokens_than_we_do_gets_shorter_prompts, async |database: Database| {
+    let counts_more = Answer::Raw(concat!(
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":600,\"completion_tokens\":1,\"total_tokens\":601}}\n\n",
+        "data: [DONE]\n\n"
+    ));
+    let upstream = Upstream::saying([counts_more]).await;
+    let server = Server::with(&database, &upstream, &[("CONTEXT_WINDOWS", "m=400")]).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+    for _ in 0..2 {
+        let messages: Vec<Value> =
+            (0..20).map(|_| json!({"role": "user", "content": "many words ".repeat(20)})).collect();
+        let thread = client.post("/v1/threads", json!({"messages": messages})).await["id"].clone();
+        let run = client.run(&assistant, thread.as_str().unwrap()).await;
+        client.until(&run, "completed").await;
+    }
+
+    let lengths: Vec<usize> =
+        upstream.requests().iter().map(|request| request["messages"].as_array().unwrap().len()).collect();
+    assert!(lengths[1] < lengths[0] && lengths[1] > 0, "{lengths:?}");
+});
+
+both_stores!(a_picture_among_the_files_is_kept_and_the_model_hears_of_it, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let content = json!([{"type": "text", "text": "What is this?"},
+        {"type": "image_file", "image_file": {"file_id": "file-abc", "detail": "high"}}]);
+    let thread = client.post("/v1/threads", json!({"messages": [{"role": "user", "content": content}]})).await;
+    let thread = thread["id"].as_str().unwrap();
+
+    let run = client.run(&client.assistant().await, thread).await;
+    client.until(&run, "completed").await;
+
+    let kept = client.get(&format!("/v1/threads/{thread}/messages?order=asc")).await;
+    assert_eq!(kept["data"][0]["content"][1], content[1]);
+    let told = "What is this?\n[The image file-abc is here and cannot be shown.]";
+    assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": told}]));
+});
+
+both_stores!(an_assistant_that_is_deleted_meanwhile_still_answers, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let run = client.run(&assistant, &thread).await;
+    upstream.asked(1).await;
+
+    client.delete(&format!("/v1/assistants/{assistant}")).await;
+    upstream.go_on();
+
+    let done = client.until(&run, "completed").await;
+    assert_eq!(done["assistant_id"], json!(assistant), "runs keep the name of it");
+    let again = json!({"assistant_id": assistant});
+    assert_eq!(client.refused(Method::POST, &format!("/v1/threads/{thread}/runs"), Some(again)).await.0, 404);
+});
+
+both_stores!(what_a_client_notes_on_a_message_while_it_is_written_is_told_at_its_end, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let body = json!({"assistant_id": assistant, "stream": true});
+    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
+    let messages = format!("/v1/threads/{thread}/messages");
+    let message = loop {
+        let newest = client.get(&messages).await["data"][0].clone();
+        if newest["role"] == "assistant" {
+            break newest["id"].as_str().unwrap().to_owned();
+        }
+    };
+
+    client.post(&format!("{messages}/{message}"), json!({"metadata": {"k": "v"}})).await;
+    upstream.go_on();
+
+    let events = crate::support::sse::parse(&stream.text().await.unwrap());
+    let completed = events.iter().find(|event| event.name == "thread.message.completed").unwrap();
+    assert_eq!(completed.data["metadata"], json!({"k": "v"}));
+    assert_eq!(client.get(&format!("{messages}/{message}")).await["metadata"], json!({"k": "v"}));
+});

@@ -390,3 +390,56 @@ both_stores!(a_stop_while_the_client_is_asked_loses_nothing, async |database: Da
     assert_eq!(events.iter().rev().nth(3).unwrap().data["content"][0]["text"]["value"], "Let me see.\n\nSunny.");
     assert_eq!(upstream.requests()[1]["messages"][2], json!({"role": "tool", "content": "x", "tool_call_id": "up_0"}));
 });
+
+both_stores!(a_run_may_bring_its_own_tools, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let body = json!({"model": "m", "tools": [tool("of_the_assistant")]});
+    let assistant = client.post("/v1/assistants", body).await["id"].clone();
+    let asked_with = async |tools: Value| {
+        let thread = client.thread("Hi").await;
+        let body = json!({"assistant_id": assistant, "tools": tools, "stream": true});
+        let run = client.stream(&format!("/v1/threads/{thread}/runs"), body).await[0].data.clone();
+        let request = upstream.requests().pop().unwrap();
+        (run["tools"].as_array().unwrap().len(), request["tools"][0]["function"]["name"].clone())
+    };
+
+    assert_eq!(asked_with(json!([tool("of_the_run")])).await, (1, json!("of_the_run")));
+    assert_eq!(asked_with(json!([])).await, (0, Value::Null), "none are none");
+    assert_eq!(asked_with(Value::Null).await, (1, json!("of_the_assistant")));
+});
+
+both_stores!(a_choice_of_a_tool_that_the_run_does_not_have_is_refused, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let body = json!({"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}]});
+    let assistant = client.post("/v1/assistants", body).await["id"].clone();
+    let runs = format!("/v1/threads/{}/runs", client.thread("Hi").await);
+    let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+
+    let choices = [
+        (named("g"), "function named 'g'"),
+        (json!({"type": "file_search"}), "tool of type 'file_search'"),
+        (json!({"type": "code_interpreter"}), "tool of type 'code_interpreter'"),
+    ];
+    for (choice, what) in choices {
+        let body = json!({"assistant_id": assistant, "tool_choice": choice});
+        let (status, error) = client.refused(Method::POST, &runs, Some(body)).await;
+        let message = format!("Invalid value for 'tool_choice': no {what} was specified in the 'tools' parameter.");
+        assert_eq!((status, &error["message"], &error["param"]), (400, &json!(message), &json!("tool_choice")));
+    }
+    client.post(&runs, json!({"assistant_id": assistant, "tool_choice": named("f")})).await;
+});
+
+both_stores!(a_function_takes_an_object, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}});
+
+    let body = json!({"model": "m", "tools": [tool]});
+    let (status, error) = server.client.refused(Method::POST, "/v1/assistants", Some(body)).await;
+
+    assert_eq!((status, &error["code"]), (400, &json!("invalid_function_parameters")));
+    assert_eq!(error["param"], "tools[0].function.parameters");
+});

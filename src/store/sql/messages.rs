@@ -9,7 +9,7 @@ use crate::api::message::MessageState;
 use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, ThreadId, Timestamp};
 use crate::store::{Error, Messages, from_json, to_json};
 
-const TABLE: &str = "messages";
+pub(super) const TABLE: &str = "messages";
 const COLUMNS: &str = "id, created_at, metadata, body";
 
 /// The columns win over the body: the store may have moved the time, and a client may have changed the metadata.
@@ -31,9 +31,9 @@ fn at(mut message: Message, created_at: Timestamp) -> Message {
 
 #[async_trait]
 impl Messages for Backend {
-    async fn create_message(&self, message: Message) -> Result<Message, Error> {
+    async fn create_message(&self, message: Message, while_busy: bool) -> Result<Message, Error> {
         loop {
-            if let Some(created_at) = self.insert_message(&message).await? {
+            if let Some(created_at) = self.insert_message(&message, while_busy).await? {
                 return Ok(at(message, created_at));
             }
             self.check_lock(&message.thread_id).await?;
@@ -64,16 +64,19 @@ impl Messages for Backend {
         rows.try_map(|row| from_row(&row))
     }
 
-    async fn conversation(&self, thread: &ThreadId, newest: Option<usize>) -> Result<Vec<Message>, Error> {
+    async fn conversation(&self, thread: &ThreadId, run: &RunId, newest: Option<usize>) -> Result<Vec<Message>, Error> {
         let limit = newest.and_then(|newest| i64::try_from(newest).ok()).unwrap_or(i64::MAX);
         let rows = sqlx::query::<Db>(
             "select id, created_at, metadata, body from messages
              where thread_id = $1
-             order by created_at desc, seq desc
+               and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $3), $4)
+             order by coalesce(place, seq) desc, seq desc
              limit $2",
         )
         .bind(thread.as_str())
         .bind(limit)
+        .bind(run.as_str())
+        .bind(i64::MAX)
         .fetch_all(self.reader())
         .await?;
         rows.iter().rev().map(from_row).collect()

@@ -13,7 +13,7 @@ use crate::api::{
     Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
     Timestamp,
 };
-use crate::store::{Commit, Error, Ground, NewRun, Runs, Versioned, from_json, to_json};
+use crate::store::{Commit, Committed, Error, Ground, NewRun, Runs, Versioned, from_json, to_json};
 
 const RUNS: &str = "runs";
 const STEPS: &str = "run_steps";
@@ -43,6 +43,9 @@ fn run_from_row(row: &Row) -> Result<Versioned, Error> {
     Ok(Versioned { run, version: row.try_get("version")?, due_at })
 }
 
+/// A commit that was written, and the `metadata` of the message that it changed.
+pub(super) struct Written(pub Option<String>);
+
 fn step_from_row(row: &Row) -> Result<RunStep, Error> {
     from_json(STEPS, row.try_get("id")?, row.try_get("body")?)
 }
@@ -71,9 +74,9 @@ impl Runs for Backend {
         })
     }
 
-    async fn create_run(&self, new: NewRun<'_>) -> Result<(), Error> {
+    async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error> {
         loop {
-            if self.insert_run(&new).await? {
+            if self.insert_run(new).await? {
                 return Ok(());
             }
             self.check_lock(&new.run.spec.thread_id).await?;
@@ -130,8 +133,11 @@ impl Runs for Backend {
         row.as_ref().map(run_from_row).transpose()
     }
 
-    async fn commit(&self, commit: Commit<'_>) -> Result<i64, Error> {
-        if self.write_commit(&commit).await? { Ok(commit.version + 1) } else { Err(Error::Stale) }
+    async fn commit(&self, commit: Commit<'_>) -> Result<Committed, Error> {
+        let Written(metadata) = self.write_commit(&commit).await?.ok_or(Error::Stale)?;
+        let id = commit.changed_message.map_or("", |message| message.id.as_str());
+        let metadata = metadata.map(|metadata| from_json(messages::TABLE, id, &metadata)).transpose()?;
+        Ok(Committed { version: commit.version + 1, metadata })
     }
 
     async fn keep(&self, run: &RunId, version: i64, until: Timestamp, message: Option<&Message>) -> Result<(), Error> {
@@ -148,10 +154,57 @@ impl Runs for Backend {
         if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
     }
 
+    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
+    /// nothing to promote; whoever has cancelled it promotes the next.
+    async fn promote_run(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error> {
+        let mut tx = self.begin().await?;
+        let next: Option<(String,)> = sqlx::query_as::<Db, _>(
+            "update runs set version = version + 1
+             where waits and id = (select id from runs where thread_id = $1 and waits order by seq limit 1)
+             returning id",
+        )
+        .bind(thread.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some((next,)) = next else { return Ok(None) };
+        let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
+            .bind(thread.as_str())
+            .bind(&next)
+            .execute(&mut *tx)
+            .await?;
+        if freed.rows_affected() == 0 {
+            return Ok(None);
+        }
+        sqlx::query::<Db>("update runs set active = true, waits = false, due_at = $2 where id = $1")
+            .bind(&next)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(RunId::from_stored(next)))
+    }
+
+    async fn stalled_threads(&self, limit: u32) -> Result<Vec<ThreadId>, Error> {
+        let rows: Vec<(String,)> = sqlx::query_as::<Db, _>(
+            "select distinct thread_id from runs as waiting
+             where waits
+               and not exists (select 1 from runs where runs.thread_id = waiting.thread_id and runs.active)
+             limit $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(self.reader())
+        .await?;
+        Ok(rows.into_iter().map(|(id,)| ThreadId::from_stored(id)).collect())
+    }
+
     async fn overdue_runs(&self, before: Timestamp, limit: u32) -> Result<Vec<Versioned>, Error> {
         let rows = sqlx::query::<Db>(
             "select id, version, due_at, spec, state, metadata from runs
-             where active and expires_at < $1
+             where id in (
+                 select id from runs where active and expires_at < $1
+                 union all
+                 select id from runs where waits and expires_at < $1
+             )
              order by expires_at
              limit $2",
         )

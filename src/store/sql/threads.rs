@@ -77,12 +77,15 @@ impl Threads for Backend {
 }
 
 impl Backend {
-    /// Says why a thread takes no message and no run; nothing when it takes them again.
+    /// Says why a thread takes no message or no run; nothing when it takes them again.
     pub(super) async fn check_lock(&self, id: &ThreadId) -> Result<(), Error> {
-        let row: Option<(Option<String>,)> = sqlx::query_as::<Db, _>("select active_run from threads where id = $1")
-            .bind(id.as_str())
-            .fetch_optional(self.reader())
-            .await?;
+        let row: Option<(Option<String>,)> = sqlx::query_as::<Db, _>(
+            "select coalesce(active_run, (select id from runs where thread_id = $1 and waits order by seq limit 1))
+             from threads where id = $1",
+        )
+        .bind(id.as_str())
+        .fetch_optional(self.reader())
+        .await?;
         match row {
             None => Err(Error::NoThread),
             Some((Some(run),)) => Err(Error::ThreadBusy(RunId::from_stored(run))),

@@ -44,14 +44,19 @@ fn run(thread: &Thread) -> Run {
 }
 
 async fn create(store: &Arc<dyn Store>, run: &Run, due_at: Timestamp) -> Result<(), Error> {
-    store.create_run(NewRun { run, thread: None, messages: &[], due_at }).await
+    store.create_run(&NewRun { run, thread: None, messages: &[], due_at: Some(due_at) }).await
 }
 
 /// A commit of what `input` makes of a run that nothing was done of.
 async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -> Result<i64, Error> {
     let transition = machine::step(&Progress::new(run.clone()), input, NOW, ids()).unwrap();
     let due_at = transition.progress.run.state.needs_executor().then_some(NOW);
-    store.commit(transition.commit(version, due_at)).await
+    store.commit(transition.commit(version, due_at)).await.map(|committed| committed.version)
+}
+
+/// All of a thread, as a run that nobody knows would read it.
+async fn conversation(store: &Arc<dyn Store>, thread: &Thread) -> Vec<Message> {
+    store.conversation(&thread.id, &ids().make(), None).await.unwrap()
 }
 
 fn text(message: &Message) -> String {
@@ -68,7 +73,7 @@ both_stores!(values_come_back_as_they_were_kept, async |database: Database| {
     let thread = thread();
     store.create_assistant(&assistant).await.unwrap();
     store.create_thread(&thread, &[]).await.unwrap();
-    let message = store.create_message(message(&thread, "NUL \u{0}", NOW)).await.unwrap();
+    let message = store.create_message(message(&thread, "NUL \u{0}", NOW), false).await.unwrap();
     let run = run(&thread);
     create(&store, &run, NOW).await.unwrap();
 
@@ -100,7 +105,7 @@ both_stores!(pages_join_without_gap_or_repeat_in_both_directions, async |databas
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     for number in 0..7 {
-        store.create_message(message(&thread, &number.to_string(), NOW)).await.unwrap();
+        store.create_message(message(&thread, &number.to_string(), NOW), false).await.unwrap();
     }
     let list = async |query: PageQuery| {
         let page = store.list_messages(&thread.id, None, &query).await.unwrap();
@@ -135,17 +140,17 @@ both_stores!(a_clock_that_is_behind_moves_no_message, async |database: Database|
     let thread = thread();
     store.create_thread(&thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)]).await.unwrap();
 
-    store.create_message(message(&thread, "2", Timestamp(2_000))).await.unwrap();
-    let behind = store.create_message(message(&thread, "3", Timestamp(500))).await.unwrap();
+    store.create_message(message(&thread, "2", Timestamp(2_000)), false).await.unwrap();
+    let behind = store.create_message(message(&thread, "3", Timestamp(500)), false).await.unwrap();
     let run = run(&thread);
     let late = [message(&thread, "4", Timestamp(400))];
-    store.create_run(NewRun { run: &run, thread: None, messages: &late, due_at: NOW }).await.unwrap();
+    store.create_run(&NewRun { run: &run, thread: None, messages: &late, due_at: Some(NOW) }).await.unwrap();
 
-    let conversation = store.conversation(&thread.id, None).await.unwrap();
-    assert_eq!(conversation.iter().map(text).collect::<String>(), "01234");
-    let newest = store.conversation(&thread.id, Some(2)).await.unwrap();
+    let kept = conversation(&store, &thread).await;
+    assert_eq!(kept.iter().map(text).collect::<String>(), "01234");
+    let newest = store.conversation(&thread.id, &run.spec.id, Some(2)).await.unwrap();
     assert_eq!(newest.iter().map(text).collect::<String>(), "34");
-    let times: Vec<i64> = conversation.iter().map(|message| message.created_at.0).collect();
+    let times: Vec<i64> = kept.iter().map(|message| message.created_at.0).collect();
     assert_eq!(times, [1_000, 1_000, 2_000, 2_000, 2_000]);
     assert_eq!(behind.created_at, Timestamp(2_000), "the caller hears of the time that was kept");
 });
@@ -168,7 +173,7 @@ both_stores!(of_a_hundred_runs_at_once_one_is_created, async |database: Database
     for (outcome, _) in lost {
         assert!(matches!(&outcome, Err(Error::ThreadBusy(run)) if run == winner), "{outcome:?}");
     }
-    let refused = store.create_message(message(&thread, "x", NOW)).await;
+    let refused = store.create_message(message(&thread, "x", NOW), false).await;
     assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == *winner));
 });
 
@@ -181,7 +186,7 @@ both_stores!(a_run_that_is_over_frees_its_thread, async |database: Database| {
 
     commit(&store, &first, FIRST_VERSION, Input::DeadlinePassed).await.unwrap();
 
-    store.create_message(message(&thread, "x", NOW)).await.unwrap();
+    store.create_message(message(&thread, "x", NOW), false).await.unwrap();
     create(&store, &run(&thread), NOW).await.unwrap();
 });
 
@@ -247,15 +252,15 @@ both_stores!(messages_made_at_once_all_get_their_place, async |database: Databas
 
     let made = (0..50).map(|number| {
         let (store, message) = (store.clone(), message(&thread, &number.to_string(), Timestamp(1_000 - number % 7)));
-        tokio::spawn(async move { store.create_message(message).await.unwrap() })
+        tokio::spawn(async move { store.create_message(message, false).await.unwrap() })
     });
     futures_util::future::join_all(made).await;
 
-    let conversation = store.conversation(&thread.id, None).await.unwrap();
-    assert_eq!(conversation.len(), 50);
-    assert!(conversation.is_sorted_by_key(|message| message.created_at));
-    let again = store.conversation(&thread.id, None).await.unwrap();
-    assert_eq!(conversation, again);
+    let kept = conversation(&store, &thread).await;
+    assert_eq!(kept.len(), 50);
+    assert!(kept.is_sorted_by_key(|message| message.created_at));
+    let again = conversation(&store, &thread).await;
+    assert_eq!(kept, again);
 });
 
 both_stores!(changes_made_at_once_both_take_effect, async |database: Database| {
@@ -293,12 +298,12 @@ both_stores!(a_deleted_thread_takes_all_that_is_its_own_along, async |database: 
 
     assert!(!store.delete_thread(&doomed.id).await.unwrap());
     assert_eq!(store.thread(&doomed.id).await.unwrap(), None);
-    assert_eq!(store.conversation(&doomed.id, None).await.unwrap(), []);
+    assert_eq!(conversation(&store, &doomed).await, []);
     assert_eq!(store.run(&doomed.id, &run.spec.id).await.unwrap(), None);
     assert_eq!(store.claim_run(NOW, NOW).await.unwrap(), None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
-    assert!(matches!(store.create_message(message(&doomed, "x", NOW)).await, Err(Error::NoThread)));
-    assert_eq!(store.conversation(&other.id, None).await.unwrap().len(), 1);
+    assert!(matches!(store.create_message(message(&doomed, "x", NOW), false).await, Err(Error::NoThread)));
+    assert_eq!(conversation(&store, &other).await.len(), 1);
 });
 
 both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |database: Database| {
@@ -312,7 +317,7 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextBegan] {
         let transition = machine::step(&progress, input, NOW, ids()).unwrap();
-        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap();
+        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap().version;
         progress = transition.progress;
     }
     let id = progress.message.as_ref().unwrap().id.clone();
@@ -324,4 +329,70 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
 
     let kept = store.message(&thread.id, &id).await.unwrap().unwrap();
     assert_eq!((kept.metadata, kept.content), (metadata, progress.message.unwrap().content));
+});
+
+both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database| {
+    let store = database.open().await;
+    let thread = thread();
+    store.create_thread(&thread, &[]).await.unwrap();
+    let runs: Vec<Run> = (0..4).map(|_| run(&thread)).collect();
+    create(&store, &runs[0], NOW).await.unwrap();
+    for run in &runs[1..] {
+        store.create_run(&NewRun { run, thread: None, messages: &[], due_at: None }).await.unwrap();
+    }
+
+    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), None, "one is active");
+    assert_eq!(store.stalled_threads(10).await.unwrap(), []);
+    commit(&store, &runs[1], FIRST_VERSION, Input::CancelRequested).await.unwrap();
+    let cancelling = store.run(&thread.id, &runs[1].spec.id).await.unwrap().unwrap();
+    commit(&store, &cancelling.run, cancelling.version, Input::Stopped).await.unwrap();
+    commit(&store, &runs[0], FIRST_VERSION, Input::DeadlinePassed).await.unwrap();
+
+    assert_eq!(store.stalled_threads(10).await.unwrap(), std::slice::from_ref(&thread.id));
+    let late = create(&store, &run(&thread), NOW).await;
+    assert!(matches!(late, Err(Error::ThreadBusy(first)) if first == runs[2].spec.id), "nobody jumps the queue");
+    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), Some(runs[2].spec.id.clone()));
+    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), None);
+    let claimed = store.claim_run(NOW, Timestamp(1_015)).await.unwrap().unwrap();
+    assert_eq!(claimed.run.spec.id, runs[2].spec.id);
+    assert_eq!(store.claim_run(NOW, Timestamp(1_015)).await.unwrap(), None, "the next one waits");
+    let refused = store.create_message(message(&thread, "x", NOW), false).await;
+    assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
+
+    let overdue = store.overdue_runs(Timestamp(5_000), 10).await.unwrap();
+    let overdue: HashSet<_> = overdue.into_iter().map(|found| found.run.spec.id.clone()).collect();
+    assert_eq!(overdue, HashSet::from([runs[2].spec.id.clone(), runs[3].spec.id.clone()]));
+});
+
+both_stores!(a_run_answers_what_was_there_when_it_was_created, async |database: Database| {
+    let store = database.open().await;
+    let thread = thread();
+    store.create_thread(&thread, &[message(&thread, "1", NOW)]).await.unwrap();
+    let (first, second) = (run(&thread), run(&thread));
+    create(&store, &first, NOW).await.unwrap();
+    let question = [message(&thread, "2", NOW)];
+    store.create_run(&NewRun { run: &second, thread: None, messages: &question, due_at: None }).await.unwrap();
+    store.create_message(message(&thread, "3", NOW), true).await.unwrap();
+    let read = async |run: &Run, newest: Option<usize>| {
+        let kept = store.conversation(&thread.id, &run.spec.id, newest).await.unwrap();
+        kept.iter().map(text).collect::<String>()
+    };
+
+    assert_eq!(read(&first, None).await, "1");
+    let mut progress = Progress::new(first.clone());
+    let mut version = FIRST_VERSION;
+    for input in [Input::Claimed, Input::TextBegan, Input::DeadlinePassed] {
+        let mut transition = machine::step(&progress, input, NOW, ids()).unwrap();
+        if let Some(message) = transition.message.as_mut().filter(|message| message.content.is_empty()) {
+            message.content.push(assistd::api::message::Content::text("a"));
+        }
+        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap().version;
+        progress = transition.progress;
+    }
+
+    assert_eq!(read(&second, None).await, "1a2", "the answer stands behind its question, not where it was written");
+    assert_eq!(read(&second, Some(2)).await, "a2");
+    assert_eq!(read(&run(&thread), None).await, "1a23");
+    let listed = store.list_messages(&thread.id, None, &query(9, Order::Ascending)).await.unwrap();
+    assert_eq!(listed.data.iter().map(text).collect::<String>(), "123a", "lists tell when");
 });
