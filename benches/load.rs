@@ -22,6 +22,8 @@ mod proc;
 mod report;
 #[path = "load/store.rs"]
 mod store;
+#[path = "load/table.rs"]
+mod table;
 #[path = "load/upstream.rs"]
 mod upstream;
 #[path = "load/wire_count.rs"]
@@ -63,6 +65,9 @@ struct Args {
     /// Messages in the long thread [default: 10000; quick: 1000].
     #[arg(long)]
     long_thread: Option<usize>,
+    /// Messages in the large table [default: 1000000; quick: 100000].
+    #[arg(long)]
+    table: Option<usize>,
     /// Measure everything, roughly, in about a minute.
     #[arg(long)]
     quick: bool,
@@ -102,8 +107,10 @@ enum Measurement {
     Paced,
     /// Message create, get and list requests a second.
     Messages,
-    /// Time to list the newest messages of a short and a long thread.
+    /// Time to list the newest messages of a short and a long thread, and of a run that reads the last ten.
     List,
+    /// Pages of a large table, and how the database finds them.
+    Table,
     /// Memory for each open idle stream.
     IdleStreams,
     /// Round trips to Postgres for each run.
@@ -122,6 +129,7 @@ struct Plan {
     measured: Duration,
     streams: usize,
     messages_long: usize,
+    messages_table: usize,
     starts: usize,
     /// Each cell is measured in so many turns, the contestants one after the other in each, there and back.
     turns: u32,
@@ -140,6 +148,7 @@ impl Plan {
             measured: Duration::try_from_secs_f64(seconds)?,
             streams: proc::streams_allowed(args.streams.unwrap_or(if args.quick { 200 } else { 1000 })),
             messages_long: args.long_thread.unwrap_or(if args.quick { 1000 } else { 10_000 }),
+            messages_table: args.table.unwrap_or(if args.quick { 100_000 } else { 1_000_000 }),
             starts: if args.quick { 3 } else { 7 },
             turns: if args.quick { 1 } else { 4 },
             settling: Duration::from_millis(if args.quick { 300 } else { 1000 }),

@@ -31,6 +31,10 @@ pub enum Operation {
     Messages,
     /// Lists the newest messages of this thread.
     ListNewest { thread_id: String },
+    /// Gets this path.
+    Get { path: String },
+    /// Runs on this thread with its last ten messages, and reads the stream.
+    RunOnLastMessages { thread_id: String },
     /// Adds a message to this thread.
     CreateMessage { thread_id: String },
 }
@@ -213,6 +217,17 @@ impl Caller {
             Operation::ListNewest { thread_id } => {
                 let path = format!("/v1/threads/{thread_id}/messages?limit=20&order=desc");
                 self.client.fetch(Method::GET, &path, Bytes::new()).await?;
+            }
+            Operation::Get { path } => {
+                self.client.fetch(Method::GET, path, Bytes::new()).await?;
+            }
+            Operation::RunOnLastMessages { thread_id } => {
+                let body = json_bytes(&json!({
+                    "assistant_id": self.target.assistant_id, "stream": true,
+                    "truncation_strategy": {"type": "last_messages", "last_messages": 10}
+                }));
+                let path = format!("/v1/threads/{thread_id}/runs");
+                return self.client.stream(&path, body, self.target.marks()).await;
             }
             Operation::CreateMessage { thread_id } => {
                 self.client.fetch(Method::POST, &format!("/v1/threads/{thread_id}/messages"), new_message()).await?;

@@ -60,6 +60,8 @@ pub struct Target {
     /// In the order of [`Mode::ALL`].
     streamed: Vec<Bytes>,
     polled: Bytes,
+    /// The assistant whose model is fast; none where there are no assistants.
+    pub assistant_id: String,
 }
 
 impl Target {
@@ -76,6 +78,7 @@ impl Target {
             address: upstream,
             streamed: Mode::ALL.iter().map(body).collect(),
             polled: Bytes::new(),
+            assistant_id: String::new(),
         }
     }
 
@@ -92,6 +95,7 @@ impl Target {
             }));
         }
         let polled = json_bytes(&runs[0]);
+        let assistant_id = runs[0]["assistant_id"].as_str().unwrap_or_default().to_owned();
         let streamed = runs
             .into_iter()
             .map(|mut run| {
@@ -99,7 +103,7 @@ impl Target {
                 json_bytes(&run)
             })
             .collect();
-        Ok(Self { kind, address, streamed, polled })
+        Ok(Self { kind, address, streamed, polled, assistant_id })
     }
 
     pub fn stream_path(&self) -> &'static str {
@@ -160,7 +164,13 @@ impl Contestant {
         Ok(Some(Self::start_on(setup, kind, &relayed_url, Some(wire_count)).await?))
     }
 
-    async fn start_on(setup: &Setup, kind: Kind, database_url: &str, wire_count: Option<WireCount>) -> Result<Self> {
+    /// Starts the server on this database.
+    pub async fn start_on(
+        setup: &Setup,
+        kind: Kind,
+        database_url: &str,
+        wire_count: Option<WireCount>,
+    ) -> Result<Self> {
         let mut process = Process::start(setup, kind, database_url)?;
         process.wait_until_ready().await?;
         Ok(Self { target: Target::assistants(kind, process.address).await?, process, wire_count })

@@ -11,7 +11,7 @@ use crate::closed_loop::{self, Errors, Load, Operation, Outcome, REQUEST_TIMEOUT
 use crate::contestant::{Contestant, Counters, Kind, Setup, Target, time_to_first_answer};
 use crate::report::{Report, Row, milliseconds, p50_and_p95};
 use crate::upstream::{Mode, PACED_ANSWER, Upstream};
-use crate::{Measurement, Plan, Result};
+use crate::{Measurement, Plan, Result, table};
 
 /// Clients of the message mix, of the round-trip count and of what is set up before a measurement.
 const CLIENTS: usize = 16;
@@ -33,6 +33,9 @@ pub async fn measure(plan: &Plan, setup: &Setup, upstream: &Upstream, report: &m
     }
     if plan.includes(Measurement::IdleStreams) {
         measure_idle_streams(plan, setup, upstream, report).await?;
+    }
+    if plan.includes(Measurement::Table) {
+        table::measure(plan, setup, report).await?;
     }
     if plan.includes(Measurement::RoundTrips) {
         measure_round_trips(plan, setup, report).await?;
@@ -157,7 +160,7 @@ async fn measure_paced(plan: &Plan, setup: &Setup, both: &Both, report: &mut Rep
     }
 }
 
-/// Whether a long thread is as quick to list as a short one.
+/// Whether a long thread is as quick to list, and to run on with its last ten messages, as a short one.
 async fn measure_list(plan: &Plan, setup: &Setup, both: &Both, report: &mut Report) -> Result<()> {
     for messages in [MESSAGES_SHORT, plan.messages_long] {
         let mut outcomes = [Outcome::default(), Outcome::default()];
@@ -181,7 +184,29 @@ async fn measure_list(plan: &Plan, setup: &Setup, both: &Both, report: &mut Repo
             ratios: true,
         });
     }
+    for messages in [MESSAGES_SHORT, plan.messages_long] {
+        let target = &both.assistd.target;
+        let thread_id = create_long_thread(target, messages).await?;
+        let operation = Operation::RunOnLastMessages { thread_id };
+        let assistd = time_alone(plan, target, &operation, &format!("run on {messages}"), report).await;
+        let what = format!("run with last_messages 10 on a thread of {messages} messages, p50 / p95");
+        report.add(Row { what, unit: "ms", direct: Vec::new(), floor: Vec::new(), assistd, ratios: false });
+    }
     Ok(())
+}
+
+/// How long one client waits for the end of an operation.
+pub async fn time_alone(
+    plan: &Plan,
+    target: &Target,
+    operation: &Operation,
+    what: &str,
+    report: &mut Report,
+) -> Vec<f64> {
+    let load = Load { clients: 1, warm_up: warm_up(plan), measured: plan.measured / 2, spread: Duration::ZERO };
+    let outcome = closed_loop::run(load, target, operation, || None).await;
+    report.note_errors(what, &outcome.errors);
+    times(&outcome, |timing| timing.end)
 }
 
 #[derive(Deserialize)]

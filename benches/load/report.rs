@@ -10,6 +10,7 @@ pub struct Report {
     title: String,
     rows: Vec<Row>,
     errors: Vec<String>,
+    notes: Vec<String>,
 }
 
 /// One line of the table. No figures: not measured, or not to be measured there.
@@ -25,7 +26,7 @@ pub struct Row {
 
 impl Report {
     pub fn new(title: String) -> Self {
-        Self { title, rows: Vec::new(), errors: Vec::new() }
+        Self { title, rows: Vec::new(), errors: Vec::new(), notes: Vec::new() }
     }
 
     /// Adds a line and shows it at once.
@@ -43,6 +44,11 @@ impl Report {
         }
     }
 
+    /// Shows a text below the table, as it is.
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
     pub fn has_errors(&self) -> bool {
         !self.errors.is_empty()
     }
@@ -55,6 +61,9 @@ impl fmt::Display for Report {
         writeln!(out, "| --- | --- | ---: | ---: | ---: | ---: | ---: |")?;
         for row in &self.rows {
             writeln!(out, "{row}")?;
+        }
+        for note in &self.notes {
+            writeln!(out, "\n{note}")?;
         }
         for error in &self.errors {
             writeln!(out, "\n**Errors.** {error}")?;

@@ -106,6 +106,44 @@ impl Store {
         Some((host, format!("{scheme}://{user}@{address}/{path}")))
     }
 
+    /// Performs a statement on a database that was made here.
+    pub async fn execute(&self, database_url: &str, sql: &str) -> Result<()> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self.kind {
+            Kind::Sqlite { .. } => SqliteConnection::connect(database_url).await?.execute(sql).await.map(|_| ())?,
+            Kind::Postgres { .. } => PgConnection::connect(database_url).await?.execute(sql).await.map(|_| ())?,
+        }
+        Ok(())
+    }
+
+    /// How the database carries a query out, in its own words, a step a line.
+    pub async fn explain(&self, database_url: &str, sql: &str) -> Result<Vec<String>> {
+        match self.kind {
+            Kind::Sqlite { .. } => {
+                let mut connection = SqliteConnection::connect(database_url).await?;
+                let sql = AssertSqlSafe(format!("explain query plan {sql}"));
+                let rows: Vec<(i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+                Ok(rows.into_iter().map(|(.., step)| step).collect())
+            }
+            Kind::Postgres { .. } => {
+                let mut connection = PgConnection::connect(database_url).await?;
+                let sql = AssertSqlSafe(format!("explain (analyze, costs off, timing off, summary off) {sql}"));
+                Ok(sqlx::query_scalar(sql).fetch_all(&mut connection).await?)
+            }
+        }
+    }
+
+    /// A table of the numbers from 1 to `last`, with the column `n`.
+    pub fn numbers(&self, last: usize) -> String {
+        match self.kind {
+            Kind::Sqlite { .. } => format!(
+                "(with recursive numbers (n) as (select 1 union all select n + 1 from numbers where n < {last})
+                  select n from numbers) as numbers"
+            ),
+            Kind::Postgres { .. } => format!("generate_series(1, {last}) as numbers (n)"),
+        }
+    }
+
     /// The processor time that the database has used so far, in processes of its own.
     pub fn cpu(&self) -> Option<Duration> {
         match self.kind {
