@@ -102,7 +102,7 @@ impl<'a> From<&'a Assistant> for AssistantObject<'a> {
             temperature: assistant.temperature.unwrap_or(1.0),
             reasoning_effort: assistant.reasoning_effort.as_deref(),
             tool_resources: if with_interpreter {
-                assistant.tool_resources.in_stream()
+                assistant.tool_resources.with_code_interpreter()
             } else {
                 assistant.tool_resources.clone()
             },

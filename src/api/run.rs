@@ -447,7 +447,7 @@ impl RunObject<'_> {
     /// The form that a run has in a stream.
     #[must_use]
     pub fn in_stream(mut self) -> Self {
-        self.tool_resources = self.tool_resources.in_stream();
+        self.tool_resources = self.tool_resources.with_code_interpreter();
         self
     }
 }

@@ -174,7 +174,7 @@ impl StreamEvent {
     /// None in practice: the payloads are plain values.
     pub fn write_data(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         match self {
-            Self::ThreadCreated(thread) => serde_json::to_writer(out, &ThreadObject::from(thread).in_stream()),
+            Self::ThreadCreated(thread) => serde_json::to_writer(out, &ThreadObject::from(thread).retrieved()),
             Self::Run(_, run) => serde_json::to_writer(out, &RunObject::from(run).in_stream()),
             Self::Step(_, step) => serde_json::to_writer(out, &RunStepObject::in_stream(step)),
             Self::Message(_, message) => serde_json::to_writer(out, &MessageObject::from(message)),

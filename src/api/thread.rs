@@ -51,10 +51,10 @@ impl<'a> From<&'a Thread> for ThreadObject<'a> {
 }
 
 impl ThreadObject<'_> {
-    /// The form that `thread.created` has in a stream.
+    /// The form that a thread has when it is retrieved, and in a stream.
     #[must_use]
-    pub fn in_stream(mut self) -> Self {
-        self.tool_resources = self.tool_resources.in_stream();
+    pub fn retrieved(mut self) -> Self {
+        self.tool_resources = self.tool_resources.with_code_interpreter();
         self
     }
 }

@@ -196,9 +196,9 @@ pub struct ToolResources {
 }
 
 impl ToolResources {
-    /// The form that events of a stream have: the code interpreter's list is always there.
+    /// A form that the service gave in some places: the code interpreter's list is always there.
     #[must_use]
-    pub fn in_stream(&self) -> Self {
+    pub fn with_code_interpreter(&self) -> Self {
         let mut resources = self.clone();
         resources.code_interpreter.get_or_insert_default();
         resources

@@ -40,7 +40,7 @@ async fn list_threads(State(app): State<App>, query: ListQuery) -> Result<Respon
 
 async fn get_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
     let thread = app.store.thread(&id).await?.ok_or_else(|| id.not_found())?;
-    Ok(object(&ThreadObject::from(&thread)))
+    Ok(object(&ThreadObject::from(&thread).retrieved()))
 }
 
 async fn modify_thread(

@@ -24,6 +24,7 @@ mod migrations;
 mod real_model;
 mod recordings;
 mod recovery;
+mod replay;
 mod runs;
 mod slow_clients;
 mod store;

@@ -30,6 +30,8 @@ pub enum Answer {
     Status(u16, Vec<(&'static str, &'static str)>, Value),
     /// These bytes as an event stream.
     Raw(&'static str),
+    /// This answer, once the script goes on.
+    Held(Box<Answer>),
 }
 
 #[derive(Debug)]
@@ -117,13 +119,18 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
     let key = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     script.keys.lock().unwrap().push(key);
     script.asked.notify_waiters();
-    let answer = script.answers.lock().unwrap().pop_front().unwrap_or(Answer::Words(vec!["Hello"]));
+    let mut answer = script.answers.lock().unwrap().pop_front().unwrap_or(Answer::Words(vec!["Hello"]));
+    while let Answer::Held(held) = answer {
+        script.steps.acquire().await.unwrap().forget();
+        answer = *held;
+    }
     match answer {
         Answer::Words(words) if !streamed => whole(&words),
         Answer::Words(words) => events(&frames(&words, Some("stop"))),
         Answer::Finish(words, reason) => events(&frames(&words, Some(reason))),
         Answer::Calls(words, calls) => events(&call_frames(&words, &calls)),
         Answer::Raw(text) => events(&[text.to_owned()]),
+        Answer::Held(_) => unreachable!("taken out above"),
         Answer::Cut(words) => cut(frames(&words, None)),
         Answer::Pause(words) => pause(script, frames(&words, None)),
         Answer::Status(status, headers, body) => {
