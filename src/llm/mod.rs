@@ -28,6 +28,8 @@ pub use openai::{Settings, Upstream};
 
 /// How long a server's list of models is taken for true.
 const LIST_FRESH: Duration = Duration::from_secs(30);
+/// The same when a server did not answer; until it does, its last list counts.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
 /// How often servers are asked for their lists without need, so that runs never wait for one.
 const LIST_EVERY: Duration = Duration::from_mins(5);
 
@@ -210,7 +212,7 @@ pub struct Models {
     default_model: Option<String>,
     /// Most tokens of a prompt and its answer together, by model name, where the settings tell.
     windows: BTreeMap<String, u32>,
-    /// What each server listed last, and when.
+    /// What each server listed last, and until when it is taken for true.
     listed: Mutex<Option<(Instant, Lists)>>,
     /// By model, how many tokens it counts for each of ours; those of 1 are left out.
     ratios: std::sync::Mutex<BTreeMap<String, f64>>,
@@ -331,7 +333,7 @@ impl Models {
 
     /// What the servers list, asked anew when the last answer is old.
     async fn listed(&self) -> Lists {
-        let fresh = self.listed.lock().await.as_ref().filter(|(at, _)| at.elapsed() < LIST_FRESH).cloned();
+        let fresh = self.listed.lock().await.as_ref().filter(|(until, _)| Instant::now() < *until).cloned();
         match fresh {
             Some((_, lists)) => lists,
             None => self.ask().await,
@@ -339,18 +341,18 @@ impl Models {
     }
 
     async fn ask(&self) -> Lists {
-        let lists = futures_util::future::join_all(self.entries.iter().map(|entry| entry.model.list())).await;
-        let lists: Lists = lists
-            .into_iter()
-            .zip(&self.entries)
-            .map(|(list, entry)| {
-                list.unwrap_or_else(|error| {
-                    tracing::warn!(server = entry.model.place(), %error, "a model server lists no models");
-                    Vec::new()
-                })
-            })
-            .collect();
-        *self.listed.lock().await = Some((Instant::now(), lists.clone()));
+        let answers = futures_util::future::join_all(self.entries.iter().map(|entry| entry.model.list())).await;
+        let mut listed = self.listed.lock().await;
+        let mut fresh = LIST_FRESH;
+        let mut lists = Lists::new();
+        for (index, (answer, entry)) in answers.into_iter().zip(&self.entries).enumerate() {
+            lists.push(answer.unwrap_or_else(|error| {
+                tracing::warn!(server = entry.model.place(), %error, "a model server lists no models");
+                fresh = LIST_AGAIN;
+                listed.as_ref().map(|(_, before)| before[index].clone()).unwrap_or_default()
+            }));
+        }
+        *listed = Some((Instant::now() + fresh, lists.clone()));
         lists
     }
 

@@ -1,6 +1,6 @@
 //! One chat-completions server over HTTP.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -23,6 +23,9 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How much of a server's error text is handed on.
 const ERROR_CHARS_MAX: usize = 500;
+/// Members of a request that a server can do without: the two names for one bound, of which one is enough; what only
+/// asks for a count of tokens; and a wish that we see to ourselves.
+const OPTIONAL: [&str; 4] = ["max_completion_tokens", "max_tokens", "stream_options", "parallel_tool_calls"];
 /// How long a server may take to list its models.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,8 @@ struct Inner {
     base_url: String,
     api_key: Option<String>,
     settings: Settings,
+    /// Members that it has complained of, of those in [`OPTIONAL`].
+    unwanted: Mutex<Vec<&'static str>>,
 }
 
 impl Upstream {
@@ -69,7 +74,7 @@ impl Upstream {
             .build()
             .expect("the client's settings are constants that build");
         let base_url = base_url.trim_end_matches('/').to_owned();
-        Self { client, inner: Arc::new(Inner { base_url, api_key, settings }) }
+        Self { client, inner: Arc::new(Inner { base_url, api_key, settings, unwanted: Mutex::default() }) }
     }
 
     fn post(&self, body: &impl serde::Serialize) -> RequestBuilder {
@@ -164,9 +169,40 @@ impl Upstream {
             // The older name: some servers know only that one, and OpenAI's newer models refuse it.
             body["max_tokens"] = json!(tokens);
         }
-        let answer = self.send(self.post(&body)).await?;
-        if answer.response.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
+        if !request.tools.is_empty() && request.parallel_tool_calls.is_none() && !self.is_openai() {
+            // What OpenAI does by default, llama.cpp does when it is told; some of OpenAI's models refuse to be told.
+            body["parallel_tool_calls"] = json!(true);
+        }
+        loop {
+            for member in self.unwanted().iter() {
+                body.as_object_mut().expect("a request is an object").shift_remove(*member);
+            }
+            let answer = self.send(self.post(&body)).await?;
+            if answer.response.status().is_success() {
+                return Ok(answer);
+            }
+            let refusal = self.refusal(answer).await;
+            let Some(member) = blamed(&refusal, &body) else { return Err(refusal) };
+            tracing::info!(server = self.place(), member, "a model server does not want a member; it is left out now");
+            self.unwanted().push(member);
+        }
     }
+
+    fn unwanted(&self) -> MutexGuard<'_, Vec<&'static str>> {
+        self.inner.unwanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The member of a request that a server complains of, when it can be left out.
+fn blamed(refusal: &Error, body: &Value) -> Option<&'static str> {
+    let Error::Refused(message) = refusal else { return None };
+    let bounds = ["max_tokens", "max_completion_tokens"];
+    let is_blamed = |member: &str| message.contains(member) && body.get(member).is_some();
+    if bounds.into_iter().all(is_blamed) {
+        return Some("max_tokens");
+    }
+    let has_both = bounds.into_iter().all(|member| body.get(member).is_some());
+    OPTIONAL.into_iter().find(|member| is_blamed(member) && (has_both || !bounds.contains(member)))
 }
 
 /// A reply, and the first bytes of its body, which prove that it has begun.

@@ -421,12 +421,6 @@ impl Executor {
             Some(thread) => thread,
             None => self.read_thread(&held.progress.run.spec).await.map_err(Lost::Store)?,
         };
-        if held.progress.rounds() > self.settings.tool_rounds_max {
-            return Ok(Some(Input::Failed(failed(format!(
-                "The model called tools in {} turns and was still not done (max_tool_rounds).",
-                held.progress.rounds()
-            )))));
-        }
         if let Some(reason) = spent(&held.progress.run) {
             return Ok(Some(Input::LimitReached(reason)));
         }
@@ -479,7 +473,7 @@ impl Executor {
                             models.learn_ratio(&route.model, ours, usage.prompt_tokens);
                         }
                         let usage = self.usage(held, &turn).await?;
-                        return Ok(Some(replied(held, turn, usage)));
+                        return Ok(Some(self.replied(held, turn, usage)));
                     }
                     Some(Err(error)) => return Ok(Some(Input::Failed(last_error(&error)))),
                     Some(Ok(deltas)) => {
@@ -494,6 +488,22 @@ impl Executor {
                     }
                 }
             }
+        }
+    }
+
+    /// What the end of the model's answer means for the run.
+    fn replied(&self, held: &Held, turn: Turn, usage: Usage) -> Input {
+        let finish = turn.finish.unwrap_or(FinishReason::Stop);
+        let rounds = held.progress.rounds();
+        if rounds > self.settings.tool_rounds_max && held.progress.open_calls().is_some() {
+            return Input::Failed(failed(format!(
+                "The model called tools in {rounds} turns and was still not done (max_tool_rounds)."
+            )));
+        }
+        let known = prompt::functions(&held.progress.run.spec);
+        match turn.into_calls(&known) {
+            Ok(calls) => Input::ModelReplied { usage, finish, calls },
+            Err(what) => Input::Failed(failed(what)),
         }
     }
 
@@ -613,16 +623,6 @@ pub fn stopping(run: &RunId) -> StreamEvent {
     ))
 }
 
-/// What the end of the model's answer means for the run.
-fn replied(held: &Held, turn: Turn, usage: Usage) -> Input {
-    let finish = turn.finish.unwrap_or(FinishReason::Stop);
-    let known = prompt::functions(&held.progress.run.spec);
-    match turn.into_calls(&known) {
-        Ok(calls) => Input::ModelReplied { usage, finish, calls },
-        Err(what) => Input::Failed(failed(what)),
-    }
-}
-
 /// What the cut of an endless answer means for the run: calls that are cut cannot be made.
 fn cut(held: &Held, usage: Usage) -> Input {
     if held.progress.open_calls().is_some() {
@@ -657,5 +657,10 @@ fn last_error(error: &llm::Error) -> LastError {
         llm::Error::RateLimited(_) => ErrorCode::RateLimitExceeded,
         llm::Error::Unavailable(_) | llm::Error::Refused(_) => ErrorCode::ServerError,
     };
-    LastError { code, message: error.to_string() }
+    // Clients know the service's words for what may pass, and some try again when they read them.
+    let message = match error {
+        llm::Error::Unavailable(what) => format!("Sorry, something went wrong. {what}"),
+        llm::Error::RateLimited(what) | llm::Error::Refused(what) => what.clone(),
+    };
+    LastError { code, message }
 }

@@ -173,3 +173,35 @@ both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Datab
     assert_eq!(second.requests()[0]["model"], "special");
     assert_eq!((first.keys()[0].as_deref(), second.keys()[0].as_deref()), (None, Some("Bearer sk-second")));
 });
+
+both_stores!(a_server_that_does_not_want_a_member_is_asked_without_it, async |database: Database| {
+    let refusal = |message: &str| Answer::Status(400, vec![], json!({"error": {"message": message}}));
+    let upstream = Upstream::saying([
+        refusal("Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."),
+        refusal("stream_options: Extra inputs are not permitted"),
+        Answer::Words(vec!["Hello"]),
+        Answer::Words(vec!["Hello"]),
+        refusal("max_completion_tokens is too large"),
+    ])
+    .await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+    let run = async || {
+        let runs = format!("/v1/threads/{}/runs", client.thread("Hi").await);
+        let run = client.post(&runs, json!({"assistant_id": assistant, "max_completion_tokens": 500})).await;
+        format!("{runs}/{}", run["id"].as_str().unwrap())
+    };
+
+    client.until(&run().await, "completed").await;
+    client.until(&run().await, "completed").await;
+    let failed = client.until(&run().await, "failed").await;
+
+    let members = |request: &Value| {
+        ["max_tokens", "max_completion_tokens", "stream_options"].map(|member| request.get(member).is_some())
+    };
+    let asked: Vec<[bool; 3]> = upstream.requests().iter().map(members).collect();
+    let learned = [false, true, false];
+    assert_eq!(asked, [[true; 3], [false, true, true], learned, learned, learned]);
+    assert!(failed["last_error"]["message"].as_str().unwrap().contains("too large"), "the bound is never dropped");
+});
