@@ -34,6 +34,8 @@ const MASK: &str = "***";
 pub struct Settings {
     pub listen: String,
     pub api_keys: Vec<String>,
+    pub requests_per_minute: u32,
+    pub cors_origins: Vec<String>,
     pub body_bytes_max: usize,
     pub header_timeout_s: u64,
     pub body_timeout_s: u64,
@@ -150,6 +152,15 @@ impl Settings {
                 return Err(Error(format!("\"{url}\" is no URL of a model server; it looks like http://host:port/v1")));
             }
         }
+        let is_origin = |origin: &str| {
+            let url = reqwest::Url::parse(origin).ok();
+            url.is_some_and(|url| url.origin().ascii_serialization() == origin)
+        };
+        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
+            return Err(Error(format!(
+                "cors_origins holds \"{origin}\"; an origin looks like https://app.example, without a path, and * is any"
+            )));
+        }
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return Err(Error("api_keys holds an empty key".to_owned()));
         }
@@ -243,6 +254,7 @@ impl Settings {
             body_bytes_max: self.body_bytes_max,
             body_timeout: Duration::from_secs(self.body_timeout_s),
             keep_alive: Duration::from_secs(self.keep_alive_s),
+            cors_origins: self.cors_origins.clone(),
         }
     }
 }

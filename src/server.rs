@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::config::{self, Settings};
-use crate::http::{self, App, Keys};
+use crate::http::{self, App, Keys, Limits};
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
 use crate::runs::Runs;
 use crate::runs::executor::{Executor, Parts};
@@ -86,13 +86,15 @@ impl Server {
         let parts = Parts { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
         let executor = Executor::new(parts, settings.runs());
         let runs = Runs::new(executor.clone());
+        let keys = Keys::new(settings.api_keys.iter().map(String::as_str));
         let app = App {
             store: database.clone(),
             runs: runs.clone(),
             models: models.clone(),
             clock,
             ids,
-            keys: Arc::new(Keys::new(settings.api_keys.iter().map(String::as_str))),
+            limits: Arc::new(Limits::new(settings.requests_per_minute, keys.count())),
+            keys: Arc::new(keys),
             settings: Arc::new(settings.http()),
         };
 

@@ -1,5 +1,6 @@
 //! Assistants: a model with instructions and tools.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::AssistantId;
@@ -68,7 +69,7 @@ pub struct Assistant {
 }
 
 /// The wire form of an [`Assistant`], members in the recorded order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct AssistantObject<'a> {
     id: &'a AssistantId,
     object: &'static str,

@@ -1,5 +1,6 @@
 //! What a client may be told when its request cannot be served.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A refusal in the API's own words: what kind, why, and which member is to blame.
@@ -35,6 +36,8 @@ pub enum Kind {
     TooLarge,
     /// 415: the body is not JSON.
     UnsupportedMedia,
+    /// 429: this caller asks too often.
+    RateLimited,
     /// 500: our fault.
     Server,
     /// 502: the model server could not be reached or answered nonsense.
@@ -56,6 +59,7 @@ impl Kind {
             Self::Timeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMedia => 415,
+            Self::RateLimited => 429,
             Self::Server => 500,
             Self::BadGateway => 502,
             Self::Unavailable => 503,
@@ -65,12 +69,17 @@ impl Kind {
     /// The `type` member.
     #[must_use]
     pub fn name(self) -> &'static str {
-        if self.status() >= 500 { "server_error" } else { "invalid_request_error" }
+        match self.status() {
+            429 => "requests",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
     }
 }
 
 /// The members of `error` in a reply, all four always present.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
 pub struct Body<'a> {
     message: &'a str,
     #[serde(rename = "type")]

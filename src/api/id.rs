@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -30,8 +31,9 @@ pub trait Id: Sized {
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident($prefix:literal, $param:literal, $noun:literal);)*) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
+        #[schemars(inline, extend("pattern" = format!("^{}", $prefix)))]
         pub struct $name(String);
 
         impl $name {

@@ -1,12 +1,15 @@
 //! Messages: what users and assistants said.
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::Error;
 use super::id::{AssistantId, FileId, Ids, MessageId, RunId, ThreadId};
 use super::metadata::{Metadata, metadata};
-use super::rule::{At, Rule, array, by, id, object, one_of, string, tagged, too_long, wrong_type};
+use super::rule::{
+    At, Request as _, Rule, array, by, id, object, one_of, string, tagged, tagged_schema, too_long, wrong_type,
+};
 use super::time::Timestamp;
 use super::tool::BareTool;
 use crate::request;
@@ -53,7 +56,7 @@ pub struct Author {
 }
 
 /// The sides of a conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The client's user.
@@ -83,7 +86,7 @@ pub enum MessageState {
 }
 
 /// Why a message was cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the words are those of the API reference")]
 pub enum IncompleteReason {
@@ -95,7 +98,7 @@ pub enum IncompleteReason {
 }
 
 /// A part of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Content {
     /// Words.
@@ -137,7 +140,7 @@ impl Content {
 }
 
 /// Words and their notes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Text {
     /// The words.
     pub value: String,
@@ -146,7 +149,7 @@ pub struct Text {
 }
 
 /// A picture on the web.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageUrl {
     /// http(s) or data URL.
     pub url: String,
@@ -155,7 +158,7 @@ pub struct ImageUrl {
 }
 
 /// A picture among the files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageFile {
     /// Its file.
     pub file_id: FileId,
@@ -164,7 +167,7 @@ pub struct ImageFile {
 }
 
 /// How closely a model looks at a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the words are those of the API reference")]
 pub enum Detail {
@@ -175,7 +178,7 @@ pub enum Detail {
 }
 
 /// A file that came with a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Attachment {
     /// Which file.
     pub file_id: FileId,
@@ -184,7 +187,7 @@ pub struct Attachment {
 }
 
 /// A tool that shall see an attachment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the words are those of the API reference")]
 pub enum AttachmentTool {
@@ -193,7 +196,7 @@ pub enum AttachmentTool {
 }
 
 /// The wire form of a [`Message`], members in the recorded order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct MessageObject<'a> {
     id: &'a MessageId,
     object: &'static str,
@@ -211,7 +214,8 @@ pub struct MessageObject<'a> {
     metadata: &'a Metadata,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "MessageIncompleteDetails")]
 struct IncompleteDetails {
     reason: IncompleteReason,
 }
@@ -246,8 +250,8 @@ request! {
     /// Body of `POST /threads/{thread_id}/messages`, and each message that comes with a thread or a run.
     pub struct CreateMessage {
         required role: Role = one_of(&[("user", Role::User), ("assistant", Role::Assistant)]);
-        required content: Vec<Content> = by(content);
-        optional attachments: Vec<Attachment> = array(by(attachment), 0, ATTACHMENTS_MAX);
+        required content: Vec<Content> = by(content, content_schema);
+        optional attachments: Vec<Attachment> = array(by(attachment, attachment_schema), 0, ATTACHMENTS_MAX);
         optional metadata: Metadata = metadata();
     }
 }
@@ -274,7 +278,7 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
     match value {
         Value::String(_) => Ok(vec![Content::text(string(0, TEXT_CHARS_MAX).read(value, at)?)]),
         Value::Array(_) => {
-            let parts = array(by(part), 1, PARTS_MAX).read(value, at)?;
+            let parts = parts().read(value, at)?;
             let characters = parts.iter().filter_map(Content::words).map(|words| words.chars().count()).sum();
             if characters > TEXT_CHARS_MAX {
                 return Err(too_long(at, TEXT_CHARS_MAX, characters));
@@ -283,6 +287,22 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
         }
         other => Err(wrong_type(at, "one of a string or array of objects", &other)),
     }
+}
+
+fn parts() -> impl Rule<Out = Vec<Content>> {
+    array(by(part, part_schema), 1, PARTS_MAX)
+}
+
+fn content_schema(schemas: &mut SchemaGenerator) -> Value {
+    json!({"anyOf": [string(0, TEXT_CHARS_MAX).schema(schemas), parts().schema(schemas)]})
+}
+
+fn part_schema(schemas: &mut SchemaGenerator) -> Value {
+    tagged_schema(vec![
+        ("text", TextPart::schema(schemas)),
+        ("image_url", ImageUrlPart::schema(schemas)),
+        ("image_file", ImageFilePart::schema(schemas)),
+    ])
 }
 
 fn part(value: Value, at: &At<'_>) -> Result<Content, Error> {
@@ -346,13 +366,21 @@ request! {
     /// A file that comes with a message.
     pub struct AttachmentRequest {
         required file_id: FileId = id();
-        required tools: Vec<AttachmentTool> = array(by(attachment_tool), 0, 2);
+        required tools: Vec<AttachmentTool> = array(by(attachment_tool, attachment_tool_schema), 0, 2);
     }
 }
 
 fn attachment(value: Value, at: &At<'_>) -> Result<Attachment, Error> {
     let AttachmentRequest { file_id, tools } = object().read(value, at)?;
     Ok(Attachment { file_id, tools })
+}
+
+fn attachment_schema(schemas: &mut SchemaGenerator) -> Value {
+    object::<AttachmentRequest>().schema(schemas)
+}
+
+fn attachment_tool_schema(schemas: &mut SchemaGenerator) -> Value {
+    tagged_schema(vec![("code_interpreter", BareTool::schema(schemas)), ("file_search", BareTool::schema(schemas))])
 }
 
 fn attachment_tool(value: Value, at: &At<'_>) -> Result<AttachmentTool, Error> {

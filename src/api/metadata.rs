@@ -1,7 +1,8 @@
 //! Key-value pairs that clients attach to objects.
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::Error;
 use super::rule::{At, Rule, string, wrong_type};
@@ -14,7 +15,7 @@ const KEY_CHARS_MAX: usize = 64;
 const VALUE_CHARS_MAX: usize = 512;
 
 /// At most 16 pairs; keys of at most 64 characters, values strings of at most 512. Keeps the client's order.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Metadata(Map<String, Value>);
 
@@ -54,6 +55,15 @@ impl Rule for MetadataRule {
             kept.insert(key, Value::String(value));
         }
         Ok(Metadata(kept))
+    }
+
+    fn schema(&self, schemas: &mut SchemaGenerator) -> Value {
+        json!({
+            "type": "object",
+            "maxProperties": PAIRS_MAX,
+            "propertyNames": {"maxLength": KEY_CHARS_MAX},
+            "additionalProperties": string(0, VALUE_CHARS_MAX).schema(schemas),
+        })
     }
 }
 

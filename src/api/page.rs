@@ -1,5 +1,6 @@
 //! Lists: which part of one is asked for, and the part that is given.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::error::Error;
@@ -101,7 +102,7 @@ impl<T> Page<T> {
 }
 
 /// The wire form of a [`Page`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct List<T> {
     object: &'static str,
     data: Vec<T>,

@@ -2,11 +2,12 @@
 //!
 //! [`request!`](crate::request) turns a list of members with their rules into a struct and its reader. The order of
 //! complaints follows the service: a missing member first, then an unknown one, then the first wrong value in the
-//! order of the list. One complaint a reply.
+//! order of the list. One complaint a reply. The same statement makes the JSON schema that the server publishes.
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use schemars::SchemaGenerator;
+use serde_json::{Map, Value, json};
 
 use super::error::Error;
 use super::id::Id;
@@ -49,10 +50,24 @@ pub trait Rule {
     /// # Errors
     /// 400 that names the member at `at`.
     fn read(&self, value: Value, at: &At<'_>) -> Result<Self::Out, Error>;
+
+    /// What several such values are called in complaints.
+    fn plural(&self) -> &'static str {
+        "objects"
+    }
+
+    /// The rule as a JSON schema; schemas with a name go to `schemas`.
+    fn schema(&self, schemas: &mut SchemaGenerator) -> Value;
 }
 
 /// A request body, or a part of one with members of its own.
 pub trait Request: Sized {
+    /// The type's name, under which its schema is published.
+    const NAME: &'static str;
+
+    /// Its members as a JSON schema.
+    fn schema(schemas: &mut SchemaGenerator) -> Value;
+
     /// Reads the members of an object.
     ///
     /// # Errors
@@ -123,6 +138,17 @@ macro_rules! request {
         }
 
         impl $crate::api::rule::Request for $name {
+            const NAME: &'static str = stringify!($name);
+
+            #[allow(unused_variables, reason = "a body without members has no schemas")]
+            fn schema(schemas: &mut schemars::SchemaGenerator) -> serde_json::Value {
+                $crate::api::rule::members_schema(vec![$( (
+                    $crate::api::rule::name(stringify!($member)),
+                    $crate::request!(@required $kind),
+                    $crate::api::rule::schema_of::<$type>(&$rule, schemas),
+                ) ),*])
+            }
+
             #[allow(unused_mut, unused_variables, reason = "a body without members reads none")]
             fn read(
                 mut members: serde_json::Map<String, serde_json::Value>,
@@ -171,6 +197,54 @@ pub fn check_members(members: &Map<String, Value>, at: &At<'_>, known: &[(&str, 
         return Err(Error::invalid(format!("Unknown parameter: '{at}'.")).at(at.to_string()).code("unknown_parameter"));
     }
     Ok(())
+}
+
+/// The schema of a rule that gives a `T`.
+#[must_use]
+pub fn schema_of<T>(rule: &impl Rule<Out = T>, schemas: &mut SchemaGenerator) -> Value {
+    rule.schema(schemas)
+}
+
+/// The schema of an object with these members: name, whether it must be there, rule. What need not be there may be
+/// null.
+#[must_use]
+pub fn members_schema(members: Vec<(&str, bool, Value)>) -> Value {
+    let required: Vec<&str> = members.iter().filter(|(_, required, _)| *required).map(|(name, ..)| *name).collect();
+    let properties: Map<String, Value> = members
+        .into_iter()
+        .map(|(name, required, schema)| (name.to_owned(), if required { schema } else { nullable(schema) }))
+        .collect();
+    let mut schema = json!({"type": "object", "properties": properties, "additionalProperties": false});
+    if !required.is_empty() {
+        schema["required"] = json!(required);
+    }
+    schema
+}
+
+fn nullable(mut schema: Value) -> Value {
+    match schema.get("type") {
+        Some(Value::String(kind)) if schema.get("enum").is_none() => {
+            schema["type"] = json!([kind, "null"]);
+            schema
+        }
+        _ => json!({"anyOf": [schema, {"type": "null"}]}),
+    }
+}
+
+/// The schema of an object whose other members depend on its `type`: [`tagged`] reads it.
+#[must_use]
+pub fn tagged_schema(variants: Vec<(&str, Value)>) -> Value {
+    let variants: Vec<Value> = variants
+        .into_iter()
+        .map(|(tag, mut schema)| {
+            schema["properties"]["type"] = json!({"type": "string", "const": tag});
+            let mut required = vec![json!("type")];
+            required.extend(schema["required"].as_array().cloned().unwrap_or_default());
+            schema["required"] = Value::Array(required);
+            schema
+        })
+        .collect();
+    json!({"oneOf": variants})
 }
 
 /// 400 `Missing required parameter: 'assistant_id'.`
@@ -289,6 +363,10 @@ pub fn string(min: usize, max: usize) -> Text {
 impl Rule for Text {
     type Out = String;
 
+    fn plural(&self) -> &'static str {
+        "strings"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<String, Error> {
         let Value::String(text) = value else {
             return Err(wrong_type(at, "a string", &value));
@@ -310,6 +388,14 @@ impl Rule for Text {
         }
         Ok(text)
     }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        let mut schema = json!({"type": "string", "maxLength": self.max});
+        if self.min > 0 {
+            schema["minLength"] = json!(self.min);
+        }
+        schema
+    }
 }
 
 /// A string that matches the pattern of names: letters, digits, underscores and dashes.
@@ -327,6 +413,10 @@ pub fn identifier(max: usize) -> Name {
 impl Rule for Name {
     type Out = String;
 
+    fn plural(&self) -> &'static str {
+        "strings"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<String, Error> {
         let text = string(1, self.max).read(value, at)?;
         if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
@@ -338,6 +428,10 @@ impl Rule for Name {
         ))
         .at(at.to_string())
         .code("invalid_value"))
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "string", "pattern": "^[a-zA-Z0-9_-]+$", "minLength": 1, "maxLength": self.max})
     }
 }
 
@@ -357,6 +451,10 @@ pub fn decimal(min: f64, max: f64) -> Decimal {
 impl Rule for Decimal {
     type Out = f64;
 
+    fn plural(&self) -> &'static str {
+        "decimal numbers"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<f64, Error> {
         let Some(number) = value.as_f64() else {
             return Err(wrong_type(at, "a decimal number", &value));
@@ -365,6 +463,10 @@ impl Rule for Decimal {
             return Err(out_of_range(at, "decimal", &value, number > self.max, self.min, self.max));
         }
         Ok(number)
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "number", "minimum": self.min, "maximum": self.max})
     }
 }
 
@@ -384,6 +486,10 @@ pub fn integer(min: u32, max: u32) -> Integer {
 impl Rule for Integer {
     type Out = u32;
 
+    fn plural(&self) -> &'static str {
+        "integers"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<u32, Error> {
         let whole = value.is_i64() || value.is_u64();
         if !whole {
@@ -396,6 +502,10 @@ impl Rule for Integer {
                 Err(out_of_range(at, "integer", &value, above, self.min, self.max))
             }
         }
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "integer", "minimum": self.min, "maximum": self.max})
     }
 }
 
@@ -434,8 +544,16 @@ pub fn boolean() -> Boolean {
 impl Rule for Boolean {
     type Out = bool;
 
+    fn plural(&self) -> &'static str {
+        "booleans"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<bool, Error> {
         value.as_bool().ok_or_else(|| wrong_type(at, "a boolean", &value))
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "boolean"})
     }
 }
 
@@ -454,6 +572,10 @@ pub fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> OneOf<T> {
 impl<T: Copy> Rule for OneOf<T> {
     type Out = T;
 
+    fn plural(&self) -> &'static str {
+        "strings"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<T, Error> {
         let Value::String(word) = &value else {
             return Err(wrong_type(at, "a string", &value));
@@ -464,6 +586,11 @@ impl<T: Copy> Rule for OneOf<T> {
             let words: Vec<&str> = self.words.iter().map(|(name, _)| *name).collect();
             Err(unsupported_value(at, word, &words))
         }
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        let words: Vec<&str> = self.words.iter().map(|(name, _)| *name).collect();
+        json!({"type": "string", "enum": words})
     }
 }
 
@@ -486,7 +613,7 @@ impl<R: Rule> Rule for Array<R> {
 
     fn read(&self, value: Value, at: &At<'_>) -> Result<Vec<R::Out>, Error> {
         let Value::Array(elements) = value else {
-            return Err(wrong_type(at, "an array", &value));
+            return Err(wrong_type(at, &format!("an array of {}", self.element.plural()), &value));
         };
         if elements.len() > self.max {
             return Err(Error::invalid(format!(
@@ -513,6 +640,14 @@ impl<R: Rule> Rule for Array<R> {
             .map(|(index, element)| self.element.read(element, &At::Element(at, index)))
             .collect()
     }
+
+    fn schema(&self, schemas: &mut SchemaGenerator) -> Value {
+        let mut schema = json!({"type": "array", "items": self.element.schema(schemas), "maxItems": self.max});
+        if self.min > 0 {
+            schema["minItems"] = json!(self.min);
+        }
+        schema
+    }
 }
 
 /// An object with members of its own.
@@ -533,6 +668,14 @@ impl<T: Request> Rule for Object<T> {
             Value::Object(members) => T::read(members, at),
             other => Err(wrong_type(at, "an object", &other)),
         }
+    }
+
+    fn schema(&self, schemas: &mut SchemaGenerator) -> Value {
+        if !schemas.definitions().contains_key(T::NAME) {
+            let schema = T::schema(schemas);
+            schemas.definitions_mut().insert(T::NAME.to_owned(), schema);
+        }
+        json!({"$ref": format!("#/components/schemas/{}", T::NAME)})
     }
 }
 
@@ -555,6 +698,10 @@ impl Rule for FreeObject {
             other => Err(wrong_type(at, "an object", &other)),
         }
     }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "object"})
+    }
 }
 
 /// A string that begins like an identifier of one kind.
@@ -570,28 +717,48 @@ pub fn id<T: Id>() -> IdRule<T> {
 impl<T: Id> Rule for IdRule<T> {
     type Out = T;
 
+    fn plural(&self) -> &'static str {
+        "strings"
+    }
+
     fn read(&self, value: Value, at: &At<'_>) -> Result<T, Error> {
         match value {
             Value::String(text) => T::parse(&text, &at.to_string()),
             other => Err(wrong_type(at, "a string", &other)),
         }
     }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "string", "pattern": format!("^{}", T::PREFIX)})
+    }
 }
 
 /// A rule written as a function, for values that no other rule fits.
 #[derive(Debug, Clone, Copy)]
-pub struct By<F>(F);
+pub struct By<F, S>(F, S);
 
-/// Whatever `read` takes.
-pub fn by<T, F: Fn(Value, &At<'_>) -> Result<T, Error>>(read: F) -> By<F> {
-    By(read)
+/// Whatever `read` takes, which is what `schema` says.
+pub fn by<T, F, S>(read: F, schema: S) -> By<F, S>
+where
+    F: Fn(Value, &At<'_>) -> Result<T, Error>,
+    S: Fn(&mut SchemaGenerator) -> Value,
+{
+    By(read, schema)
 }
 
-impl<T, F: Fn(Value, &At<'_>) -> Result<T, Error>> Rule for By<F> {
+impl<T, F, S> Rule for By<F, S>
+where
+    F: Fn(Value, &At<'_>) -> Result<T, Error>,
+    S: Fn(&mut SchemaGenerator) -> Value,
+{
     type Out = T;
 
     fn read(&self, value: Value, at: &At<'_>) -> Result<T, Error> {
         (self.0)(value, at)
+    }
+
+    fn schema(&self, schemas: &mut SchemaGenerator) -> Value {
+        (self.1)(schemas)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::assistant::{Assistant, instructions, model, temperature, top_p};
@@ -159,7 +160,7 @@ pub struct FunctionCall {
 }
 
 /// Why a run or a step failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastError {
     /// For programs.
     pub code: ErrorCode,
@@ -168,7 +169,7 @@ pub struct LastError {
 }
 
 /// The words for why a run failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The model server, or we, failed.
@@ -178,7 +179,7 @@ pub enum ErrorCode {
 }
 
 /// The limits at which a run stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunIncompleteReason {
     /// It has written as much as it may; also what a content filter's cut is told as, for want of a word.
@@ -188,7 +189,7 @@ pub enum RunIncompleteReason {
 }
 
 /// Which part of the thread the model sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TruncationStrategy {
     /// How it is chosen.
     pub r#type: Truncation,
@@ -197,7 +198,7 @@ pub struct TruncationStrategy {
 }
 
 /// The ways to choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {
     /// As much as fits.
@@ -213,7 +214,7 @@ impl Default for TruncationStrategy {
 }
 
 /// Tokens read and written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the members are those of the API reference")]
 pub struct Usage {
     pub prompt_tokens: u32,
@@ -226,14 +227,14 @@ pub struct Usage {
 }
 
 /// What was read a second time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the members are those of the API reference")]
 pub struct PromptTokenDetails {
     pub cached_tokens: u32,
 }
 
 /// What was only thought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the members are those of the API reference")]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: u32,
@@ -325,7 +326,7 @@ impl Run {
 }
 
 /// The wire form of a [`Run`], members in the recorded order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RunObject<'a> {
     id: &'a RunId,
     object: &'static str,
@@ -358,31 +359,32 @@ pub struct RunObject<'a> {
     parallel_tool_calls: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct RequiredAction<'a> {
     r#type: &'static str,
     submit_tool_outputs: RequiredOutputs<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct RequiredOutputs<'a> {
     tool_calls: Vec<RequiredCall<'a>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct RequiredCall<'a> {
     id: &'a ToolCallId,
     r#type: &'static str,
     function: RequiredFunction<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct RequiredFunction<'a> {
     name: &'a str,
     arguments: &'a str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RunIncompleteDetails")]
 struct IncompleteDetails {
     reason: RunIncompleteReason,
 }
@@ -479,7 +481,7 @@ request! {
         optional stream: bool = boolean();
         optional max_prompt_tokens: u32 = max_tokens();
         optional max_completion_tokens: u32 = max_tokens();
-        optional truncation_strategy: TruncationStrategy = by(truncation_strategy);
+        optional truncation_strategy: TruncationStrategy = truncation_strategy();
         optional tool_choice: ToolChoice = tool_choice();
         optional parallel_tool_calls: bool = boolean();
         optional response_format: ResponseFormat = response_format();
@@ -502,7 +504,7 @@ request! {
         optional stream: bool = boolean();
         optional max_prompt_tokens: u32 = max_tokens();
         optional max_completion_tokens: u32 = max_tokens();
-        optional truncation_strategy: TruncationStrategy = by(truncation_strategy);
+        optional truncation_strategy: TruncationStrategy = truncation_strategy();
         optional tool_choice: ToolChoice = tool_choice();
         optional parallel_tool_calls: bool = boolean();
         optional response_format: ResponseFormat = response_format();
@@ -547,7 +549,11 @@ fn max_tokens() -> impl Rule<Out = u32> {
     integer(1, u32::MAX)
 }
 
-fn truncation_strategy(value: serde_json::Value, at: &At<'_>) -> Result<TruncationStrategy, Error> {
+fn truncation_strategy() -> impl Rule<Out = TruncationStrategy> {
+    by(read_truncation, |schemas: &mut SchemaGenerator| object::<TruncationRequest>().schema(schemas))
+}
+
+fn read_truncation(value: serde_json::Value, at: &At<'_>) -> Result<TruncationStrategy, Error> {
     let TruncationRequest { r#type, last_messages } = object().read(value, at)?;
     if r#type == Truncation::LastMessages && last_messages.is_none() {
         return Err(missing(&At::Member(at, "last_messages")));

@@ -1,5 +1,6 @@
 //! Run steps: what a run did on the way to its end.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::{AssistantId, MessageId, RunId, RunStepId, ThreadId, ToolCallId};
@@ -43,7 +44,7 @@ pub struct TurnRecord {
 }
 
 /// What a step is about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StepDetails {
     /// The run's message.
@@ -59,7 +60,7 @@ pub enum StepDetails {
 }
 
 /// One call of a function; its members stand in the order of the wire.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCall {
     /// Our name for it.
     pub id: ToolCallId,
@@ -82,7 +83,7 @@ impl ToolCall {
 }
 
 /// What can be called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolCallType {
     /// A function of the client's.
@@ -90,7 +91,7 @@ pub enum ToolCallType {
 }
 
 /// A function that was called.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CalledFunction {
     /// Which one.
     pub name: String,
@@ -101,7 +102,7 @@ pub struct CalledFunction {
 }
 
 /// The message that a step makes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MessageCreation {
     /// Its name; reserved even when no message came of it.
     pub message_id: MessageId,
@@ -169,7 +170,7 @@ impl RunStep {
 }
 
 /// The wire form of a [`RunStep`], members in the recorded order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RunStepObject<'a> {
     id: &'a RunStepId,
     object: &'static str,

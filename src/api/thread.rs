@@ -1,5 +1,6 @@
 //! Threads: conversations.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::ThreadId;
@@ -29,7 +30,7 @@ pub struct Thread {
 }
 
 /// The wire form of a [`Thread`], members in the recorded order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ThreadObject<'a> {
     id: &'a ThreadId,
     object: &'static str,

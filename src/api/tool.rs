@@ -1,13 +1,14 @@
 //! Tools: what an assistant may call, how the model is told to choose, and what the tools work on.
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::error::Error;
 use super::id::{FileId, VectorStoreId};
 use super::rule::{
-    At, Rule, array, boolean, by, decimal, free_object, id, identifier, integer, object, one_of, string, tagged,
-    unsupported_value, wrong_type,
+    At, Request as _, Rule, array, boolean, by, decimal, free_object, id, identifier, integer, object, one_of, string,
+    tagged, tagged_schema, unsupported_value, wrong_type,
 };
 use crate::request;
 
@@ -19,7 +20,7 @@ const NAME_CHARS_MAX: usize = 64;
 const CODE_INTERPRETER_FILES_MAX: usize = 20;
 
 /// Something that the model may call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Tool {
     /// Runs Python that the model writes.
@@ -38,7 +39,7 @@ pub enum Tool {
 }
 
 /// How `file_search` searches.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct FileSearch {
     /// Most hits, 1 to 50; left out of replies unless the client gave it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -48,7 +49,7 @@ pub struct FileSearch {
 }
 
 /// How hits are ranked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RankingOptions {
     /// `auto` or the one ranker with a name.
     pub ranker: String,
@@ -68,7 +69,7 @@ impl Default for RankingOptions {
 }
 
 /// A function of the client's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Function {
     /// 1 to 64 letters, digits, underscores and dashes.
     pub name: String,
@@ -130,7 +131,14 @@ request! {
 /// The rule for one tool.
 #[must_use]
 pub fn tool() -> impl Rule<Out = Tool> + Copy {
-    by(|value, at: &At<'_>| {
+    let schema = |schemas: &mut SchemaGenerator| {
+        tagged_schema(vec![
+            ("code_interpreter", BareTool::schema(schemas)),
+            ("file_search", FileSearchToolRequest::schema(schemas)),
+            ("function", FunctionToolRequest::schema(schemas)),
+        ])
+    };
+    let read = |value, at: &At<'_>| {
         let (kind, members) = tagged(value, at, &["code_interpreter", "file_search", "function"])?;
         match kind {
             "code_interpreter" => object::<BareTool>().read(members.into(), at).map(|_| Tool::CodeInterpreter),
@@ -141,7 +149,8 @@ pub fn tool() -> impl Rule<Out = Tool> + Copy {
                 Ok(function(request))
             }
         }
-    })
+    };
+    by(read, schema)
 }
 
 /// A function takes an object, so that is what its schema must describe.
@@ -185,7 +194,7 @@ fn function(request: FunctionToolRequest) -> Tool {
 }
 
 /// What the tools of an assistant or a thread work on.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ToolResources {
     /// Files for the code interpreter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -206,7 +215,7 @@ impl ToolResources {
 }
 
 /// Files for the code interpreter.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CodeInterpreterResources {
     /// At most 20.
     #[serde(default)]
@@ -214,7 +223,7 @@ pub struct CodeInterpreterResources {
 }
 
 /// Vector stores for the file search.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FileSearchResources {
     /// At most one.
     #[serde(default)]
@@ -240,7 +249,7 @@ request! {
     /// Vector stores for the file search.
     pub struct FileSearchResourcesRequest {
         optional vector_store_ids: Vec<VectorStoreId> = array(id(), 0, 1);
-        optional vector_stores: Vec<()> = array(by(not_served), 0, 1);
+        optional vector_stores: Vec<()> = array(by(not_served, |_: &mut SchemaGenerator| json!(false)), 0, 1);
     }
 }
 
@@ -255,7 +264,8 @@ fn not_served(_: Value, at: &At<'_>) -> Result<(), Error> {
 /// The rule for `tool_resources`.
 #[must_use]
 pub fn tool_resources() -> impl Rule<Out = ToolResources> + Copy {
-    by(|value, at: &At<'_>| {
+    let schema = |schemas: &mut SchemaGenerator| object::<ToolResourcesRequest>().schema(schemas);
+    let read = |value, at: &At<'_>| {
         let request = object::<ToolResourcesRequest>().read(value, at)?;
         Ok(ToolResources {
             code_interpreter: request
@@ -265,11 +275,12 @@ pub fn tool_resources() -> impl Rule<Out = ToolResources> + Copy {
                 .file_search
                 .map(|given| FileSearchResources { vector_store_ids: given.vector_store_ids.unwrap_or_default() }),
         })
-    })
+    };
+    by(read, schema)
 }
 
 /// Whether, and what, the model must call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ToolChoice {
     /// A word: the model's own choice, none, or any.
@@ -285,7 +296,7 @@ impl Default for ToolChoice {
 }
 
 /// The words for a tool choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolMode {
     /// Call nothing.
@@ -297,7 +308,7 @@ pub enum ToolMode {
 }
 
 /// One tool that the model must call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum NamedTool {
     /// The function of this name.
@@ -312,7 +323,7 @@ pub enum NamedTool {
 }
 
 /// The name of a function.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionName {
     /// As in the function's definition.
     pub name: String,
@@ -332,10 +343,21 @@ request! {
     }
 }
 
+/// The words of a tool choice.
+const MODES: [&str; 3] = ["none", "auto", "required"];
+
 /// The rule for `tool_choice`.
 #[must_use]
 pub fn tool_choice() -> impl Rule<Out = ToolChoice> + Copy {
-    by(|value, at: &At<'_>| {
+    let schema = |schemas: &mut SchemaGenerator| {
+        let named = tagged_schema(vec![
+            ("function", NamedFunctionRequest::schema(schemas)),
+            ("code_interpreter", BareTool::schema(schemas)),
+            ("file_search", BareTool::schema(schemas)),
+        ]);
+        json!({"anyOf": [{"type": "string", "enum": MODES}, named]})
+    };
+    let read = |value: Value, at: &At<'_>| {
         let word = match &value {
             Value::String(word) => word,
             Value::Object(_) => return named_tool(value, at).map(ToolChoice::Named),
@@ -345,9 +367,10 @@ pub fn tool_choice() -> impl Rule<Out = ToolChoice> + Copy {
             "none" => Ok(ToolChoice::Mode(ToolMode::None)),
             "auto" => Ok(ToolChoice::Mode(ToolMode::Auto)),
             "required" => Ok(ToolChoice::Mode(ToolMode::Required)),
-            other => Err(unsupported_value(at, other, &["none", "auto", "required"])),
+            other => Err(unsupported_value(at, other, &MODES)),
         }
-    })
+    };
+    by(read, schema)
 }
 
 impl ToolChoice {
@@ -395,7 +418,7 @@ fn named_tool(value: Value, at: &At<'_>) -> Result<NamedTool, Error> {
 }
 
 /// The form that the model must answer in; kept and echoed as the client wrote it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ResponseFormat(Value);
 
@@ -433,7 +456,15 @@ request! {
 /// The rule for `response_format`.
 #[must_use]
 pub fn response_format() -> impl Rule<Out = ResponseFormat> + Copy {
-    by(|value: Value, at: &At<'_>| match &value {
+    let schema = |schemas: &mut SchemaGenerator| {
+        let object = tagged_schema(vec![
+            ("text", BareTool::schema(schemas)),
+            ("json_object", BareTool::schema(schemas)),
+            ("json_schema", JsonSchemaFormatRequest::schema(schemas)),
+        ]);
+        json!({"anyOf": [{"type": "string", "const": "auto"}, object]})
+    };
+    let read = |value: Value, at: &At<'_>| match &value {
         Value::String(word) if word == "auto" => Ok(ResponseFormat(value)),
         Value::String(word) => Err(unsupported_value(at, word, &["auto"])),
         Value::Object(_) => {
@@ -443,10 +474,16 @@ pub fn response_format() -> impl Rule<Out = ResponseFormat> + Copy {
             } else {
                 object::<BareTool>().read(members.into(), at)?;
             }
+            // Null is absent here too, and strict clients refuse it where they read the format back.
+            let mut value = value.clone();
+            if let Some(Value::Object(schema)) = value.get_mut("json_schema") {
+                schema.retain(|_, value| !value.is_null());
+            }
             Ok(ResponseFormat(value))
         }
         other => Err(wrong_type(at, "one of a string or object", other)),
-    })
+    };
+    by(read, schema)
 }
 
 /// How hard a reasoning model shall think, as the API spells it.

@@ -4,23 +4,29 @@
 //! `POST /v1/assistants/{assistant_id}`\
 //! `DELETE /v1/assistants/{assistant_id}`
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
 use super::reply::{cursor, deleted, list, object};
+use super::routes::{Routes, about};
 use super::state::App;
 use crate::api::assistant::AssistantObject;
 use crate::api::id::Id;
 use crate::api::{AssistantId, CreateAssistant, ModifyAssistant};
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/assistants", post(create_assistant).get(list_assistants))
-        .route("/v1/assistants/{assistant_id}", get(get_assistant).post(modify_assistant).delete(delete_assistant))
+pub(super) fn routes() -> Routes {
+    let all = "/v1/assistants";
+    let one = "/v1/assistants/{assistant_id}";
+    let create = about("createAssistant", "Creates an assistant.").takes::<CreateAssistant>();
+    let modify = about("modifyAssistant", "Modifies an assistant.").takes::<ModifyAssistant>();
+    Routes::of("Assistants")
+        .post(all, create.gives::<AssistantObject>(), create_assistant)
+        .get(all, about("listAssistants", "Lists assistants.").pages::<AssistantObject>(), list_assistants)
+        .get(one, about("getAssistant", "Retrieves an assistant.").gives::<AssistantObject>(), get_assistant)
+        .post(one, modify.gives::<AssistantObject>(), modify_assistant)
+        .delete(one, about("deleteAssistant", "Deletes an assistant.").deletes("assistant.deleted"), delete_assistant)
 }
 
 async fn create_assistant(State(app): State<App>, Json(request): Json<CreateAssistant>) -> Result<Response, Error> {

@@ -10,8 +10,9 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use super::cors;
 use super::error::Error;
 use super::state::App;
 use crate::api;
@@ -29,45 +30,63 @@ impl Keys {
         Self { digests: keys.into_iter().map(digest).collect() }
     }
 
-    /// Compares with every key, in a time that tells nothing of any of them.
-    fn contains(&self, key: &str) -> bool {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// The number of a key, found by comparing with every one, in a time that tells nothing of any of them.
+    fn find(&self, key: &str) -> Option<usize> {
         let given = digest(key);
-        let found = self.digests.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&given));
-        found.into()
+        let mut found = Choice::from(0);
+        let mut number = 0;
+        for (each, known) in (0_u64..).zip(&self.digests) {
+            let is_it = known.ct_eq(&given);
+            number.conditional_assign(&each, is_it);
+            found |= is_it;
+        }
+        bool::from(found).then(|| usize::try_from(number).expect("keys are counted in memory"))
     }
 }
+
+/// Who asks: the number of the key that was brought; 0 where there are no keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Caller(pub usize);
 
 fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
 /// Lets a request pass that brings a key, when there are keys.
-pub(super) async fn require_key(State(app): State<App>, request: Request, next: Next) -> Result<Response, Error> {
+pub(super) async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Error> {
     if app.keys.digests.is_empty() {
-        check_local(request.headers())?;
+        check_local(request.headers(), &app.settings.cors_origins)?;
     } else {
-        check(&app.keys, request.headers())?;
+        let caller = check(&app.keys, request.headers())?;
+        request.extensions_mut().insert(caller);
     }
     check_beta(request.headers())?;
     Ok(next.run(request).await)
 }
 
-fn check(keys: &Keys, headers: &HeaderMap) -> Result<(), api::Error> {
+fn check(keys: &Keys, headers: &HeaderMap) -> Result<Caller, api::Error> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
     let key = bearer.or_else(|| headers.get("api-key").and_then(|value| value.to_str().ok()));
-    match key.filter(|key| !key.is_empty()) {
-        None => Err(api::Error::new(
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return Err(api::Error::new(
             Kind::Authentication,
             "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
              auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're \
              accessing the API from your browser and are prompted for a username and password. You can obtain an API \
              key from https://platform.openai.com/account/api-keys.",
-        )),
-        Some(key) if keys.contains(key) => Ok(()),
-        Some(key) => Err(api::Error::new(
+        ));
+    };
+    keys.find(key).map(Caller).ok_or_else(|| {
+        api::Error::new(
             Kind::Authentication,
             format!(
                 "Incorrect API key provided: {}. You can find your API key at \
@@ -75,16 +94,19 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<(), api::Error> {
                 masked(key)
             ),
         )
-        .code("invalid_api_key")),
-    }
+        .code("invalid_api_key")
+    })
 }
 
 /// Without keys, only this machine's own programs may ask: a page in its browser names itself in `Origin`, and one that
-/// has bent a name of its own to this address names that in `Host`.
-fn check_local(headers: &HeaderMap) -> Result<(), api::Error> {
+/// has bent a name of its own to this address names that in `Host`. Pages of the origins in the settings may ask too.
+fn check_local(headers: &HeaderMap, origins: &[String]) -> Result<(), api::Error> {
     for name in [HOST, ORIGIN] {
         let Some(value) = headers.get(&name) else { continue };
         let text = value.to_str().unwrap_or_default();
+        if name == ORIGIN && origins.iter().any(|origin| origin == text || origin == cors::ANY) {
+            continue;
+        }
         let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
         let host = authority.parse::<Authority>().map(|authority| authority.host().to_owned()).unwrap_or_default();
         let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
@@ -127,28 +149,31 @@ fn masked(key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn told(headers: &[(&'static str, &'static str)]) -> Result<(), String> {
+    fn told(headers: &[(&'static str, &'static str)]) -> Result<usize, String> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        check(&Keys::new(["sk-right-0123456789"]), &headers).map_err(|error| error.message)
+        check(&Keys::new(["sk-other-0123456789", "sk-right-0123456789"]), &headers)
+            .map(|Caller(caller)| caller)
+            .map_err(|error| error.message)
     }
 
     #[test]
     fn a_right_key_passes_in_either_header() {
-        assert_eq!(told(&[("authorization", "Bearer sk-right-0123456789")]), Ok(()));
-        assert_eq!(told(&[("api-key", "sk-right-0123456789")]), Ok(()));
+        assert_eq!(told(&[("authorization", "Bearer sk-right-0123456789")]), Ok(1));
+        assert_eq!(told(&[("api-key", "sk-right-0123456789")]), Ok(1));
     }
 
     #[test]
     fn without_keys_only_this_machine_is_answered() {
         let asked = |name: &'static str, value: &'static str| {
             let headers = std::iter::once((name.parse().unwrap(), value.parse().unwrap())).collect();
-            check_local(&headers).is_ok()
+            check_local(&headers, &["https://app.example".to_owned()]).is_ok()
         };
 
         for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "app.localhost"] {
             assert!(asked("host", host), "{host}");
         }
         assert!(asked("origin", "http://localhost:3000"));
+        assert!(asked("origin", "https://app.example"), "as the settings say");
         for (name, value) in [("host", "evil.example:8484"), ("origin", "https://evil.example"), ("origin", "null")] {
             assert!(!asked(name, value), "{name}: {value}");
         }

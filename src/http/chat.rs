@@ -1,28 +1,36 @@
 //! `POST /v1/chat/completions`
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use axum::routing::post;
 use serde_json::Value;
 
 use super::error::Error;
-use super::extract::Object;
+use super::extract::{Object, Params};
+use super::routes::{Routes, about};
 use super::state::App;
 use crate::api::rule::{At, missing, required, string};
 
 /// Most characters of a model's name.
 const MODEL_CHARS_MAX: usize = 256;
 
-pub(super) fn routes() -> Router<App> {
-    Router::new().route("/v1/chat/completions", post(create_chat_completion))
+pub(super) fn routes() -> Routes {
+    let create = about("createChatCompletion", "Handed on to the model's server; only `model` is looked at.");
+    Routes::of("Chat").post("/v1/chat/completions", create.takes_any().streams(), create_chat_completion)
 }
 
 /// Hands the request on to the model's server and its reply back, so that an app needs one base URL. Only the model's
 /// name is looked at and, for an alias, replaced.
-async fn create_chat_completion(State(app): State<App>, Object(mut members): Object) -> Result<Response, Error> {
+/// Where a path names a deployment, as Azure's do, that is the model of a request that names none.
+async fn create_chat_completion(
+    State(app): State<App>,
+    params: Params,
+    Object(mut members): Object,
+) -> Result<Response, Error> {
+    if let Some(deployment) = params.get("deployment") {
+        members.entry("model").or_insert_with(|| Value::String(deployment.to_owned()));
+    }
     if !members.contains_key("model") {
         return Err(missing(&At::Member(&At::Root, "model")).into());
     }

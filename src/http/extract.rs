@@ -17,24 +17,36 @@ use crate::api::{PageQuery, RunId, rule};
 /// The ids in a path: one, or a tuple of them.
 pub(super) struct Ids<T>(pub T);
 
-/// Reads one id from a path by the name of its kind.
-fn id<T: Id>(params: &RawPathParams) -> Result<T, api::Error> {
-    let text = params.iter().find(|(name, _)| *name == T::PARAM).map(|(_, text)| text).unwrap_or_default();
-    T::parse(text, T::PARAM)
+/// The parameters in a path, by name.
+pub(super) struct Params(RawPathParams);
+
+impl Params {
+    /// One parameter's text, decoded.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, text)| text)
+    }
+
+    /// Reads one id by the name of its kind.
+    fn id<T: Id>(&self) -> Result<T, api::Error> {
+        T::parse(self.get(T::PARAM).unwrap_or_default(), T::PARAM)
+    }
 }
 
-async fn params<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<RawPathParams, Error> {
-    RawPathParams::from_request_parts(parts, state)
-        .await
-        .map_err(|_| api::Error::invalid("The path is not valid UTF-8.").into())
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        params.map(Self).map_err(|_| api::Error::invalid("The path is not valid UTF-8.").into())
+    }
 }
 
 impl<S: Send + Sync, A: Id> FromRequestParts<S> for Ids<(A,)> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let params = params(parts, state).await?;
-        Ok(Self((id(&params)?,)))
+        let params = Params::from_request_parts(parts, state).await?;
+        Ok(Self((params.id()?,)))
     }
 }
 
@@ -42,8 +54,8 @@ impl<S: Send + Sync, A: Id, B: Id> FromRequestParts<S> for Ids<(A, B)> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let params = params(parts, state).await?;
-        Ok(Self((id(&params)?, id(&params)?)))
+        let params = Params::from_request_parts(parts, state).await?;
+        Ok(Self((params.id()?, params.id()?)))
     }
 }
 
@@ -51,8 +63,8 @@ impl<S: Send + Sync, A: Id, B: Id, C: Id> FromRequestParts<S> for Ids<(A, B, C)>
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let params = params(parts, state).await?;
-        Ok(Self((id(&params)?, id(&params)?, id(&params)?)))
+        let params = Params::from_request_parts(parts, state).await?;
+        Ok(Self((params.id()?, params.id()?, params.id()?)))
     }
 }
 

@@ -4,14 +4,13 @@
 //! `POST /v1/threads/{thread_id}/messages/{message_id}`\
 //! `DELETE /v1/threads/{thread_id}/messages/{message_id}`
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
 use super::reply::{cursor, deleted, list, object};
+use super::routes::{Routes, about};
 use super::state::App;
 use super::threads::{check_exists, missing};
 use crate::api::message::MessageObject;
@@ -19,11 +18,19 @@ use crate::api::rule::Patch;
 use crate::api::{CreateMessage, MessageId, Metadata, ModifyMessage, ThreadId};
 use crate::runs::{Locked, refused};
 
-pub(super) fn routes() -> Router<App> {
-    Router::new().route("/v1/threads/{thread_id}/messages", post(create_message).get(list_messages)).route(
-        "/v1/threads/{thread_id}/messages/{message_id}",
-        get(get_message).post(modify_message).delete(delete_message),
-    )
+pub(super) fn routes() -> Routes {
+    let all = "/v1/threads/{thread_id}/messages";
+    let one = "/v1/threads/{thread_id}/messages/{message_id}";
+    let create = about("createMessage", "Creates a message at the end of a thread.").takes::<CreateMessage>();
+    let list = about("listMessages", "Lists a thread's messages, or those of one run.").pages::<MessageObject>();
+    let modify = about("modifyMessage", "Modifies a message's metadata.").takes::<ModifyMessage>();
+    let delete = about("deleteMessage", "Deletes a message.").deletes("thread.message.deleted");
+    Routes::of("Messages")
+        .post(all, create.gives::<MessageObject>(), create_message)
+        .get(all, list.filtered_by("run_id"), list_messages)
+        .get(one, about("getMessage", "Retrieves a message.").gives::<MessageObject>(), get_message)
+        .post(one, modify.gives::<MessageObject>(), modify_message)
+        .delete(one, delete, delete_message)
 }
 
 async fn create_message(

@@ -1,24 +1,25 @@
 //! `GET /v1/threads/{thread_id}/runs/{run_id}/steps`\
 //! `GET /v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}`
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 
 use super::error::Error;
 use super::extract::{Ids, ListQuery};
 use super::reply::{cursor, list, object};
+use super::routes::{Routes, about};
 use super::state::App;
 use super::threads::missing;
 use crate::api::id::Id;
 use crate::api::run_step::RunStepObject;
 use crate::api::{RunId, RunStepId, ThreadId};
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/threads/{thread_id}/runs/{run_id}/steps", get(list_run_steps))
-        .route("/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}", get(get_run_step))
+pub(super) fn routes() -> Routes {
+    let all = "/v1/threads/{thread_id}/runs/{run_id}/steps";
+    let one = "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
+    Routes::of("Run steps")
+        .get(all, about("listRunSteps", "Lists a run's steps.").pages::<RunStepObject>(), list_run_steps)
+        .get(one, about("getRunStep", "Retrieves a run step.").gives::<RunStepObject>(), get_run_step)
 }
 
 async fn list_run_steps(

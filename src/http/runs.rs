@@ -6,15 +6,14 @@
 //! `POST /v1/threads/{thread_id}/runs/{run_id}/cancel`\
 //! `POST /v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
-use axum::routing::{get, post};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
 use super::reply::{cursor, list, object};
+use super::routes::{Routes, about};
 use super::sse;
 use super::state::App;
 use super::threads::{check_exists, missing};
@@ -27,13 +26,26 @@ use crate::runs::{Created, Failure};
 const POLL_AFTER_MS: HeaderName = HeaderName::from_static("openai-poll-after-ms");
 const POLL_AFTER: HeaderValue = HeaderValue::from_static("100");
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/threads/runs", post(create_thread_and_run))
-        .route("/v1/threads/{thread_id}/runs", post(create_run).get(list_runs))
-        .route("/v1/threads/{thread_id}/runs/{run_id}", get(get_run).post(modify_run))
-        .route("/v1/threads/{thread_id}/runs/{run_id}/cancel", post(cancel_run))
-        .route("/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", post(submit_tool_outputs))
+pub(super) fn routes() -> Routes {
+    let all = "/v1/threads/{thread_id}/runs";
+    let one = "/v1/threads/{thread_id}/runs/{run_id}";
+    let with_thread = about("createThreadAndRun", "Creates a thread and runs it.").takes::<CreateThreadAndRun>();
+    let create = about("createRun", "Creates a run on a thread.").takes::<CreateRun>();
+    let modify = about("modifyRun", "Modifies a run's metadata.").takes::<ModifyRun>();
+    let submit = about("submitToolOutputsToRun", "Answers a run's calls, all of them at once.");
+    let submit = submit.takes::<SubmitToolOutputs>().gives::<RunObject>().streams();
+    Routes::of("Runs")
+        .post("/v1/threads/runs", with_thread.gives::<RunObject>().streams(), create_thread_and_run)
+        .post(all, create.gives::<RunObject>().streams(), create_run)
+        .get(all, about("listRuns", "Lists a thread's runs.").pages::<RunObject>(), list_runs)
+        .get(one, about("getRun", "Retrieves a run.").gives::<RunObject>(), get_run)
+        .post(one, modify.gives::<RunObject>(), modify_run)
+        .post(
+            "/v1/threads/{thread_id}/runs/{run_id}/cancel",
+            about("cancelRun", "Stops a run.").gives::<RunObject>(),
+            cancel_run,
+        )
+        .post("/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", submit, submit_tool_outputs)
 }
 
 async fn create_thread_and_run(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::Keys;
+use super::limit::Limits;
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::llm::Models;
@@ -25,6 +26,8 @@ pub struct App {
     pub ids: Arc<Ids>,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// How often each of them may.
+    pub limits: Arc<Option<Limits>>,
     /// Bounds.
     pub settings: Arc<Settings>,
 }
@@ -38,4 +41,6 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// How long a stream may be silent before a comment shows that it lives.
     pub keep_alive: Duration,
+    /// Origins of web pages whose scripts may ask; `*` is any.
+    pub cors_origins: Vec<String>,
 }

@@ -4,23 +4,30 @@
 //! `POST /v1/threads/{thread_id}`\
 //! `DELETE /v1/threads/{thread_id}`
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
 use super::reply::{cursor, deleted, list, object};
+use super::routes::{Routes, about};
 use super::state::App;
 use crate::api::id::Id;
 use crate::api::thread::ThreadObject;
 use crate::api::{CreateThread, ModifyThread, ThreadId};
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/threads", post(create_thread).get(list_threads))
-        .route("/v1/threads/{thread_id}", get(get_thread).post(modify_thread).delete(delete_thread))
+pub(super) fn routes() -> Routes {
+    let all = "/v1/threads";
+    let one = "/v1/threads/{thread_id}";
+    let create = about("createThread", "Creates a thread, with messages.").takes::<CreateThread>();
+    let modify = about("modifyThread", "Modifies a thread.").takes::<ModifyThread>();
+    let delete = about("deleteThread", "Deletes a thread with its messages, runs and steps.");
+    Routes::of("Threads")
+        .post(all, create.gives::<ThreadObject>(), create_thread)
+        .get(all, about("listThreads", "Lists threads.").pages::<ThreadObject>(), list_threads)
+        .get(one, about("getThread", "Retrieves a thread.").gives::<ThreadObject>(), get_thread)
+        .post(one, modify.gives::<ThreadObject>(), modify_thread)
+        .delete(one, delete.deletes("thread.deleted"), delete_thread)
 }
 
 async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>) -> Result<Response, Error> {

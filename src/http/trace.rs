@@ -16,6 +16,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
+/// What the service said of whose request it was; we know no more than the client tells.
+const TOLD_BACK: [HeaderName; 2] =
+    [HeaderName::from_static("openai-organization"), HeaderName::from_static("openai-project")];
 
 /// Gives a request its id, sends it on, and adds the headers that every reply has.
 pub(super) async fn request(request: Request, next: Next) -> Response {
@@ -23,6 +26,10 @@ pub(super) async fn request(request: Request, next: Next) -> Response {
     let id = format!("req_{}", Uuid::now_v7().simple());
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
     let method = request.method().clone();
+    let told_back: Vec<(HeaderName, HeaderValue)> = TOLD_BACK
+        .iter()
+        .filter_map(|name| request.headers().get(name).map(|value| (name.clone(), value.clone())))
+        .collect();
     let span = tracing::info_span!("request", request.id = %id);
 
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -35,6 +42,7 @@ pub(super) async fn request(request: Request, next: Next) -> Response {
     tracing::debug!(%method, route, status = response.status().as_u16(), duration_ms, "request");
 
     let headers = response.headers_mut();
+    headers.extend(told_back);
     headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is plain ASCII"));
     headers.insert(PROCESSING_MS, HeaderValue::from(duration_ms));
     headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));

@@ -1,0 +1,170 @@
+//! `GET /openapi.json`
+//!
+//! The description of what this server serves, made from its routes, the rules of its requests and the types of its
+//! replies.
+
+use std::sync::OnceLock;
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, HeaderValue};
+use axum::routing::get;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use super::routes::{Operation, Reply};
+use super::state::App;
+use crate::api::error::Body;
+use crate::api::id::{AssistantId, Id, MessageId, RunId, RunStepId, ThreadId};
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/openapi.json", get(get_description))
+}
+
+async fn get_description() -> ([(HeaderName, HeaderValue); 1], &'static str) {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    let text = TEXT.get_or_init(|| description().to_string());
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text)
+}
+
+/// The `OpenAPI` 3.1 document that `GET /openapi.json` gives.
+#[must_use]
+pub fn description() -> Value {
+    describe(&super::operations())
+}
+
+/// What an error reply holds.
+#[derive(JsonSchema)]
+#[schemars(rename = "ErrorResponse")]
+#[expect(dead_code, reason = "only its schema is wanted")]
+struct ErrorReply<'a> {
+    error: Body<'a>,
+}
+
+/// An `OpenAPI` 3.1 document of these operations.
+fn describe(operations: &[Operation]) -> Value {
+    let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    let mut schemas = settings.into_generator();
+    let error = schemas.subschema_for::<ErrorReply<'_>>().to_value();
+    let mut paths: Map<String, Value> = Map::new();
+    for operation in operations {
+        let path = paths.entry(operation.path.clone()).or_insert_with(|| json!({}));
+        path[operation.method] = describe_operation(operation, &error, &mut schemas);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "assistd",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "The Assistants API, on your own machine. The same paths are served under /openai and \
+                            /openai/v1, as Azure OpenAI has them, and under /api/projects/{project}, as Azure AI \
+                            Foundry has them.",
+            "license": {"name": "MIT OR Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {"key": []}, {}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "api-key"},
+            },
+            "schemas": schemas.take_definitions(true),
+        },
+    })
+}
+
+fn describe_operation(operation: &Operation, error: &Value, schemas: &mut SchemaGenerator) -> Value {
+    let mut content = json!({"application/json": {"schema": reply_schema(operation.reply, schemas)}});
+    if operation.streams {
+        content["text/event-stream"] = json!({
+            "schema": {"type": "string", "description": "Server-sent events, the last of them `done`."}
+        });
+    }
+    let mut description = json!({
+        "operationId": operation.id,
+        "tags": [operation.group],
+        "summary": operation.summary,
+        "parameters": parameters(operation),
+        "responses": {
+            "200": {"description": "As asked for.", "content": content},
+            "default": {
+                "description": "Refused, or failed; `error` says why.",
+                "content": {"application/json": {"schema": error}},
+            },
+        },
+    });
+    if let Some(body) = operation.body {
+        let schema = body(schemas);
+        description["requestBody"] = json!({"content": {"application/json": {"schema": schema}}});
+    }
+    description
+}
+
+fn reply_schema(reply: Reply, schemas: &mut SchemaGenerator) -> Value {
+    let list = |element: Value| json!({"type": "array", "items": element});
+    match reply {
+        Reply::Object(schema) => schema(schemas),
+        Reply::Page(schema) => {
+            let id = json!({"type": ["string", "null"]});
+            members(&[
+                ("object", json!({"type": "string", "const": "list"})),
+                ("data", list(schema(schemas))),
+                ("first_id", id.clone()),
+                ("last_id", id),
+                ("has_more", json!({"type": "boolean"})),
+            ])
+        }
+        Reply::All(schema) => {
+            members(&[("object", json!({"type": "string", "const": "list"})), ("data", list(schema(schemas)))])
+        }
+        Reply::Deleted(word) => members(&[
+            ("id", json!({"type": "string"})),
+            ("object", json!({"type": "string", "const": word})),
+            ("deleted", json!({"type": "boolean", "const": true})),
+        ]),
+        Reply::Any => json!({}),
+    }
+}
+
+fn members(members: &[(&str, Value)]) -> Value {
+    let required: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
+    let properties: Map<String, Value> =
+        members.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn parameters(operation: &Operation) -> Vec<Value> {
+    let in_path = operation.path.split(['{', '}']).skip(1).step_by(2);
+    let mut parameters: Vec<Value> =
+        in_path.map(|name| json!({"name": name, "in": "path", "required": true, "schema": id_schema(name)})).collect();
+    let mut in_query =
+        |name: &str, schema: Value| parameters.push(json!({"name": name, "in": "query", "schema": schema}));
+    if let Reply::Page(_) = operation.reply {
+        in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 20}));
+        in_query("order", json!({"type": "string", "enum": ["asc", "desc"], "default": "desc"}));
+        in_query("after", json!({"type": "string"}));
+        in_query("before", json!({"type": "string"}));
+    }
+    if let Some(name) = operation.filter {
+        in_query(name, id_schema(name));
+    }
+    parameters
+}
+
+/// The schema of a parameter by its name: an id, or a text.
+fn id_schema(name: &str) -> Value {
+    fn known<T: Id>() -> (&'static str, &'static str) {
+        (T::PARAM, T::PREFIX)
+    }
+    let ids =
+        [known::<AssistantId>(), known::<ThreadId>(), known::<MessageId>(), known::<RunId>(), known::<RunStepId>()];
+    match ids.iter().find(|(param, _)| *param == name) {
+        Some((_, prefix)) => json!({"type": "string", "pattern": format!("^{prefix}")}),
+        None => json!({"type": "string"}),
+    }
+}

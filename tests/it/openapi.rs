@@ -1,0 +1,81 @@
+//! The description of the API, and whether it tells the truth.
+
+use std::collections::{BTreeSet, HashSet};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::upstream::Upstream;
+
+const METHODS: [&str; 5] = ["get", "post", "delete", "put", "patch"];
+
+/// Every reference in a document.
+fn references(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(members) => members
+            .iter()
+            .flat_map(|(name, value)| match value {
+                Value::String(target) if name == "$ref" => vec![target.as_str()],
+                value => references(value),
+            })
+            .collect(),
+        Value::Array(elements) => elements.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_description_has_every_route_and_no_other() {
+    let server = Server::start(&Database::sqlite(), &Upstream::start().await).await;
+    let description = server.client.send(Method::GET, "/openapi.json", None).await;
+    assert_eq!(description.headers["content-type"], "application/json");
+    let paths = description.body["paths"].as_object().unwrap();
+
+    let told: BTreeSet<(String, String)> = paths
+        .iter()
+        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone())))
+        .collect();
+    let served: BTreeSet<(String, String)> = assistd::http::operations()
+        .into_iter()
+        .map(|operation| (operation.path, operation.method.to_owned()))
+        .collect();
+    assert_eq!(told, served);
+
+    // Asked for each path with each method, the server agrees.
+    for path in paths.keys() {
+        let filled: String = path
+            .split('/')
+            .map(|part| match part {
+                "{assistant_id}" => "asst_x",
+                "{thread_id}" => "thread_x",
+                "{message_id}" => "msg_x",
+                "{run_id}" => "run_x",
+                "{step_id}" => "step_x",
+                "{model}" => "model",
+                literal => literal,
+            })
+            .collect::<Vec<_>>()
+            .join("/");
+        for method in METHODS {
+            let request = server.client.request(method.to_uppercase().parse().unwrap(), &filled);
+            let is_served = request.send().await.unwrap().status().as_u16() != 405;
+            assert_eq!(is_served, told.contains(&(path.clone(), method.to_owned())), "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn the_description_is_whole() {
+    let description = assistd::http::description();
+
+    let schemas = &description["components"]["schemas"];
+    for reference in references(&description) {
+        let name = reference.strip_prefix("#/components/schemas/").unwrap();
+        assert!(schemas.get(name).is_some(), "{reference}");
+    }
+    let operations = assistd::http::operations();
+    let ids: HashSet<&str> = operations.iter().map(|operation| operation.id).collect();
+    assert_eq!(ids.len(), operations.len(), "names are unique");
+}
