@@ -4,20 +4,26 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use serde_json::Value;
+use schemars::SchemaGenerator;
+use serde_json::{Value, json};
 
 use super::error::Error;
 use super::extract::{Object, Params};
 use super::routes::{Routes, about};
 use super::state::App;
-use crate::api::rule::{At, missing, required, string};
+use crate::api::rule::{At, Rule as _, missing, required, string};
 
 /// Most characters of a model's name.
 const MODEL_CHARS_MAX: usize = 256;
 
 pub(super) fn routes() -> Routes {
     let create = about("createChatCompletion", "Handed on to the model's server; only `model` is looked at.");
-    Routes::of("Chat").post("/v1/chat/completions", create.takes_any().streams(), create_chat_completion)
+    Routes::of("Chat").post("/v1/chat/completions", create.takes_what(body_schema).streams(), create_chat_completion)
+}
+
+fn body_schema(schemas: &mut SchemaGenerator) -> Value {
+    let model = string(1, MODEL_CHARS_MAX).schema(schemas);
+    json!({"type": "object", "properties": {"model": model}, "required": ["model"]})
 }
 
 /// Hands the request on to the model's server and its reply back, so that an app needs one base URL. Only the model's

@@ -100,7 +100,10 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
     });
     if let Some(body) = operation.body {
         let schema = body(schemas);
-        description["requestBody"] = json!({"content": {"application/json": {"schema": schema}}});
+        let name = schema["$ref"].as_str().and_then(|target| target.rsplit('/').next());
+        let whole = name.and_then(|name| schemas.definitions().get(name)).unwrap_or(&schema);
+        let required = whole.get("required").is_some();
+        description["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": schema}}});
     }
     description
 }

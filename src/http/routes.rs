@@ -75,9 +75,9 @@ impl About {
         Self { body: Some(|schemas| object::<T>().schema(schemas)), ..self }
     }
 
-    /// It takes any object.
-    pub fn takes_any(self) -> Self {
-        Self { body: Some(|_| serde_json::json!({"type": "object"})), ..self }
+    /// It takes what `body` says, and looks at no more of it.
+    pub fn takes_what(self, body: MakeSchema) -> Self {
+        Self { body: Some(body), ..self }
     }
 
     /// It gives a `T`.

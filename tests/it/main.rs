@@ -19,6 +19,7 @@ mod busy_thread;
 mod cancel;
 mod chat;
 mod cli;
+mod compatibility;
 mod expiry;
 mod layers;
 mod lists;

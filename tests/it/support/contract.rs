@@ -20,7 +20,7 @@ pub fn file(name: &str) -> Option<String> {
 }
 
 /// The service's description, where it is present.
-fn official() -> Option<&'static Value> {
+pub fn official() -> Option<&'static Value> {
     static DESCRIPTION: OnceLock<Option<Value>> = OnceLock::new();
     DESCRIPTION.get_or_init(|| Some(serde_json::from_str(&file("assistants.openapi.json")?).unwrap())).as_ref()
 }
