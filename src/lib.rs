@@ -12,10 +12,10 @@
 //! | --- | --- |
 //! | [`api`] | the public API as plain values: ids, objects, requests with their rules, events; no I/O |
 //! | [`clock`] | the time of day, from one place |
-//! | [`store`] | the contract of what is kept; `postgres` and `sqlite` behind it, with one SQL text in `store/sql` |
+//! | [`store`] | the contract of what is kept; `postgres` and `sqlite` behind it, with one `pool` and one SQL text in `store/sql` |
 //! | [`llm`] | model servers: the client, their streams, which model name goes where, tokens, the echo model |
 //! | [`runs`] | the heart: `machine`, `turn` and `prompt` (pure), `executor`, `events`, `sweeper` |
-//! | [`http`] | axum: routes, keys, extractors, error bodies, server-sent events |
+//! | [`http`] | axum: routes and what is told of them (`openapi`), keys, limits, extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the health check's other side |
 //! | [`server`] | builds and joins the parts, starts and stops them |
 //!

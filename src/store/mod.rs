@@ -8,6 +8,7 @@
 //! was computed from, so whoever was overtaken by a cancel, by the sweeper or by another executor writes nothing and
 //! gets [`Error::Stale`].
 
+mod pool;
 mod postgres;
 mod sqlite;
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sqlx::{Connection, Transaction};
 
+use super::pool::{Pool, Transaction, WAIT_MAX};
 use super::{Commit, Error, NewRun, Settings, Store, to_json};
 use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
 
@@ -33,12 +34,6 @@ type Row = sqlx::postgres::PgRow;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
-/// A connection that has been idle for longer is asked for a sign of life before use. Under load none is, which saves
-/// a round trip a statement; after a pause or a restart of the database a broken one is found and replaced.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// How long a call waits for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The channel on which servers ring for each other's runs.
 const RINGS: &str = "assistd_rings";
 /// Pause before a lost connection to that channel is tried again; until then the look of every second must do.
@@ -55,7 +50,8 @@ const CLAIM_RUN: &str = "
 /// A pool of connections to one server.
 #[derive(Debug)]
 pub struct Backend {
-    pool: PgPool,
+    pool: Pool<Db>,
+    options: PgConnectOptions,
     place: String,
 }
 
@@ -73,40 +69,28 @@ impl Backend {
         // A first connection says at once what is wrong; a pool would go on trying and only tell that it timed out.
         let first = sqlx::PgConnection::connect_with(&options);
         let unreachable = |what: &dyn std::fmt::Display| Error::Place(format!("{place} cannot be used: {what}"));
-        match tokio::time::timeout(ACQUIRE_TIMEOUT, first).await {
+        let mut first = match tokio::time::timeout(WAIT_MAX, first).await {
             Err(_) => return Err(unreachable(&"it does not answer")),
             Ok(Err(error)) => return Err(unreachable(&error)),
-            Ok(Ok(connection)) => connection.close().await?,
-        }
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_with(options)
-            .await?;
+            Ok(Ok(connection)) => connection,
+        };
         // Takes an advisory lock, so that several servers may start at once.
-        MIGRATIONS.run(&pool).await.map_err(Error::Migration)?;
-        Ok(Self { pool, place })
+        MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
+        first.close().await?;
+        let pool = Pool::new(options.clone(), settings.connections_max);
+        Ok(Self { pool, options, place })
     }
 
-    fn reader(&self) -> &PgPool {
+    fn reader(&self) -> &Pool<Db> {
         &self.pool
     }
 
-    fn writer(&self) -> &PgPool {
+    fn writer(&self) -> &Pool<Db> {
         &self.pool
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Db>, Error> {
-        Ok(self.pool.begin().await?)
+    async fn begin(&self) -> Result<Transaction<Db>, Error> {
+        Ok(self.pool.begin("begin").await?)
     }
 
     async fn insert_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
@@ -352,7 +336,7 @@ impl Store for Backend {
 
     fn rings(&self) -> BoxStream<'static, RunId> {
         // A connection of its own: one that listens is of no other use, and a pool of one would have none left.
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.pool.connect_options()).clone());
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.options.clone());
         async_stream::stream! {
             loop {
                 match listen(&pool).await {

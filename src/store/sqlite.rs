@@ -9,9 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqliteConnection, Transaction};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::Mutex;
 
+use super::pool::{Pool, Transaction};
 use super::{Commit, Error, NewRun, Settings, Store, to_json};
 use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
 
@@ -54,8 +56,10 @@ pub enum Synchronous {
 /// One file, one writer, many readers.
 #[derive(Debug)]
 pub struct Backend {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    writer: Pool<Db>,
+    readers: Pool<Db>,
+    /// Open to the end: readers cannot make the file's shared memory, which goes with the last connection.
+    anchor: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
     /// Held to the end: it keeps a second server off the file.
     _lock: File,
@@ -80,32 +84,25 @@ impl Backend {
             })
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .test_before_acquire(false)
-            .connect_with(options.clone())
-            .await?;
-        MIGRATIONS.run(&writer).await.map_err(Error::Migration)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(settings.connections_max)
-            .test_before_acquire(false)
-            .connect_with(options.read_only(true))
-            .await?;
+        let mut first = SqliteConnection::connect_with(&options).await?;
+        MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
         // This process is the only one: whatever was leased before it started is due now.
-        sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&writer).await?;
-        Ok(Self { writer, readers, path, _lock: lock })
+        sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await?;
+        let writer = Pool::new(options.clone(), 1);
+        let readers = Pool::new(options.read_only(true), settings.connections_max);
+        Ok(Self { writer, readers, anchor: Mutex::new(Some(first)), path, _lock: lock })
     }
 
-    fn reader(&self) -> &SqlitePool {
+    fn reader(&self) -> &Pool<Db> {
         &self.readers
     }
 
-    fn writer(&self) -> &SqlitePool {
+    fn writer(&self) -> &Pool<Db> {
         &self.writer
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Db>, Error> {
-        Ok(self.writer.begin_with("begin immediate").await?)
+    async fn begin(&self) -> Result<Transaction<Db>, Error> {
+        Ok(self.writer.begin("begin immediate").await?)
     }
 
     async fn insert_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
@@ -128,7 +125,10 @@ impl Backend {
         .bind(while_busy)
         .fetch_optional(&mut *tx)
         .await?;
-        let Some((seq, created_at)) = place else { return Ok(None) };
+        let Some((seq, created_at)) = place else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
         write_message(&mut tx, message, seq, created_at).await?;
         tx.commit().await?;
         Ok(Some(Timestamp(created_at)))
@@ -159,7 +159,10 @@ impl Backend {
             .bind(new.due_at.is_none())
             .fetch_optional(&mut *tx)
             .await?;
-            let Some((seq, created_at)) = place else { return Ok(false) };
+            let Some((seq, created_at)) = place else {
+                tx.rollback().await?;
+                return Ok(false);
+            };
             for (message, seq) in new.messages.iter().zip(seq + 1..) {
                 write_message(&mut tx, message, seq, created_at).await?;
             }
@@ -208,6 +211,7 @@ impl Backend {
         .execute(&mut *tx)
         .await?;
         if done.rows_affected() == 0 {
+            tx.rollback().await?;
             return Ok(None);
         }
         let new = commit.new_message;
@@ -257,6 +261,7 @@ impl Backend {
             .execute(&mut *tx)
             .await?;
         if done.rows_affected() == 0 {
+            tx.rollback().await?;
             return Ok(false);
         }
         if let Some(message) = message {
@@ -366,6 +371,10 @@ impl Store for Backend {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+        if let Some(anchor) = self.anchor.lock().await.take() {
+            // It is gone either way.
+            let _ = anchor.close().await;
+        }
     }
 
     fn place(&self) -> String {

@@ -28,7 +28,8 @@ fn references(value: &Value) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_description_has_every_route_and_no_other() {
-    let server = Server::start(&Database::sqlite(), &Upstream::start().await).await;
+    let database = Database::sqlite();
+    let server = Server::start(&database, &Upstream::start().await).await;
     let description = server.client.send(Method::GET, "/openapi.json", None).await;
     assert_eq!(description.headers["content-type"], "application/json");
     let paths = description.body["paths"].as_object().unwrap();

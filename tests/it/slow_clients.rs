@@ -48,7 +48,8 @@ fn posted(path: &str, body: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn what_is_no_request_and_what_is_no_json_harms_nobody() {
     let settings = [("HEADER_TIMEOUT_S", "1"), ("BODY_TIMEOUT_S", "1")];
-    let server = Server::with(&Database::sqlite(), &Upstream::start().await, &settings).await;
+    let database = Database::sqlite();
+    let server = Server::with(&database, &Upstream::start().await, &settings).await;
     let head = "POST /v1/threads HTTP/1.1\r\nhost: localhost\r\n";
     let malformed = [
         "GARBAGE\r\n\r\n".to_owned(),

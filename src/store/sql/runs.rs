@@ -166,13 +166,17 @@ impl Runs for Backend {
         .bind(thread.as_str())
         .fetch_optional(&mut *tx)
         .await?;
-        let Some((next,)) = next else { return Ok(None) };
+        let Some((next,)) = next else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
         let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
             .bind(thread.as_str())
             .bind(&next)
             .execute(&mut *tx)
             .await?;
         if freed.rows_affected() == 0 {
+            tx.rollback().await?;
             return Ok(None);
         }
         sqlx::query::<Db>("update runs set active = true, waits = false, due_at = $2 where id = $1")
