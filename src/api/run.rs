@@ -538,7 +538,10 @@ request! {
 
 request! {
     /// What a client answers to one call. An absent output is an empty one.
+    ///
+    /// Differs: newer clients of Azure's say what it is; the service knew no such member.
     pub struct ToolOutput {
+        optional r#type: &'static str = one_of(&[("function_call_output", "function_call_output")]);
         optional tool_call_id: String = string(0, CALL_ID_CHARS_MAX);
         optional output: String = string(0, OUTPUT_CHARS_MAX);
     }

@@ -28,14 +28,14 @@ fn body_schema(schemas: &mut SchemaGenerator) -> Value {
 
 /// Hands the request on to the model's server and its reply back, so that an app needs one base URL. Only the model's
 /// name is looked at and, for an alias, replaced.
-/// Where a path names a deployment, as Azure's do, that is the model of a request that names none.
+/// Where a path names a deployment, as Azure's do, that is the model, whatever the body says.
 async fn create_chat_completion(
     State(app): State<App>,
     params: Params,
     Object(mut members): Object,
 ) -> Result<Response, Error> {
     if let Some(deployment) = params.get("deployment") {
-        members.entry("model").or_insert_with(|| Value::String(deployment.to_owned()));
+        members.insert("model".to_owned(), Value::String(deployment.to_owned()));
     }
     if !members.contains_key("model") {
         return Err(missing(&At::Member(&At::Root, "model")).into());

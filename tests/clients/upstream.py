@@ -105,7 +105,9 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))))
         if self.path != "/v1/chat/completions":
             return self.refuse(404, "not here")
-        model = request["model"]
+        model, messages = request["model"], request.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            return self.refuse(400, "the script wants messages")
         if model == "fail":
             return self.refuse(500, "the script says no")
         if model == "limit":

@@ -7,7 +7,7 @@
 
 import assert from 'node:assert/strict';
 import { appendFileSync } from 'node:fs';
-import OpenAI from 'openai';
+import OpenAI, { AzureOpenAI } from 'openai';
 
 const ANSWER = 'Hello! How can I help?';
 const STEADY = Array.from({ length: 40 }, (_, number) => `word${number} `).join('');
@@ -648,6 +648,20 @@ const tests = {
     const names = (await all(client.models.list())).map(({ id }) => id);
     assert.ok(names.includes('words'), names);
     assert.equal((await client.models.retrieve('words')).id, 'words');
+  },
+
+  async "Azure's client finds the API where it looks for it"() {
+    const endpoint = client.baseURL.replace(/\/v1$/, '');
+    const azure = new AzureOpenAI({ endpoint, apiKey: client.apiKey, apiVersion: '2024-05-01-preview', maxRetries: 0 });
+    const assistant = await azure.beta.assistants.create({ model: 'words' });
+    const thread = await azure.beta.threads.create({ messages: [{ role: 'user', content: 'Hi' }] });
+    const run = await azure.beta.threads.runs.createAndPoll(thread.id, { assistant_id: assistant.id }, QUICK);
+    assert.equal(run.status, 'completed');
+    const events = await all(azure.beta.threads.runs.stream(thread.id, { assistant_id: assistant.id }));
+    assert.equal(events.at(-1).event, 'thread.run.completed');
+    const body = { model: 'words', messages: [{ role: 'user', content: 'Hi' }] };
+    const whole = await azure.chat.completions.create(body);
+    assert.equal(whole.choices[0].message.content, ANSWER);
   },
 
   async 'a chat is completed and streamed'() {

@@ -1,0 +1,174 @@
+"""Drives a served assistd through Azure's clients: AzureOpenAI of openai-python, and azure-ai-agents. The models are those of
+../upstream.py.
+
+    OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=key azure_clients.py [TEST...]
+
+The server must be served with API keys.
+"""
+
+import asyncio
+import os
+import sys
+import time
+import unittest
+import warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)
+
+from azure.ai.agents import AgentsClient  # noqa: E402
+from azure.ai.agents.aio import AgentsClient as AsyncAgentsClient  # noqa: E402
+from azure.ai.agents.models import AgentEventHandler, FunctionTool, MessageRole, ToolSet  # noqa: E402
+from azure.core.credentials import AccessToken  # noqa: E402
+from azure.core.exceptions import ResourceNotFoundError  # noqa: E402
+from azure.core.pipeline.policies import SansIOHTTPPolicy  # noqa: E402
+import openai  # noqa: E402
+
+import suite  # noqa: E402
+
+SERVER = os.environ["OPENAI_BASE_URL"].removesuffix("/v1")
+PROJECT = f"{SERVER}/api/projects/my-project"
+KEY = os.environ["OPENAI_API_KEY"]
+ANSWER = "Hello! How can I help?"
+QUICK = {"poll_interval_ms": 50}
+
+
+def get_place(city: str) -> str:
+    """Tells where a city is.
+
+    :param city: The city.
+    """
+    return f"{city} is here"
+
+
+def azure(**members):
+    settings = {"azure_endpoint": SERVER, "api_key": KEY, "api_version": "2024-05-01-preview", "max_retries": 0}
+    return openai.AzureOpenAI(**{**settings, **members})
+
+
+class AnAzureOpenAiClient(unittest.TestCase):
+    def test_runs_and_polls(self):
+        client = azure()
+        assistant = client.beta.assistants.create(model="words", name="n")
+        thread = client.beta.threads.create(messages=[{"role": "user", "content": "Hi"}])
+        run = client.beta.threads.runs.create_and_poll(thread_id=thread.id, assistant_id=assistant.id, **QUICK)
+        self.assertEqual(run.status, "completed")
+        newest = client.beta.threads.messages.list(thread.id, limit=1).data[0]
+        self.assertEqual(newest.content[0].text.value, ANSWER)
+        self.assertTrue(client.beta.assistants.delete(assistant.id).deleted)
+        with self.assertRaises(openai.NotFoundError):
+            client.beta.assistants.retrieve(assistant.id)
+
+    def test_streams_and_answers_calls(self):
+        client = azure()
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+        function = {"name": "get_place", "description": "d", "parameters": parameters}
+        tools = [{"type": "function", "function": function}]
+        assistant = client.beta.assistants.create(model="tool", tools=tools)
+        thread = client.beta.threads.create(messages=[{"role": "user", "content": "Hi"}])
+        runs = client.beta.threads.runs
+        with runs.stream(thread_id=thread.id, assistant_id=assistant.id) as stream:
+            stream.until_done()
+        run = stream.current_run
+        self.assertEqual(run.status, "requires_action")
+        calls = run.required_action.submit_tool_outputs.tool_calls
+        outputs = [{"tool_call_id": call.id, "output": "here"} for call in calls]
+        with runs.submit_tool_outputs_stream(run_id=run.id, thread_id=thread.id, tool_outputs=outputs) as stream:
+            stream.until_done()
+        self.assertEqual(stream.current_run.status, "completed")
+
+    def test_asks_a_deployment_whatever_model_it_names(self):
+        messages = [{"role": "user", "content": "Hi"}]
+        for client, model in [(azure(), "words"), (azure(azure_deployment="words"), "another")]:
+            completion = client.chat.completions.create(model=model, messages=messages)
+            self.assertEqual(completion.choices[0].message.content, ANSWER)
+
+    def test_is_refused_with_a_wrong_key(self):
+        with self.assertRaises(openai.AuthenticationError):
+            azure(api_key="sk-wrong").beta.assistants.list()
+        self.assertIsNotNone(azure(api_key=None, azure_ad_token=KEY).beta.assistants.list(limit=1))
+
+
+class Token:
+    def get_token(self, *_scopes, **_options):
+        return AccessToken(KEY, int(time.time()) + 3600)
+
+
+class AsyncToken:
+    async def get_token(self, *scopes, **options):
+        return Token().get_token(*scopes, **options)
+
+
+class AllowHttp(SansIOHTTPPolicy):
+    """Without it the client sends no token over plain HTTP, not even on this machine."""
+
+    def on_request(self, request):
+        request.context.options["enforce_https"] = False
+
+
+class Handler(AgentEventHandler):
+    def __init__(self):
+        super().__init__()
+        self.states, self.strange, self.is_done = [], [], False
+
+    def on_thread_run(self, run):
+        self.states.append(run.status)
+
+    def on_error(self, data):
+        self.strange.append(data)
+
+    def on_unhandled_event(self, event_type, event_data):
+        self.strange.append((event_type, event_data))
+
+    def on_done(self):
+        self.is_done = True
+
+
+class AnAgentsClient(unittest.TestCase):
+    def setUp(self):
+        self.client = AgentsClient(PROJECT, Token(), per_call_policies=[AllowHttp()])
+        self.addCleanup(self.client.close)
+
+    def test_runs_and_calls_functions_by_itself(self):
+        tools = ToolSet()
+        tools.add(FunctionTool({get_place}))
+        self.client.enable_auto_function_calls(tools)
+        agent = self.client.create_agent(model="tool", name="n", toolset=tools)
+        self.assertEqual(self.client.get_agent(agent.id).as_dict(), agent.as_dict())
+        thread = self.client.threads.create(metadata={"k": "v"})
+        self.client.messages.create(thread_id=thread.id, role="user", content="Hi")
+        process = self.client.runs.create_and_process
+        run = process(thread_id=thread.id, agent_id=agent.id, polling_interval=0.05)
+        self.assertEqual(run.status, "completed", run)
+        steps = list(self.client.run_steps.list(thread_id=thread.id, run_id=run.id))
+        self.assertEqual(sorted(step.type for step in steps), ["message_creation", "tool_calls"])
+        answer = self.client.messages.get_last_message_by_role(thread_id=thread.id, role=MessageRole.AGENT)
+        self.assertEqual(answer.run_id, run.id)
+        self.client.threads.delete(thread.id)
+        self.client.delete_agent(agent.id)
+        with self.assertRaises(ResourceNotFoundError):
+            self.client.get_agent(agent.id)
+
+    def test_streams(self):
+        agent = self.client.create_agent(model="words", name="n")
+        thread = self.client.threads.create()
+        self.client.messages.create(thread_id=thread.id, role="user", content="Hi")
+        handler = Handler()
+        with self.client.runs.stream(thread_id=thread.id, agent_id=agent.id, event_handler=handler) as stream:
+            stream.until_done()
+        self.assertEqual((handler.states[-1], handler.strange, handler.is_done), ("completed", [], True))
+        self.assertEqual(len(list(self.client.runs.list(thread_id=thread.id))), 1)
+
+    def test_runs_asynchronously(self):
+        async def drive():
+            async with AsyncAgentsClient(PROJECT, AsyncToken(), per_call_policies=[AllowHttp()]) as client:
+                agent = await client.create_agent(model="words", name="n")
+                thread = await client.threads.create()
+                await client.messages.create(thread_id=thread.id, role="user", content="Hi")
+                process = client.runs.create_and_process
+                run = await process(thread_id=thread.id, agent_id=agent.id, polling_interval=0.05)
+                return run.status, len([message async for message in client.messages.list(thread_id=thread.id)])
+
+        self.assertEqual(asyncio.run(drive()), ("completed", 2))
+
+
+sys.exit(suite.run(sys.modules[__name__]))
