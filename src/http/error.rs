@@ -70,6 +70,10 @@ impl IntoResponse for Error {
 pub(super) fn told(error: &api::Error) -> Response {
     let status = StatusCode::from_u16(error.kind.status()).expect("every kind has a valid status");
     let mut response = (status, Json(json!({"error": error.body()}))).into_response();
+    if error.kind == Kind::Unavailable {
+        // Another server answers by then, or this one is back.
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
     if matches!(error.kind, Kind::TooLarge | Kind::Timeout) {
         // The rest of the body is not read, so nothing else can come over this connection.
         response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));

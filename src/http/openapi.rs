@@ -62,7 +62,8 @@ fn describe(operations: &[Operation]) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "The Assistants API, on your own machine. The same paths are served under /openai and \
                             /openai/v1, as Azure OpenAI has them, and under /api/projects/{project}, as Azure AI \
-                            Foundry has them.",
+                            Foundry has them, with or without /openai or /openai/v1 behind it; chat completions under \
+                            /openai/deployments/{deployment} too.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/"}],

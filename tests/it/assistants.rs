@@ -65,45 +65,6 @@ both_stores!(an_assistant_lives_from_create_to_delete, async |database: Database
     assert_eq!(client.refused(Method::DELETE, &path, None).await.0, 404);
 });
 
-both_stores!(wrong_bodies_are_refused_and_nothing_is_kept, async |database: Database| {
-    let server = Server::start(&database, &Upstream::start().await).await;
-    let client = &server.client;
-    let cases = [
-        (json!({}), "Missing required parameter: 'model'."),
-        (json!({"model": "m", "foo": 1}), "Unknown parameter: 'foo'."),
-        (json!({"model": 1}), "Invalid type for 'model': expected a string, but got an integer instead."),
-        (
-            json!({"model": "m", "temperature": 3}),
-            "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 3 instead.",
-        ),
-        (
-            json!({"model": "m", "name": "n".repeat(257)}),
-            "Invalid 'name': string too long. Expected a string with maximum length 256, but got a string with length \
-             257 instead.",
-        ),
-        (
-            json!({"model": "m", "tools": vec![json!({"type": "code_interpreter"}); 129]}),
-            "Invalid 'tools': array too long. Expected an array with maximum length 128, but got an array with length \
-             129 instead.",
-        ),
-        (
-            json!({"model": "m", "tools": [{"type": "function", "function": {}}]}),
-            "Missing required parameter: 'tools[0].function.name'.",
-        ),
-        (
-            json!({"model": "m", "metadata": {"modified": true}}),
-            "Invalid type for 'metadata.modified': expected a string, but got a boolean instead.",
-        ),
-        (json!([]), "Invalid type for the request body: expected an object, but got an array instead."),
-    ];
-
-    for (body, message) in cases {
-        assert_eq!(client.complaint("/v1/assistants", body).await, message);
-    }
-
-    assert_eq!(client.get("/v1/assistants").await["data"], json!([]));
-});
-
 both_stores!(what_is_no_json_is_refused_in_the_apis_shape, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("BODY_BYTES_MAX", "1000")]).await;
     let send = async |kind: &'static str, body: String| {

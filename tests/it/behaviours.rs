@@ -211,6 +211,12 @@ both_stores!(what_is_wrong_with_an_assistant_is_told, async |database: Database|
             "array_above_max_length",
         ),
         (
+            json!([]),
+            "Invalid type for the request body: expected an object, but got an array instead.",
+            "",
+            "invalid_type",
+        ),
+        (
             with("tool_resources", json!({"file_search": {"vector_store_ids": ["x"]}})),
             "Invalid 'tool_resources.file_search.vector_store_ids[0]': 'x'. Expected an ID that begins with 'vs'.",
             "tool_resources.file_search.vector_store_ids[0]",

@@ -25,7 +25,8 @@ Bounds are the service's where nothing else stands here.
 const NOTES: [(&str, &str); 19] = [
     (
         "tools",
-        "functions are called; `code_interpreter` and `file_search` are kept and shown, and not offered to the model",
+        "at most 128, on a run too, where it was 20; functions are called; `code_interpreter` and `file_search` are kept and \
+         shown, and not offered to the model",
     ),
     ("tool_resources", "kept and shown; without effect before files are served"),
     ("tool_resources.file_search.vector_stores", "refused: there are no vector stores yet"),

@@ -63,45 +63,6 @@ both_stores!(a_message_lives_from_create_to_delete, async |database: Database| {
     assert_eq!(client.get(&path).await["data"].as_array().unwrap().len(), 1);
 });
 
-both_stores!(wrong_messages_are_refused_in_the_known_words, async |database: Database| {
-    let server = Server::start(&database, &Upstream::start().await).await;
-    let client = &server.client;
-    let path = format!("/v1/threads/{}/messages", client.thread("first").await);
-    let cases = [
-        (json!({"role": "user"}), "Missing required parameter: 'content'."),
-        (
-            json!({"role": "system", "content": "x"}),
-            "Invalid value: 'system'. Supported values are: 'user' and 'assistant'.",
-        ),
-        (
-            json!({"role": "user", "content": []}),
-            "Invalid 'content': empty array. Expected an array with minimum length 1, but got an empty array instead.",
-        ),
-        (
-            json!({"role": "user", "content": 1}),
-            "Invalid type for 'content': expected one of a string or array of objects, but got an integer instead.",
-        ),
-        (
-            json!({"role": "user", "content": "x".repeat(256_001)}),
-            "Invalid 'content': string too long. Expected a string with maximum length 256000, but got a string with \
-             length 256001 instead.",
-        ),
-        (
-            json!({"role": "user", "content": [{"type": "audio"}]}),
-            "Invalid value: 'audio'. Supported values are: 'text', 'image_url', and 'image_file'.",
-        ),
-    ];
-
-    for (body, message) in cases {
-        assert_eq!(client.complaint(&path, body).await, message);
-    }
-
-    client.post(&path, json!({"role": "user", "content": "é".repeat(256_000)})).await;
-    let unknown = "/v1/threads/thread_x/messages";
-    let (status, error) = client.refused(Method::POST, unknown, Some(json!({"role": "user", "content": "x"}))).await;
-    assert_eq!((status, &error["message"]), (404, &json!("No thread found with id 'thread_x'.")));
-});
-
 both_stores!(while_a_run_is_active_its_thread_takes_no_message_and_no_run, async |database: Database| {
     use crate::support::upstream::Answer;
     let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;

@@ -117,8 +117,8 @@ both_stores!(a_server_that_stops_lets_its_runs_finish_in_the_grace_time, async |
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let body = json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}});
-        let (status, _) = client.refused(reqwest::Method::POST, "/v1/threads/runs", Some(body)).await;
-        assert_eq!(status, 503);
+        let refused = client.send(reqwest::Method::POST, "/v1/threads/runs", Some(&body)).await;
+        assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
         upstream.go_on();
     };
     let (text, (), ()) = tokio::join!(stream.text(), server.stop(), finish);
