@@ -44,6 +44,7 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub database_url: String,
     pub database_connections_max: u32,
+    pub database_statement_timeout_s: u64,
     pub sqlite_synchronous: Synchronous,
     pub upstream_url: String,
     pub upstream_api_key: String,
@@ -122,7 +123,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 10] = [
+        let at_least_one: [(&str, u64); 11] = [
+            ("database_statement_timeout_s", self.database_statement_timeout_s),
             ("header_timeout_s", self.header_timeout_s),
             ("body_timeout_s", self.body_timeout_s),
             ("keep_alive_s", self.keep_alive_s),
@@ -221,7 +223,12 @@ impl Settings {
         } else {
             self.database_url.clone()
         };
-        store::Settings { url, connections_max: self.database_connections_max, synchronous: self.sqlite_synchronous }
+        store::Settings {
+            url,
+            connections_max: self.database_connections_max,
+            statement_max: Duration::from_secs(self.database_statement_timeout_s),
+            synchronous: self.sqlite_synchronous,
+        }
     }
 
     /// How patient we are with model servers.

@@ -342,9 +342,22 @@ request! {
 request! {
     /// A picture on the web.
     pub struct ImageUrlRequest {
-        required url: String = string(1, URL_CHARS_MAX);
+        required url: String = by(image_url, |schemas: &mut SchemaGenerator| string(1, URL_CHARS_MAX).schema(schemas));
         optional detail: Detail = detail();
     }
+}
+
+/// Differs: the service took only addresses that end like a picture's file; here a model server may see to that, and
+/// data URLs are taken as well.
+fn image_url(value: Value, at: &At<'_>) -> Result<String, Error> {
+    let url = string(1, URL_CHARS_MAX).read(value, at)?;
+    let begins = |prefix: &str| url.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
+    if ["http://", "https://", "data:image/"].into_iter().any(begins) {
+        return Ok(url);
+    }
+    Err(Error::invalid(format!("Invalid '{at}'. Expected a valid URL, but got a value with an invalid format."))
+        .at(at.to_string())
+        .code("invalid_value"))
 }
 
 request! {

@@ -318,6 +318,17 @@ impl RunState {
 }
 
 impl Run {
+    /// The bound on its tokens that it has passed, if any.
+    #[must_use]
+    pub fn limit_passed(&self) -> Option<RunIncompleteReason> {
+        let (spec, used) = (&self.spec, &self.usage);
+        if spec.max_completion_tokens.is_some_and(|max| used.completion_tokens > max) {
+            return Some(RunIncompleteReason::MaxCompletionTokens);
+        }
+        let passed = spec.max_prompt_tokens.is_some_and(|max| used.prompt_tokens > max);
+        passed.then_some(RunIncompleteReason::MaxPromptTokens)
+    }
+
     /// Whether its deadline has come while it was still going.
     #[must_use]
     pub fn is_overdue(&self, now: Timestamp) -> bool {

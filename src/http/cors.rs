@@ -7,7 +7,15 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 /// Stands for every origin.
 pub(super) const ANY: &str = "*";
 /// What scripts may see of a reply's headers, beside those that they always may.
-const EXPOSED: [&str; 3] = ["x-request-id", "openai-poll-after-ms", "openai-processing-ms"];
+const EXPOSED: [&str; 7] = [
+    "x-request-id",
+    "openai-poll-after-ms",
+    "openai-processing-ms",
+    "retry-after-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+];
 
 /// Answers browsers' questions for pages of these origins; none when there are no origins.
 pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {

@@ -77,6 +77,7 @@ pub fn router(app: App) -> Router {
         .merge(health::routes())
         .merge(openapi::routes())
         .merge(api)
+        .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(trace::request))
         .with_state(app);

@@ -1,5 +1,6 @@
 //! The built-in model: it says back what it hears, for when there is no other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,7 +26,7 @@ impl Echo {
 
 #[async_trait]
 impl ChatModel for Echo {
-    fn chat(&self, request: ChatRequest) -> ChatStream {
+    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream {
         let heard: Vec<&Value> =
             request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
         let words = reply(heard.last().copied());

@@ -152,7 +152,7 @@ pub struct Proxied {
 #[async_trait]
 pub trait ChatModel: Send + Sync + std::fmt::Debug {
     /// Asks for an answer. Nothing is sent before the stream is first read; dropping it closes the connection.
-    fn chat(&self, request: ChatRequest) -> ChatStream;
+    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream;
     /// Hands a chat-completions request on, whatever its members.
     async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists what it serves.

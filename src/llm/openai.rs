@@ -270,7 +270,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[async_trait]
 impl ChatModel for Upstream {
-    fn chat(&self, request: ChatRequest) -> ChatStream {
+    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream {
         let upstream = self.clone();
         async_stream::stream! {
             let answer = match upstream.answer(&request).await {

@@ -376,7 +376,8 @@ impl Executor {
     /// Looks at what somebody else has made of the run.
     async fn look(&self, held: &mut Held) -> Result<Effect, Lost> {
         let spec = held.progress.run.spec.clone();
-        let found = self.parts.store.run(&spec.thread_id, &spec.id).await.map_err(Lost::Store)?;
+        let store = &self.parts.store;
+        let found = self.patiently(held.lease_until, || store.run(&spec.thread_id, &spec.id)).await?;
         let Some(found) = found else {
             held.log.tell([StreamEvent::Error(ApiError::new(
                 Kind::NotFound,
@@ -392,13 +393,32 @@ impl Executor {
             return self.step(held, Input::Stopped).await;
         }
         if found.run.state.is_over() {
-            let (steps, message) = self.parts.store.parts(&spec.id).await.map_err(Lost::Store)?;
+            let (steps, message) = self.patiently(held.lease_until, || store.parts(&spec.id)).await?;
             held.progress = Progress { run: found.run, steps, message };
             let _gate = held.log.gate.lock().await;
             held.log.tell_missing(&held.progress);
             return Ok(Effect::Release);
         }
         Err(Lost::Overtaken)
+    }
+
+    /// Reads until it succeeds: a database that is away is given as long as the lease lasts.
+    async fn patiently<T, F>(&self, lease_until: Timestamp, read: impl Fn() -> F) -> Result<T, Lost>
+    where
+        F: Future<Output = Result<T, store::Error>>,
+    {
+        let mut pause = RETRY_PAUSE;
+        loop {
+            match read().await {
+                Ok(found) => return Ok(found),
+                Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < lease_until => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be read; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(Lost::Store(error)),
+            }
+        }
     }
 
     /// Whether somebody else has changed the run. A database that is away for a while does no harm: the next look, or
@@ -417,9 +437,11 @@ impl Executor {
 
     /// Asks the model and takes its answer; gives what came of it, or nothing when there is reason to look.
     async fn answer(&self, held: &mut Held) -> Result<Option<Input>, Lost> {
-        let thread = match held.thread.take() {
-            Some(thread) => thread,
-            None => self.read_thread(&held.progress.run.spec).await.map_err(Lost::Store)?,
+        let thread = if let Some(thread) = held.thread.take() {
+            thread
+        } else {
+            let spec = held.progress.run.spec.clone();
+            self.patiently(held.lease_until, || self.read_thread(&spec)).await?
         };
         if let Some(reason) = spent(&held.progress.run) {
             return Ok(Some(Input::LimitReached(reason)));
@@ -434,7 +456,8 @@ impl Executor {
         let Some(Fitted { request, counted }) = fit(request, budget).await else {
             return Ok(Some(Input::LimitReached(RunIncompleteReason::MaxPromptTokens)));
         };
-        let mut answer = route.server.chat(request);
+        let request = Arc::new(request);
+        let mut answer = route.server.chat(request.clone());
 
         let log = held.log.clone();
         let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
@@ -472,7 +495,7 @@ impl Executor {
                         if let (Some(ours), Some(usage)) = (counted, &turn.usage) {
                             models.learn_ratio(&route.model, ours, usage.prompt_tokens);
                         }
-                        let usage = self.usage(held, &turn).await?;
+                        let usage = usage(held, &turn, request, counted).await;
                         return Ok(Some(self.replied(held, turn, usage)));
                     }
                     Some(Err(error)) => return Ok(Some(Input::Failed(last_error(&error)))),
@@ -483,7 +506,8 @@ impl Executor {
                             other => other?,
                         }
                         if held.progress.text().len() + turn.argument_bytes() > ANSWER_BYTES_MAX {
-                            return Ok(Some(cut(held, self.usage(held, &turn).await?)));
+                            let usage = usage(held, &turn, request, counted).await;
+                            return Ok(Some(cut(held, usage)));
                         }
                     }
                 }
@@ -505,22 +529,6 @@ impl Executor {
             Ok(calls) => Input::ModelReplied { usage, finish, calls },
             Err(what) => Input::Failed(failed(what)),
         }
-    }
-
-    /// What a turn cost: as its server says, else by our own count.
-    async fn usage(&self, held: &Held, turn: &Turn) -> Result<Usage, Lost> {
-        if let Some(usage) = turn.usage {
-            return Ok(usage);
-        }
-        let thread = self.read_thread(&held.progress.run.spec).await.map_err(Lost::Store)?;
-        let request = prompt::build(&held.progress, &thread);
-        let said = &held.progress.text()[held.progress.settled_bytes()..];
-        let texts: Vec<String> = turn.call_texts().chain([said]).map(str::to_owned).collect();
-        let counted = tokio::task::spawn_blocking(move || {
-            let written = texts.iter().map(|text| tokens::count(text)).sum();
-            Usage::counted(tokens::count_request(&request), written)
-        });
-        Ok(counted.await.unwrap_or_default())
     }
 
     /// What the model is to see of a run's thread, and no more: one message is the run's own, which it will not see.
@@ -629,6 +637,20 @@ fn cut(held: &Held, usage: Usage) -> Input {
         return Input::Failed(failed("The model called a function and did not come to an end.".to_owned()));
     }
     Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new() }
+}
+
+/// What a turn cost: as its server says, else by our own count of what was sent, which may be known already.
+async fn usage(held: &Held, turn: &Turn, request: Arc<ChatRequest>, counted: Option<usize>) -> Usage {
+    if let Some(usage) = turn.usage {
+        return usage;
+    }
+    let said = &held.progress.text()[held.progress.settled_bytes()..];
+    let texts: Vec<String> = turn.call_texts().chain([said]).map(str::to_owned).collect();
+    let count = tokio::task::spawn_blocking(move || {
+        let written = texts.iter().map(|text| tokens::count(text)).sum();
+        Usage::counted(counted.unwrap_or_else(|| tokens::count_request(&request)), written)
+    });
+    count.await.unwrap_or_default()
 }
 
 /// The limit that a run has used up before its next turn, if any.

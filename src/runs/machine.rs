@@ -349,7 +349,12 @@ impl Change {
             step.usage = Some(usage);
         }
         let at = self.now;
+        // Servers may not keep to a bound; the run's end tells that it was passed.
+        let limit = self.progress.run.limit_passed();
         let cut = match finish {
+            FinishReason::Stop if limit == Some(RunIncompleteReason::MaxCompletionTokens) => {
+                Some(IncompleteReason::MaxTokens)
+            }
             FinishReason::Stop => None,
             FinishReason::Length => Some(IncompleteReason::MaxTokens),
             FinishReason::ContentFilter => Some(IncompleteReason::ContentFilter),
@@ -359,10 +364,13 @@ impl Change {
             Some(reason) => self.end_message(reason),
         }
         .end_steps(&StepState::Completed { at }, StepEvent::Completed);
-        let reason = RunIncompleteReason::MaxCompletionTokens;
-        match cut {
+        let reason = match (cut, limit) {
+            (Some(_), _) => Some(RunIncompleteReason::MaxCompletionTokens),
+            (None, limit) => limit,
+        };
+        match reason {
             None => ended.run(RunState::Completed { started_at, at }, RunEvent::Completed),
-            Some(_) => ended.run(RunState::Incomplete { started_at, at, reason }, RunEvent::Incomplete),
+            Some(reason) => ended.run(RunState::Incomplete { started_at, at, reason }, RunEvent::Incomplete),
         }
         .done(Effect::Release)
     }

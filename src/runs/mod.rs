@@ -146,6 +146,7 @@ impl Runs {
                 let waiting = NewRun { run: &run, due_at: None, ..new };
                 parts.store.create_run(&waiting).await.map_err(|error| refused(error, thread_id, &Locked::Run))?;
                 log.tell(machine::created(&run));
+                drop(slot);
                 // The run before may have ended just now, and found nobody to give its turn to.
                 executor.give_turn(thread_id).await;
                 return Ok(Created { run, listener });

@@ -13,6 +13,7 @@ mod postgres;
 mod sqlite;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -28,10 +29,10 @@ pub use sqlite::Synchronous;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database cannot be reached or is too busy; a retry can help.
-    #[error("the database is not available")]
+    #[error("the database is not available: {0}")]
     Unavailable(#[source] sqlx::Error),
     /// The database refused a statement; a retry does not help.
-    #[error("the database refused a statement")]
+    #[error("the database refused a statement: {0}")]
     Refused(#[source] sqlx::Error),
     /// A row makes no valid value.
     #[error("row {id} of {table} makes no valid value")]
@@ -264,6 +265,8 @@ pub struct Settings {
     pub url: String,
     /// Most connections at a time (Postgres), or most readers (SQLite).
     pub connections_max: u32,
+    /// How long a statement may take before it is given up, and its connection with it.
+    pub statement_max: Duration,
     /// How hard SQLite tries to keep the newest commits through a power cut.
     pub synchronous: Synchronous,
 }
@@ -302,7 +305,9 @@ impl From<sqlx::Error> for Error {
                 });
                 if passing { Self::Unavailable(error) } else { Self::Refused(error) }
             }
+            // A proxy whose database is away says things that are no Postgres.
             sqlx::Error::Io(_)
+            | sqlx::Error::Protocol(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed

@@ -2,7 +2,7 @@
 //!
 //! sqlx's own pool asks each connection for a sign of life when it is given back, which doubles the round trips of short
 //! statements; this one (deadpool's) asks only a connection that has rested. A connection whose statement failed for
-//! another reason than the statement, or was given up in the middle, is closed instead of given back.
+//! another reason than the statement, took too long, or was given up in the middle, is closed instead of given back.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -20,17 +20,26 @@ use sqlx::{Connection, Database, Describe, Either, Execute, Executor, SqlStr};
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a call waits for a free connection, or for a new one.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
-
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// Connections to one database, opened as they are needed.
 pub(super) struct Pool<DB: Database> {
     inner: managed::Pool<Opener<DB>>,
+    /// How long a statement may take: a connection that has gone silent, as behind a proxy whose server was lost, would
+    /// else hold its caller for good.
+    statement_max: Duration,
+}
+
+async fn in_time<T, E: From<sqlx::Error>>(max: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    match tokio::time::timeout(max, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut)).into()),
+    }
 }
 
 impl<DB: Database> fmt::Debug for Pool<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("status", &self.inner.status()).finish()
+        f.debug_struct("Pool").field("status", &self.inner.status()).finish_non_exhaustive()
     }
 }
 
@@ -56,7 +65,7 @@ impl<DB: Database> managed::Manager for Opener<DB> {
 
 impl<DB: Database> Pool<DB> {
     /// Room for `connections_max` connections; none is opened yet.
-    pub fn new(options: Options<DB>, connections_max: u32) -> Self {
+    pub fn new(options: Options<DB>, connections_max: u32, statement_max: Duration) -> Self {
         let timeouts = Timeouts { wait: Some(WAIT_MAX), create: Some(WAIT_MAX), recycle: Some(WAIT_MAX) };
         let inner = managed::Pool::builder(Opener { options })
             .max_size(connections_max as usize)
@@ -64,7 +73,12 @@ impl<DB: Database> Pool<DB> {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("timeouts have a runtime");
-        Self { inner }
+        Self { inner, statement_max }
+    }
+
+    /// Gives work up that takes longer than a statement may; what it holds of connections is closed.
+    pub async fn in_time<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        in_time(self.statement_max, work).await
     }
 
     async fn acquire(&self) -> Result<Held<DB>, sqlx::Error> {
@@ -96,8 +110,8 @@ where
     /// Begins a transaction with this statement.
     pub async fn begin(&self, statement: &'static str) -> Result<Transaction<DB>, sqlx::Error> {
         let mut held = self.acquire().await?;
-        held.execute(statement).await?;
-        Ok(Transaction { held })
+        self.in_time(held.execute(statement)).await?;
+        Ok(Transaction { held, statement_max: self.statement_max })
     }
 }
 
@@ -151,6 +165,7 @@ impl<DB: Database> DerefMut for Held<DB> {
 /// A transaction; one that is neither committed nor rolled back ends with its connection.
 pub(super) struct Transaction<DB: Database> {
     held: Held<DB>,
+    statement_max: Duration,
 }
 
 impl<DB: Database> Transaction<DB>
@@ -168,7 +183,7 @@ where
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        self.held.execute(statement).await?;
+        in_time(self.statement_max, self.held.execute(statement)).await?;
         self.held.give_back();
         Ok(())
     }
@@ -205,7 +220,7 @@ where
             {
                 let mut rows = held.fetch_many(query);
                 loop {
-                    match rows.try_next().await {
+                    match self.in_time(rows.try_next()).await {
                         Ok(Some(row)) => yield row,
                         Ok(None) => break,
                         Err(error) => {
@@ -227,7 +242,7 @@ where
     {
         Box::pin(async move {
             let mut held = self.acquire().await?;
-            let outcome = held.fetch_optional(query).await;
+            let outcome = self.in_time(held.fetch_optional(query)).await;
             held.after(outcome)
         })
     }
@@ -242,7 +257,7 @@ where
     {
         Box::pin(async move {
             let mut held = self.acquire().await?;
-            let outcome = held.prepare_with(sql, parameters).await;
+            let outcome = self.in_time(held.prepare_with(sql, parameters)).await;
             held.after(outcome)
         })
     }
@@ -253,7 +268,7 @@ where
     {
         Box::pin(async move {
             let mut held = self.acquire().await?;
-            let outcome = held.describe(sql).await;
+            let outcome = self.in_time(held.describe(sql)).await;
             held.after(outcome)
         })
     }

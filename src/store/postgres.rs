@@ -77,7 +77,7 @@ impl Backend {
         // Takes an advisory lock, so that several servers may start at once.
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
         first.close().await?;
-        let pool = Pool::new(options.clone(), settings.connections_max);
+        let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_max);
         Ok(Self { pool, options, place })
     }
 
@@ -121,7 +121,9 @@ impl Backend {
         let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
             "with thread as (
                 update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
-                where id = $1 and (active_run is null or $6)
+                where id = $1
+                  and ($6 or active_run is null
+                       and not exists (select 1 from runs where thread_id = $1 and waits))
                 returning message_seq, message_at
             )
             insert into messages (id, thread_id, seq, created_at, metadata, body)

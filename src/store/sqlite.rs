@@ -88,8 +88,8 @@ impl Backend {
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
         // This process is the only one: whatever was leased before it started is due now.
         sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await?;
-        let writer = Pool::new(options.clone(), 1);
-        let readers = Pool::new(options.read_only(true), settings.connections_max);
+        let writer = Pool::new(options.clone(), 1, settings.statement_max);
+        let readers = Pool::new(options.read_only(true), settings.connections_max, settings.statement_max);
         Ok(Self { writer, readers, anchor: Mutex::new(Some(first)), path, _lock: lock })
     }
 
@@ -117,7 +117,8 @@ impl Backend {
         let mut tx = self.begin().await?;
         let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
             "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
-             where id = $1 and (active_run is null or $3)
+             where id = $1
+               and ($3 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
              returning message_seq, message_at",
         )
         .bind(message.thread_id.as_str())

@@ -293,6 +293,12 @@ both_stores!(what_is_wrong_with_a_message_is_told, async |database: Database| {
             "invalid_value",
         ),
         (
+            content(json!([{"type": "image_url", "image_url": {"url": "x"}}])),
+            "Invalid 'content[0].image_url.url'. Expected a valid URL, but got a value with an invalid format.",
+            "content[0].image_url.url",
+            "invalid_value",
+        ),
+        (
             content(json!([{"type": "image_file", "image_file": {"file_id": "x"}}])),
             "Invalid 'content[0].image_file.file_id': 'x'. Expected an ID that begins with 'file'.",
             "content[0].image_file.file_id",

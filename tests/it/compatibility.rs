@@ -22,7 +22,7 @@ Bounds are the service's where nothing else stands here.
 ";
 
 /// Where the service's description and ours agree on a member, but there is more to say.
-const NOTES: [(&str, &str); 19] = [
+const NOTES: [(&str, &str); 20] = [
     (
         "tools",
         "at most 128, on a run too, where it was 20; functions are called; `code_interpreter` and `file_search` are kept and \
@@ -46,6 +46,10 @@ const NOTES: [(&str, &str); 19] = [
     ("tool_choice", "`required` and a named function hold for the first turn"),
     ("include[]", "taken; without effect before `file_search` is served"),
     ("stream", "server-sent events"),
+    (
+        "content[].image_url.url",
+        "any `http`, `https` or `data:image/` URL; the service took `http` ones that end like a picture's file",
+    ),
 ];
 
 /// A schema with its references followed.

@@ -35,6 +35,7 @@ async fn a_sqlite_file_takes_one_server_at_a_time() {
     let settings = assistd::store::Settings {
         url: database.url.clone(),
         connections_max: 1,
+        statement_max: std::time::Duration::from_secs(20),
         synchronous: assistd::store::Synchronous::Normal,
     };
     let second = assistd::store::open(&settings).await.unwrap_err().to_string();

@@ -154,6 +154,54 @@ async fn a_database_that_goes_away_is_a_500_and_comes_back() {
     panic!("the server did not recover");
 }
 
+/// A relay to a database that can be made to fall silent: what is connected then hears nothing any more, and what comes
+/// later is served.
+async fn relay(to: String) -> (u16, tokio::sync::watch::Sender<u32>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let silence = tokio::sync::watch::Sender::new(0);
+    let silenced = silence.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, mut silenced) = (to.clone(), silenced.subscribe());
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = silenced.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (port, silence)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_connection_that_falls_silent_holds_nobody_for_good() {
+    let Some(database) = Database::postgres().await else { return };
+    let (scheme, rest) = database.url.split_once("://").unwrap();
+    let (authority, name) = rest.split_once('/').unwrap();
+    let (user, host) = authority.split_once('@').unwrap();
+    let (port, silence) = relay(host.to_owned()).await;
+    let relayed = Database::at(format!("{scheme}://{user}@127.0.0.1:{port}/{name}"));
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::with(&relayed, &upstream, &[("DATABASE_STATEMENT_TIMEOUT_S", "1")]).await;
+    let client = &server.client;
+    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
+    upstream.asked(1).await;
+
+    silence.send_modify(|times| *times += 1);
+    upstream.go_on();
+
+    // Each connection that is silent costs one request at most.
+    for _ in 0..100 {
+        if client.request(reqwest::Method::GET, &run).send().await.unwrap().status().as_u16() == 200 {
+            break;
+        }
+    }
+    client.until(&run, "completed").await;
+}
+
 /// Kept here so that the helper above and the servers share one notion of "now".
 #[test]
 fn a_clock_by_hand_stands_still() {

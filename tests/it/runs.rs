@@ -491,3 +491,42 @@ both_stores!(what_a_client_notes_on_a_message_while_it_is_written_is_told_at_its
     assert_eq!(completed.data["metadata"], json!({"k": "v"}));
     assert_eq!(client.get(&format!("{messages}/{message}")).await["metadata"], json!({"k": "v"}));
 });
+
+both_stores!(a_prompt_that_was_cut_counts_as_it_was_sent, async |database: Database| {
+    let silent = Answer::Raw(concat!(
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n",
+        "data: [DONE]\n\n"
+    ));
+    let upstream = Upstream::saying([silent]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let messages: Vec<Value> = ["first", &"many words ".repeat(3_000), "last"]
+        .iter()
+        .map(|text| json!({"role": "user", "content": text}))
+        .collect();
+    let thread = client.post("/v1/threads", json!({"messages": messages})).await["id"].clone();
+    let runs = format!("/v1/threads/{}/runs", thread.as_str().unwrap());
+
+    let body = json!({"assistant_id": client.assistant().await, "max_prompt_tokens": 500});
+    let run = client.post(&runs, body).await;
+    let done = client.until(&format!("{runs}/{}", run["id"].as_str().unwrap()), "completed").await;
+
+    assert_eq!(upstream.requests()[0]["messages"].as_array().unwrap().len(), 2);
+    assert_eq!(done["usage"]["prompt_tokens"], 10, "two short messages and what stands round them");
+});
+
+both_stores!(a_server_that_keeps_to_no_bound_makes_the_run_incomplete, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Words(vec!["word "; 30])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let thread = client.thread("Hi").await;
+
+    let body = json!({"assistant_id": client.assistant().await, "max_completion_tokens": 16, "stream": true});
+    let reply = client.request(Method::POST, &format!("/v1/threads/{thread}/runs")).json(&body).send().await.unwrap();
+    // The description says 256 and more; the service took 16.
+    let text = reply.text().await.unwrap();
+
+    assert!(text.contains("event: thread.run.incomplete\n"), "{text}");
+    let messages = client.get(&format!("/v1/threads/{thread}/messages")).await;
+    assert_eq!(messages["data"][0]["incomplete_details"], json!({"reason": "max_tokens"}));
+});

@@ -154,38 +154,8 @@ impl Runs for Backend {
         if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
     }
 
-    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
-    /// nothing to promote; whoever has cancelled it promotes the next.
     async fn promote_run(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error> {
-        let mut tx = self.begin().await?;
-        let next: Option<(String,)> = sqlx::query_as::<Db, _>(
-            "update runs set version = version + 1
-             where waits and id = (select id from runs where thread_id = $1 and waits order by seq limit 1)
-             returning id",
-        )
-        .bind(thread.as_str())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some((next,)) = next else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
-        let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
-            .bind(thread.as_str())
-            .bind(&next)
-            .execute(&mut *tx)
-            .await?;
-        if freed.rows_affected() == 0 {
-            tx.rollback().await?;
-            return Ok(None);
-        }
-        sqlx::query::<Db>("update runs set active = true, waits = false, due_at = $2 where id = $1")
-            .bind(&next)
-            .bind(now.0)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(Some(RunId::from_stored(next)))
+        self.writer().in_time(Box::pin(self.promote(thread, now))).await
     }
 
     async fn stalled_threads(&self, limit: u32) -> Result<Vec<ThreadId>, Error> {
@@ -233,5 +203,41 @@ impl Runs for Backend {
         let scope = [("run_id", run.as_str()), ("thread_id", thread.as_str())];
         let list = List { table: STEPS, columns: "id, body", scope: &scope };
         page(self, &list, query).await?.try_map(|row| step_from_row(&row))
+    }
+}
+
+impl Backend {
+    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
+    /// nothing to promote; whoever has cancelled it promotes the next.
+    async fn promote(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error> {
+        let mut tx = self.begin().await?;
+        let next: Option<(String,)> = sqlx::query_as::<Db, _>(
+            "update runs set version = version + 1
+             where waits and id = (select id from runs where thread_id = $1 and waits order by seq limit 1)
+             returning id",
+        )
+        .bind(thread.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some((next,)) = next else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
+            .bind(thread.as_str())
+            .bind(&next)
+            .execute(&mut *tx)
+            .await?;
+        if freed.rows_affected() == 0 {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        sqlx::query::<Db>("update runs set active = true, waits = false, due_at = $2 where id = $1")
+            .bind(&next)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(RunId::from_stored(next)))
     }
 }

@@ -54,10 +54,20 @@ impl Database {
         Some(Self { url: format!("{server}/{name}"), _folder: None })
     }
 
+    /// A database that someone else keeps, by another way to it.
+    pub fn at(url: String) -> Self {
+        Self { url, _folder: None }
+    }
+
     /// Opens the store itself, for tests of its contract.
     pub async fn open(&self) -> Arc<dyn Store> {
-        store::open(&store::Settings { url: self.url.clone(), connections_max: 8, synchronous: Synchronous::Normal })
-            .await
-            .unwrap()
+        store::open(&store::Settings {
+            url: self.url.clone(),
+            connections_max: 8,
+            statement_max: std::time::Duration::from_secs(20),
+            synchronous: Synchronous::Normal,
+        })
+        .await
+        .unwrap()
     }
 }
