@@ -342,17 +342,24 @@ request! {
 request! {
     /// A picture on the web.
     pub struct ImageUrlRequest {
-        required url: String = by(image_url, |schemas: &mut SchemaGenerator| string(1, URL_CHARS_MAX).schema(schemas));
+        required url: String = by(image_url, image_url_schema);
         optional detail: Detail = detail();
     }
+}
+
+/// What the address of a picture begins with.
+const URL_BEGINNINGS: [&str; 3] = ["http://", "https://", "data:image/"];
+
+fn image_url_schema(_: &mut SchemaGenerator) -> Value {
+    let pattern = format!("^({})", URL_BEGINNINGS.join("|"));
+    json!({"type": "string", "maxLength": URL_CHARS_MAX, "pattern": pattern})
 }
 
 /// Differs: the service took only addresses that end like a picture's file; here a model server may see to that, and
 /// data URLs are taken as well.
 fn image_url(value: Value, at: &At<'_>) -> Result<String, Error> {
     let url = string(1, URL_CHARS_MAX).read(value, at)?;
-    let begins = |prefix: &str| url.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix));
-    if ["http://", "https://", "data:image/"].into_iter().any(begins) {
+    if URL_BEGINNINGS.iter().any(|beginning| url.starts_with(beginning)) {
         return Ok(url);
     }
     Err(Error::invalid(format!("Invalid '{at}'. Expected a valid URL, but got a value with an invalid format."))
