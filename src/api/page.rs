@@ -7,9 +7,9 @@ use super::error::Error;
 use super::rule::{At, out_of_range, unsupported_value};
 
 /// Most elements of one page.
-const LIMIT_MAX: u32 = 100;
+pub const LIMIT_MAX: u32 = 100;
 /// Elements of a page when the client does not say.
-const LIMIT_DEFAULT: u32 = 20;
+pub const LIMIT_DEFAULT: u32 = 20;
 
 /// Which way a list runs, by time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,9 @@ impl<T> Page<T> {
 
 /// The wire form of a [`Page`].
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
 pub struct List<T> {
+    #[schemars(extend("const" = "list"))]
     object: &'static str,
     data: Vec<T>,
     first_id: Option<String>,

@@ -321,12 +321,22 @@ impl Run {
     /// The bound on its tokens that it has passed, if any.
     #[must_use]
     pub fn limit_passed(&self) -> Option<RunIncompleteReason> {
+        self.limit(|used, max| used > max)
+    }
+
+    /// The bound on its tokens that leaves no room for another turn, if any.
+    #[must_use]
+    pub fn limit_reached(&self) -> Option<RunIncompleteReason> {
+        self.limit(|used, max| used >= max)
+    }
+
+    fn limit(&self, is_over: fn(u32, u32) -> bool) -> Option<RunIncompleteReason> {
         let (spec, used) = (&self.spec, &self.usage);
-        if spec.max_completion_tokens.is_some_and(|max| used.completion_tokens > max) {
+        if spec.max_completion_tokens.is_some_and(|max| is_over(used.completion_tokens, max)) {
             return Some(RunIncompleteReason::MaxCompletionTokens);
         }
-        let passed = spec.max_prompt_tokens.is_some_and(|max| used.prompt_tokens > max);
-        passed.then_some(RunIncompleteReason::MaxPromptTokens)
+        let is_prompt_over = spec.max_prompt_tokens.is_some_and(|max| is_over(used.prompt_tokens, max));
+        is_prompt_over.then_some(RunIncompleteReason::MaxPromptTokens)
     }
 
     /// Whether its deadline has come while it was still going.

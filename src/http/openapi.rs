@@ -17,6 +17,7 @@ use super::routes::{Operation, Reply};
 use super::state::App;
 use crate::api::error::Body;
 use crate::api::id::{AssistantId, Id, MessageId, RunId, RunStepId, ThreadId};
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(get_description))
@@ -110,22 +111,12 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
 }
 
 fn reply_schema(reply: Reply, schemas: &mut SchemaGenerator) -> Value {
-    let list = |element: Value| json!({"type": "array", "items": element});
     match reply {
-        Reply::Object(schema) => schema(schemas),
-        Reply::Page(schema) => {
-            let id = json!({"type": ["string", "null"]});
-            members(&[
-                ("object", json!({"type": "string", "const": "list"})),
-                ("data", list(schema(schemas))),
-                ("first_id", id.clone()),
-                ("last_id", id),
-                ("has_more", json!({"type": "boolean"})),
-            ])
-        }
-        Reply::All(schema) => {
-            members(&[("object", json!({"type": "string", "const": "list"})), ("data", list(schema(schemas)))])
-        }
+        Reply::Object(schema) | Reply::Page(schema) => schema(schemas),
+        Reply::All(schema) => members(&[
+            ("object", json!({"type": "string", "const": "list"})),
+            ("data", json!({"type": "array", "items": schema(schemas)})),
+        ]),
         Reply::Deleted(word) => members(&[
             ("id", json!({"type": "string"})),
             ("object", json!({"type": "string", "const": word})),
@@ -149,7 +140,7 @@ fn parameters(operation: &Operation) -> Vec<Value> {
     let mut in_query =
         |name: &str, schema: Value| parameters.push(json!({"name": name, "in": "query", "schema": schema}));
     if let Reply::Page(_) = operation.reply {
-        in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 20}));
+        in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}));
         in_query("order", json!({"type": "string", "enum": ["asc", "desc"], "default": "desc"}));
         in_query("after", json!({"type": "string"}));
         in_query("before", json!({"type": "string"}));

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::Value;
 
 use super::state::App;
+use crate::api::page::List;
 use crate::api::rule::{Request, Rule, object};
 
 /// Where the API is at home; Azure's clients look for it elsewhere.
@@ -39,7 +40,7 @@ pub struct Operation {
 pub(super) enum Reply {
     /// An object.
     Object(MakeSchema),
-    /// A page of objects, by `limit`, `order`, `after` and `before`.
+    /// A page of objects, by `limit`, `order`, `after` and `before`: the whole of it.
     Page(MakeSchema),
     /// All objects at once.
     All(MakeSchema),
@@ -87,7 +88,7 @@ impl About {
 
     /// It gives pages of `T`s.
     pub fn pages<T: JsonSchema>(self) -> Self {
-        Self { reply: Reply::Page(schema::<T>), ..self }
+        Self { reply: Reply::Page(schema::<List<T>>), ..self }
     }
 
     /// It gives all `T`s at once.

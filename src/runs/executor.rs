@@ -21,7 +21,7 @@ use super::turn::{News, Turn};
 use crate::api::error::Kind;
 use crate::api::run::{ErrorCode, LastError, RunIncompleteReason, RunSpec, RunState, Usage};
 use crate::api::stream::{RefusalDelta, StepDelta};
-use crate::api::{Error as ApiError, Ids, Message, Run, RunId, StreamEvent, ThreadId, Timestamp};
+use crate::api::{Error as ApiError, Ids, Message, RunId, StreamEvent, ThreadId, Timestamp};
 use crate::clock::Clock;
 use crate::llm::{self, ChatRequest, FinishReason, Models, tokens};
 use crate::store::{self, Store, Versioned};
@@ -346,20 +346,10 @@ impl Executor {
         };
         let run = &transition.progress.run;
         let lease_until = self.lease_end();
-        let mut pause = RETRY_PAUSE;
-        let committed = loop {
-            let due_at = run.state.needs_executor().then_some(lease_until);
-            match self.parts.store.commit(transition.commit(held.version, due_at)).await {
-                Ok(committed) => break committed,
-                Err(store::Error::Stale) => return Err(Lost::Overtaken),
-                Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < held.lease_until => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be written; trying again");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-                Err(error) => return Err(Lost::Store(error)),
-            }
-        };
+        let due_at = run.state.needs_executor().then_some(lease_until);
+        let store = &self.parts.store;
+        let write = || store.commit(transition.commit(held.version, due_at));
+        let committed = self.patiently(held.lease_until, write).await?;
         let transition = transition.written(&committed);
         held.version = committed.version;
         held.lease_until = lease_until;
@@ -402,17 +392,21 @@ impl Executor {
         Err(Lost::Overtaken)
     }
 
-    /// Reads until it succeeds: a database that is away is given as long as the lease lasts.
-    async fn patiently<T, F>(&self, lease_until: Timestamp, read: impl Fn() -> F) -> Result<T, Lost>
+    /// Reads or writes until it succeeds: a database that is away is given as long as the lease lasts.
+    async fn patiently<T, F>(&self, lease_until: Timestamp, attempt: impl Fn() -> F) -> Result<T, Lost>
     where
         F: Future<Output = Result<T, store::Error>>,
     {
         let mut pause = RETRY_PAUSE;
         loop {
-            match read().await {
-                Ok(found) => return Ok(found),
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(store::Error::Stale) => return Err(Lost::Overtaken),
                 Err(error @ store::Error::Unavailable(_)) if self.parts.clock.now() < lease_until => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be read; trying again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the database is away from a run; trying again"
+                    );
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
@@ -443,7 +437,7 @@ impl Executor {
             let spec = held.progress.run.spec.clone();
             self.patiently(held.lease_until, || self.read_thread(&spec)).await?
         };
-        if let Some(reason) = spent(&held.progress.run) {
+        if let Some(reason) = held.progress.run.limit_reached() {
             return Ok(Some(Input::LimitReached(reason)));
         }
         let mut request = prompt::build(&held.progress, &thread);
@@ -651,15 +645,6 @@ async fn usage(held: &Held, turn: &Turn, request: Arc<ChatRequest>, counted: Opt
         Usage::counted(counted.unwrap_or_else(|| tokens::count_request(&request)), written)
     });
     count.await.unwrap_or_default()
-}
-
-/// The limit that a run has used up before its next turn, if any.
-fn spent(run: &Run) -> Option<RunIncompleteReason> {
-    let (spec, used) = (&run.spec, &run.usage);
-    if spec.max_completion_tokens.is_some_and(|max| used.completion_tokens >= max) {
-        return Some(RunIncompleteReason::MaxCompletionTokens);
-    }
-    spec.max_prompt_tokens.is_some_and(|max| used.prompt_tokens >= max).then_some(RunIncompleteReason::MaxPromptTokens)
 }
 
 /// Cuts a prompt to its budget, off the threads that serve others: counting a long one takes a while.
