@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::runs::executor::BusyThread;
+use crate::runs::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
-use crate::{http, llm, runs, store};
+use crate::{http, llm, runs, store, work};
 
 /// Every key at its default with a comment: the file that users copy from, and the defaults themselves.
 pub const EXAMPLE: &str = include_str!("../config.example.toml");
@@ -23,6 +23,9 @@ const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
 /// What Kubernetes and Docker links put into the environment beside a service that is named assistd, and what our own
 /// tests do.
 const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
+
+/// The longest timeout of a statement that is not set, in seconds.
+const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
 
 /// What shows in place of a secret.
 const MASK: &str = "***";
@@ -45,6 +48,7 @@ pub struct Settings {
     pub database_url: String,
     pub database_connections_max: u32,
     pub database_statement_timeout_s: u64,
+    pub database_start_timeout_s: u64,
     pub sqlite_synchronous: Synchronous,
     pub upstream_url: String,
     pub upstream_api_key: String,
@@ -56,6 +60,9 @@ pub struct Settings {
     pub max_concurrent_runs: usize,
     pub run_expires_after_s: u64,
     pub run_lease_s: u64,
+    pub max_attempts: u32,
+    pub prompt_bytes_max: usize,
+    pub prompt_memory_bytes_max: usize,
     pub max_tool_rounds: usize,
     pub busy_thread: BusyThread,
     pub log: String,
@@ -123,8 +130,10 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 11] = [
-            ("database_statement_timeout_s", self.database_statement_timeout_s),
+        let at_least_one: [(&str, u64); 13] = [
+            ("max_attempts", self.max_attempts.into()),
+            ("prompt_bytes_max", self.prompt_bytes_max as u64),
+            ("prompt_memory_bytes_max", self.prompt_memory_bytes_max as u64),
             ("header_timeout_s", self.header_timeout_s),
             ("body_timeout_s", self.body_timeout_s),
             ("keep_alive_s", self.keep_alive_s),
@@ -143,6 +152,13 @@ impl Settings {
         }
         if self.run_lease_s < 5 {
             return Err(Error(format!("run_lease_s is {}; it must be at least 5", self.run_lease_s)));
+        }
+        if self.database_statement_timeout_s * 2 > self.run_lease_s {
+            return Err(Error(format!(
+                "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half a lease, so \
+                 that a lease can be renewed in time",
+                self.database_statement_timeout_s, self.run_lease_s
+            )));
         }
         if self.max_concurrent_runs > 1_000_000 {
             return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
@@ -215,6 +231,15 @@ impl Settings {
         toml::to_string(&shown)
     }
 
+    /// The timeout of a statement, also where the setting leaves it to the lease.
+    fn statement_timeout(&self) -> Duration {
+        let seconds = match self.database_statement_timeout_s {
+            0 => (self.run_lease_s / 2).min(STATEMENT_TIMEOUT_S_MAX),
+            seconds => seconds,
+        };
+        Duration::from_secs(seconds)
+    }
+
     /// The database's URL, also where the setting leaves it to the data folder.
     #[must_use]
     pub fn store(&self) -> store::Settings {
@@ -226,7 +251,8 @@ impl Settings {
         store::Settings {
             url,
             connections_max: self.database_connections_max,
-            statement_max: Duration::from_secs(self.database_statement_timeout_s),
+            statement_timeout: self.statement_timeout(),
+            start_timeout: Duration::from_secs(self.database_start_timeout_s),
             synchronous: self.sqlite_synchronous,
         }
     }
@@ -242,15 +268,25 @@ impl Settings {
         }
     }
 
-    /// How runs are driven.
+    /// How runs are created and driven.
     #[must_use]
-    pub fn runs(&self) -> runs::executor::Settings {
-        runs::executor::Settings {
-            concurrent_runs_max: self.max_concurrent_runs,
-            lease_s: self.run_lease_s,
+    pub fn runs(&self) -> runs::Settings {
+        runs::Settings {
             expires_after_s: self.run_expires_after_s,
             tool_rounds_max: self.max_tool_rounds,
             busy_thread: self.busy_thread,
+            prompt_bytes_max: self.prompt_bytes_max,
+            prompt_memory_max: self.prompt_memory_bytes_max,
+        }
+    }
+
+    /// How many runs are driven at a time, under which leases, and how often they are attempted.
+    #[must_use]
+    pub fn run_work(&self) -> work::Settings {
+        work::Settings {
+            concurrency_max: self.max_concurrent_runs,
+            lease: Duration::from_secs(self.run_lease_s),
+            attempts_max: self.max_attempts,
         }
     }
 
@@ -373,6 +409,16 @@ mod tests {
         let shown = settings.masked().unwrap();
         assert!(!shown.contains("secret"), "{shown}");
         assert!(shown.contains("postgres://user:***@host/name"), "{shown}");
+    }
+
+    #[test]
+    fn a_statement_takes_at_most_half_a_lease() {
+        let timeout = |environment| load(environment).map(|settings| settings.store().statement_timeout.as_secs());
+
+        assert_eq!(timeout(&[]), Ok(5));
+        assert_eq!(timeout(&[("ASSISTD_RUN_LEASE_S", "5")]), Ok(2));
+        let refused = timeout(&[("ASSISTD_RUN_LEASE_S", "15"), ("ASSISTD_DATABASE_STATEMENT_TIMEOUT_S", "8")]);
+        assert!(refused.unwrap_err().starts_with("database_statement_timeout_s is 8 and run_lease_s is 15"));
     }
 
     #[test]

@@ -65,8 +65,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         None | Some(Command::Serve) => runtime.block_on(serve(&settings)),
         Some(Command::Config) => Ok(std::io::stdout().write_all(settings.masked()?.as_bytes())?),
         Some(Command::Migrate) => runtime.block_on(async {
-            let store = store::open(&settings.store()).await?;
-            writeln!(std::io::stdout(), "{} is up to date", store.place())?;
+            let store = store::open(&settings.store(), Arc::new(Clock::system())).await?;
+            writeln!(std::io::stdout(), "{} is up to date", store.display_name())?;
             store.close().await;
             Ok(())
         }),

@@ -17,14 +17,17 @@ use crate::api::Ids;
 use crate::clock::Clock;
 use crate::config::{self, Settings};
 use crate::http::{self, App, Keys, Limits};
+use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
-use crate::runs::Runs;
-use crate::runs::executor::{Executor, Parts};
-use crate::runs::sweeper;
-use crate::store;
+use crate::runs::service::RunService;
+use crate::runs::{Dependencies, sweeper, upkeep};
+use crate::store::{self, Store};
+use crate::work::Supervisor;
 
 /// How long streams get to send their last bytes after the runs have ended.
 const LAST_BYTES: Duration = Duration::from_secs(2);
+/// How often the clock is compared with the database's.
+const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted, such as when there are no file handles left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,8 +62,8 @@ pub struct Server {
     pub model: String,
     /// The model's name to use in a first request.
     pub model_name: String,
-    executor: Arc<Executor>,
-    database: Arc<dyn store::Store>,
+    runs: RunService,
+    database: Arc<dyn Store>,
     /// Ends the loops.
     stopping: CancellationToken,
     /// Ends the accepting of connections.
@@ -75,7 +78,7 @@ impl Server {
     /// # Errors
     /// When the store cannot be opened or the address is taken.
     pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
-        let database = store::open(&settings.store()).await?;
+        let database = store::open(&settings.store(), clock.clone()).await?;
         let (models, model, model_name) = models(settings).await;
         let address = settings.address()?;
         let listener = listen(address).await?;
@@ -83,9 +86,10 @@ impl Server {
 
         let ids = Arc::new(Ids::unique_everywhere());
         let models = Arc::new(models);
-        let parts = Parts { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
-        let executor = Executor::new(parts, settings.runs());
-        let runs = Runs::new(executor.clone());
+        let dependencies =
+            Dependencies { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
+        let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
+        let liveness = Arc::new(Liveness::default());
         let keys = Keys::new(settings.api_keys.iter().map(String::as_str));
         let app = App {
             store: database.clone(),
@@ -101,26 +105,22 @@ impl Server {
         let stopping = CancellationToken::new();
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
-        tasks.spawn(executor.clone().work());
-        tasks.spawn(executor.clone().answer_rings(stopping.clone()));
-        // Servers may tell the size of their models' windows; runs look it up in what is known.
+        let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
+        keep_loops(&supervisor, &runs, &database);
+        // Model servers may report the size of their models' windows; runs look it up in what is known.
         let known = models.clone();
-        let told_to_stop = stopping.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = told_to_stop.cancelled() => {}
-                () = known.keep_known() => {}
-            }
+        supervisor.keep("model lists", move || {
+            let known = known.clone();
+            async move { known.keep_known().await }
         });
-        tasks.spawn(sweeper::sweep(runs, stopping.clone()));
         let header_timeout = Duration::from_secs(settings.header_timeout_s);
         tasks.spawn(accept(listener, http::router(app), header_timeout, closing.clone()));
         Ok(Self {
             address,
-            store: database.place(),
+            store: database.display_name(),
             model,
             model_name,
-            executor,
+            runs,
             database,
             stopping,
             closing,
@@ -133,13 +133,46 @@ impl Server {
     /// What is not finished by then is taken up by the next server.
     pub async fn stop(self) {
         tracing::info!(grace_s = self.grace.as_secs(), "stopping");
-        self.executor.stop(self.grace).await;
+        self.runs.start_drain();
+        if tokio::time::timeout(self.grace, self.runs.drained()).await.is_err() {
+            let under_way = self.runs.worker().under_way();
+            tracing::warn!(under_way, "runs did not end within the grace time; other servers claim them");
+        }
+        self.runs.stop_now().await;
         self.closing.cancel();
         self.stopping.cancel();
         self.tasks.close();
         self.tasks.wait().await;
         self.database.close().await;
         tracing::info!("stopped");
+    }
+}
+
+/// Starts the loops that runs need.
+fn keep_loops(supervisor: &Supervisor, runs: &RunService, database: &Arc<dyn Store>) {
+    let worker = runs.worker().clone();
+    supervisor.keep("claiming of runs", move || worker.clone().claim_due_jobs());
+    let worker = runs.worker().clone();
+    supervisor.keep("renewal of leases", move || worker.clone().renew_leases());
+    let service = runs.clone();
+    supervisor.keep("saving of texts", move || upkeep::save_texts(service.clone()));
+    let service = runs.clone();
+    supervisor.keep("notifications", move || upkeep::listen_for_changes(service.clone()));
+    let service = runs.clone();
+    supervisor.keep("comparison with the store", move || upkeep::compare_with_store(service.clone()));
+    let service = runs.clone();
+    supervisor.keep("sweeper", move || sweeper::sweep(service.clone()));
+    let database = database.clone();
+    supervisor.keep("clock", move || synchronize_clock(database.clone()));
+}
+
+/// Keeps the clock with the database's, without end.
+async fn synchronize_clock(database: Arc<dyn Store>) {
+    loop {
+        tokio::time::sleep(SYNCHRONIZE_EVERY).await;
+        if let Err(error) = database.synchronize_clock().await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the database's clock cannot be read");
+        }
     }
 }
 

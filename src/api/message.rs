@@ -133,6 +133,15 @@ impl Content {
         }
     }
 
+    /// The words of a refusal.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Refusal { refusal } => Some(refusal),
+            Self::Text { .. } | Self::ImageUrl { .. } | Self::ImageFile { .. } => None,
+        }
+    }
+
     /// Plain words without notes.
     pub fn text(value: impl Into<String>) -> Self {
         Self::Text { text: Text { value: value.into(), annotations: Vec::new() } }

@@ -188,6 +188,17 @@ pub enum RunIncompleteReason {
     MaxPromptTokens,
 }
 
+/// Why a model's answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It is complete.
+    Stop,
+    /// It reached its maximum length.
+    Length,
+    /// A content filter stopped it.
+    ContentFilter,
+}
+
 /// Which part of the thread the model sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TruncationStrategy {

@@ -39,6 +39,9 @@ pub struct RunStep {
 pub struct TurnRecord {
     /// How many bytes of the run's text were written before the calls.
     pub text_bytes: usize,
+    /// How many bytes of the run's refusal were written before the calls.
+    #[serde(default)]
+    pub refusal_bytes: usize,
     /// The model's own names for the calls, by index.
     pub call_ids: Vec<String>,
 }

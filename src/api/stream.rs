@@ -68,11 +68,13 @@ pub enum MessageEvent {
     Incomplete,
 }
 
-/// Text that was added to the first part of a message.
+/// Text that was added to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageDelta {
     /// Which message.
     pub message_id: MessageId,
+    /// Which of its parts, counted from 0.
+    pub index: u32,
     /// What was added.
     pub value: String,
     /// Whether it is the part's first piece.
@@ -222,7 +224,9 @@ impl<'a> From<&'a MessageDelta> for MessageDeltaObject<'a> {
         Self {
             id: &delta.message_id,
             object: "thread.message.delta",
-            delta: ContentDelta { content: [PartDelta { index: 0, r#type: "text", text: Some(text), refusal: None }] },
+            delta: ContentDelta {
+                content: [PartDelta { index: delta.index, r#type: "text", text: Some(text), refusal: None }],
+            },
         }
     }
 }
@@ -315,6 +319,7 @@ mod tests {
         let delta = |value: &str, first| {
             data(&StreamEvent::MessageDelta(MessageDelta {
                 message_id: message_id.clone(),
+                index: 0,
                 value: value.into(),
                 first,
             }))

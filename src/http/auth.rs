@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
@@ -36,6 +37,13 @@ impl Keys {
         self.digests.len()
     }
 
+    /// Names the holder of a key, for the queue to be fair; empty where there are no keys. The key cannot be told from it.
+    #[must_use]
+    pub(super) fn owner(&self, Caller(number): Caller) -> String {
+        let digest = self.digests.get(number).and_then(|digest| digest.first_chunk());
+        digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default()
+    }
+
     /// The number of a key, found by comparing with every one, in a time that tells nothing of any of them.
     fn find(&self, key: &str) -> Option<usize> {
         let given = digest(key);
@@ -53,6 +61,14 @@ impl Keys {
 /// Who asks: the number of the key that was brought; 0 where there are no keys.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Caller(pub usize);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get().copied().unwrap_or_default())
+    }
+}
 
 fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()

@@ -11,7 +11,8 @@ use serde_json::json;
 
 use crate::api;
 use crate::api::error::Kind;
-use crate::{llm, runs, store};
+use crate::runs::service::Failure;
+use crate::{llm, store};
 
 /// What went wrong with a request.
 #[derive(Debug)]
@@ -33,16 +34,23 @@ impl From<api::Error> for Error {
 }
 
 impl From<store::Error> for Error {
+    /// A database that is away is a 503, which clients retry.
     fn from(error: store::Error) -> Self {
-        Self::Hidden(Arc::new(error))
+        match error {
+            error @ store::Error::Unavailable(_) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a request found the database away");
+                Self::Told(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
+            }
+            error => Self::Hidden(Arc::new(error)),
+        }
     }
 }
 
-impl From<runs::Failure> for Error {
-    fn from(failure: runs::Failure) -> Self {
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
         match failure {
-            runs::Failure::Refused(error) => Self::Told(error),
-            runs::Failure::Store(error) => error.into(),
+            Failure::Refused(error) => Self::Told(error),
+            Failure::Store(error) => error.into(),
         }
     }
 }

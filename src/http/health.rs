@@ -24,7 +24,7 @@ async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
     if app.runs.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "draining"})));
     }
-    match app.store.ping().await {
+    match app.store.check().await {
         Ok(()) => (StatusCode::OK, Json(json!({"status": "ready"}))),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer");

@@ -16,7 +16,7 @@ use super::threads::{check_exists, missing};
 use crate::api::message::MessageObject;
 use crate::api::rule::Patch;
 use crate::api::{CreateMessage, MessageId, Metadata, ModifyMessage, ThreadId};
-use crate::runs::{Locked, refused};
+use crate::runs::service::{Addition, busy_thread_error};
 
 pub(super) fn routes() -> Routes {
     let all = "/v1/threads/{thread_id}/messages";
@@ -39,8 +39,8 @@ async fn create_message(
     Json(request): Json<CreateMessage>,
 ) -> Result<Response, Error> {
     let message = request.into_message(&app.ids, &thread, app.clock.now());
-    let kept = app.store.create_message(message, app.runs.may_wait()).await;
-    let message = kept.map_err(|error| refused(error, &thread, &Locked::Message))?;
+    let stored = app.store.create_message(message, app.runs.queues_on_busy_thread()).await;
+    let message = stored.map_err(|error| busy_thread_error(error, &thread, Addition::Message))?;
     Ok(object(&MessageObject::from(&message)))
 }
 

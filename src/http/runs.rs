@@ -7,9 +7,10 @@
 //! `POST /v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
 
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
+use super::auth::Caller;
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
 use super::reply::{cursor, list, object};
@@ -20,10 +21,11 @@ use super::threads::{check_exists, missing};
 use crate::api::error::Kind;
 use crate::api::run::RunObject;
 use crate::api::{CreateRun, CreateThreadAndRun, ModifyRun, Run, RunId, SubmitToolOutputs, ThreadId};
-use crate::runs::{Created, Failure};
+use crate::runs::service::{CreatedRun, Failure};
 
 /// Tells the SDKs' poll helpers to ask again soon; left to themselves they wait 1 to 5 s.
 const POLL_AFTER_MS: HeaderName = HeaderName::from_static("openai-poll-after-ms");
+const RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 const POLL_AFTER: HeaderValue = HeaderValue::from_static("100");
 
 pub(super) fn routes() -> Routes {
@@ -50,33 +52,31 @@ pub(super) fn routes() -> Routes {
 
 async fn create_thread_and_run(
     State(app): State<App>,
+    caller: Caller,
     Json(request): Json<CreateThreadAndRun>,
 ) -> Result<Response, Error> {
-    let created = app.runs.create_thread_and_run(request).await?;
-    Ok(begun(app, created))
+    let created = app.runs.create_thread_and_run(request, app.keys.owner(caller)).await?;
+    Ok(run_or_stream_response(&app, created))
 }
 
 async fn create_run(
     State(app): State<App>,
     Ids((thread,)): Ids<(ThreadId,)>,
+    caller: Caller,
     Json(request): Json<CreateRun>,
 ) -> Result<Response, Error> {
-    let created = app.runs.create_run(&thread, request).await?;
-    Ok(begun(app, created))
+    let created = app.runs.create_run(&thread, request, app.keys.owner(caller)).await?;
+    Ok(run_or_stream_response(&app, created))
 }
 
-fn begun(app: App, created: Created) -> Response {
-    let Created { run, listener } = created;
-    match listener {
-        None => one(&run),
-        Some(listener) => {
-            let (thread, id) = (run.spec.thread_id.clone(), run.spec.id.clone());
-            sse::stream(app.runs, listener, thread, id, app.settings.keep_alive)
-        }
+fn run_or_stream_response(app: &App, created: CreatedRun) -> Response {
+    match created.listener {
+        None => run_response(&created.run),
+        Some(listener) => sse::stream(listener, app.settings.keep_alive),
     }
 }
 
-fn one(run: &Run) -> Response {
+fn run_response(run: &Run) -> Response {
     let mut response = object(&RunObject::from(run));
     if !run.state.is_over() {
         response.headers_mut().insert(POLL_AFTER_MS, POLL_AFTER);
@@ -97,7 +97,7 @@ async fn list_runs(
 }
 
 async fn get_run(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, RunId)>) -> Result<Response, Error> {
-    found(&app, &thread, &id, app.runs.run(&thread, &id).await).await
+    map_missing(&app, &thread, &id, app.runs.run(&thread, &id).await).await
 }
 
 async fn modify_run(
@@ -105,27 +105,31 @@ async fn modify_run(
     Ids((thread, id)): Ids<(ThreadId, RunId)>,
     Json(request): Json<ModifyRun>,
 ) -> Result<Response, Error> {
-    found(&app, &thread, &id, app.runs.modify_run(&thread, &id, request).await).await
+    map_missing(&app, &thread, &id, app.runs.modify_run(&thread, &id, request).await).await
 }
 
 async fn cancel_run(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, RunId)>) -> Result<Response, Error> {
-    found(&app, &thread, &id, app.runs.cancel_run(&thread, &id).await).await
+    map_missing(&app, &thread, &id, app.runs.cancel_run(&thread, &id).await).await
 }
 
 async fn submit_tool_outputs(
     State(app): State<App>,
     Ids((thread, id)): Ids<(ThreadId, RunId)>,
+    headers: HeaderMap,
     Json(request): Json<SubmitToolOutputs>,
 ) -> Result<Response, Error> {
-    match app.runs.submit_tool_outputs(&thread, &id, request).await {
-        Ok(resumed) => Ok(begun(app, resumed)),
-        Err(failure) => found(&app, &thread, &id, Err(failure)).await,
+    // The SDKs count their retries. Any other second submit is refused, as by the service.
+    let retries = headers.get(RETRY_COUNT).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let is_retry = retries.is_some_and(|count| count > 0);
+    match app.runs.submit_tool_outputs(&thread, &id, request, is_retry).await {
+        Ok(resumed) => Ok(run_or_stream_response(&app, resumed)),
+        Err(failure) => map_missing(&app, &thread, &id, Err(failure)).await,
     }
 }
 
-async fn found(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {
+async fn map_missing(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {
     match run {
-        Ok(run) => Ok(one(&run)),
+        Ok(run) => Ok(run_response(&run)),
         Err(Failure::Refused(error)) if error.kind == Kind::NotFound => Err(missing(app, thread, id).await),
         Err(failure) => Err(failure.into()),
     }

@@ -8,22 +8,15 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 
-use crate::api::{RunId, StreamEvent, ThreadId};
-use crate::runs::Runs;
-use crate::runs::events::Listener;
+use crate::api::StreamEvent;
+use crate::runs::stream::Listener;
 
 /// A comment line, which every client skips. Without an empty line behind it: as a block of its own it breaks one.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n";
 const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
 
 /// The reply that streams a run to its end. A client that goes away ends the stream, never the run.
-pub(super) fn stream(
-    runs: Runs,
-    mut listener: Listener,
-    thread: ThreadId,
-    run: RunId,
-    keep_alive: Duration,
-) -> Response {
+pub(super) fn stream(mut listener: Listener, keep_alive: Duration) -> Response {
     let frames = async_stream::stream! {
         loop {
             let (events, more) = listener.take();
@@ -42,7 +35,7 @@ pub(super) fn stream(
             }
             if events.is_empty() {
                 tokio::select! {
-                    () = runs.follow(&mut listener, &thread, &run) => {}
+                    () = listener.wait() => {}
                     () = tokio::time::sleep(keep_alive) => yield Ok(Bytes::from_static(KEEP_ALIVE)),
                 }
             }

@@ -8,7 +8,7 @@ use super::limit::Limits;
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::llm::Models;
-use crate::runs::Runs;
+use crate::runs::service::RunService;
 use crate::store::Store;
 
 /// What handlers reach; cheap to clone.
@@ -17,7 +17,7 @@ pub struct App {
     /// Where everything is kept.
     pub store: Arc<dyn Store>,
     /// Where runs are asked for.
-    pub runs: Runs,
+    pub runs: RunService,
     /// The model servers.
     pub models: Arc<Models>,
     /// What time it is.

@@ -1,6 +1,5 @@
 //! The built-in model: it says back what it hears, for when there is no other.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,8 +8,8 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Map, Value, json};
 
-use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
-use crate::api::run::Usage;
+use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
+use crate::api::run::{FinishReason, Usage};
 
 /// Slow enough that a person sees the words come one by one.
 const PAUSE: Duration = Duration::from_millis(15);
@@ -26,7 +25,7 @@ impl Echo {
 
 #[async_trait]
 impl ChatModel for Echo {
-    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream {
+    fn chat(&self, request: ChatRequest) -> ChatStream {
         let heard: Vec<&Value> =
             request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
         let words = reply(heard.last().copied());

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::api::run::Usage;
+use crate::api::run::{FinishReason, Usage};
 
 pub use discover::{discover, find};
 pub use echo::Echo;
@@ -109,17 +109,6 @@ pub struct CallPiece {
     pub arguments: String,
 }
 
-/// Why a model's answer ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// It is whole.
-    Stop,
-    /// It is as long as it may be.
-    Length,
-    /// Its words were held back.
-    ContentFilter,
-}
-
 /// A model's answer: each element holds what one read from the server brought, so that a burst is handled as one.
 pub type ChatStream = BoxStream<'static, Result<Vec<ChatDelta>, Error>>;
 
@@ -151,8 +140,9 @@ pub struct Proxied {
 /// One model server.
 #[async_trait]
 pub trait ChatModel: Send + Sync + std::fmt::Debug {
-    /// Asks for an answer. Nothing is sent before the stream is first read; dropping it closes the connection.
-    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream;
+    /// Asks for an answer. Nothing is sent before the stream is first read; dropping it closes the connection. The request
+    /// is dropped when the answer begins.
+    fn chat(&self, request: ChatRequest) -> ChatStream;
     /// Hands a chat-completions request on, whatever its members.
     async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists what it serves.

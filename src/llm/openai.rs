@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::sse::Parser;
-use super::{CallPiece, ChatDelta, ChatModel, ChatRequest, ChatStream, Error, FinishReason, ModelObject, Proxied};
-use crate::api::run::{CompletionTokensDetails, PromptTokenDetails, Usage};
+use super::{CallPiece, ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
+use crate::api::run::{CompletionTokensDetails, FinishReason, PromptTokenDetails, Usage};
 
 /// The first pause before another try; each later one is twice as long.
 const BACK_OFF: Duration = Duration::from_millis(500);
@@ -161,8 +161,8 @@ impl Upstream {
         }
     }
 
-    async fn answer(&self, request: &ChatRequest) -> Result<Answer, Error> {
-        let mut body = serde_json::to_value(request).expect("plain values make JSON");
+    async fn answer(&self, request: ChatRequest) -> Result<Answer, Error> {
+        let mut body = serde_json::to_value(&request).expect("plain values make JSON");
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
         if let Some(tokens) = request.max_completion_tokens.filter(|_| !self.is_openai()) {
@@ -173,6 +173,8 @@ impl Upstream {
             // What OpenAI does by default, llama.cpp does when it is told; some of OpenAI's models refuse to be told.
             body["parallel_tool_calls"] = json!(true);
         }
+        // A large prompt is held once.
+        drop(request);
         loop {
             for member in self.unwanted().iter() {
                 body.as_object_mut().expect("a request is an object").shift_remove(*member);
@@ -270,10 +272,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[async_trait]
 impl ChatModel for Upstream {
-    fn chat(&self, request: Arc<ChatRequest>) -> ChatStream {
+    fn chat(&self, request: ChatRequest) -> ChatStream {
         let upstream = self.clone();
         async_stream::stream! {
-            let answer = match upstream.answer(&request).await {
+            let answer = match upstream.answer(request).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     yield Err(error);

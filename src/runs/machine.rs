@@ -1,4 +1,4 @@
-//! The life of a run: where it stands and what happened in, what changes out. Pure.
+//! The lifecycle of a run: its state and an input go in, a transition comes out. Pure; imports `api` alone.
 //!
 //! What each input does in each state; a dash is refused with [`InvalidTransition`]:
 //!
@@ -15,77 +15,105 @@
 //! | `LimitReached`     | –           | incomplete  | –               | –          | –    |
 //! | `DeadlinePassed`   | expired     | expired     | expired         | cancelled  | –    |
 //!
-//! `Claimed` in progress is a second executor after a crash of the first: it asks the model again, and its text takes
-//! the place of what the first had written since the last tool calls. An end closes what is open in the recorded
-//! order: the message, the steps, the run.
+//! `Claimed` in progress is a second attempt, after the first one ended without a result. What each kind of unfinished
+//! work becomes, before the model is called again:
+//!
+//! | unfinished when the run is claimed          | becomes                                                      |
+//! |---------------------------------------------|--------------------------------------------------------------|
+//! | text and refusal after the last tool calls  | removed from the message; the message and its step stay open |
+//! | a `tool_calls` step without calls           | removed                                                      |
+//! | a `tool_calls` step whose outputs came in   | completed already; nothing changes                           |
+//!
+//! An end closes what is open in the recorded order: the message, the steps, the run.
 //!
 //! A run has at most one message and one `message_creation` step, however many turns it takes; they begin with the
 //! model's first text. Each turn that calls tools has a `tool_calls` step beside it. Where a turn has both, the message
-//! and its step stay open while the tools run, and a later turn's text goes on in it; how a stream tells of that is the
-//! business of `events`. A run that fails before any text
-//! ends with its step failed and no message; the step's message id is only reserved, and the stream tells of the run
-//! alone.
+//! and its step stay open while the tools run, and a later turn's text continues in it; `stream::transcript` decides
+//! how a stream shows that. A run that fails before any text ends with its step failed and no message; the step's
+//! message id is only reserved.
+//!
+//! The usage of a turn is recorded however the turn ends: with its reply, or with the failure, cancellation or
+//! expiration that stopped it.
 
 use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
-use crate::api::run::{FunctionCall, LastError, RunIncompleteReason, RunState, Usage};
+use crate::api::run::{FinishReason, FunctionCall, LastError, RunIncompleteReason, RunState, Usage};
 use crate::api::run_step::{MessageCreation, StepDetails, StepState, ToolCall, TurnRecord};
-use crate::api::stream::{MessageEvent, RunEvent, StepEvent};
-use crate::api::{Ids, Message, Metadata, Run, RunStep, StreamEvent, Timestamp};
-use crate::llm::FinishReason;
-use crate::store::{Commit, Committed};
-
-use super::turn::MadeCall;
+use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
 
 /// A run and what it has done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     /// The run.
     pub run: Run,
-    /// Its steps, in the order of their beginning.
+    /// Its steps, in the order in which they began.
     pub steps: Vec<RunStep>,
-    /// Its message, once begun.
+    /// Its message, once begun; none as well when a client has deleted it.
     pub message: Option<Message>,
 }
 
+/// A function call that the model has finished writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeCall {
+    /// The call as clients see it.
+    pub call: FunctionCall,
+    /// The model's own id for it.
+    pub upstream_id: String,
+}
+
+/// How much of a run's message belongs to turns that have ended, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settled {
+    /// Bytes of the text part.
+    pub text: usize,
+    /// Bytes of the refusal part.
+    pub refusal: usize,
+}
+
 impl Progress {
-    /// A run of which nothing has been done.
+    /// A run that has done nothing yet.
     #[must_use]
     pub fn new(run: Run) -> Self {
         Self { run, steps: Vec::new(), message: None }
     }
 
-    /// Adds text to the message; its first part grows.
+    /// Appends to the message's text part, which begins with the first text.
     ///
     /// # Panics
     /// When no message has begun: text comes only after [`Input::TextBegan`].
     pub fn append(&mut self, text: &str) {
-        let message = self.message.as_mut().expect("text comes after TextBegan");
-        match message.content.first_mut() {
-            Some(Content::Text { text: part }) => part.value.push_str(text),
-            _ => message.content.push(Content::text(text)),
+        let content = &mut self.message.as_mut().expect("text comes after TextBegan").content;
+        match content.iter_mut().find_map(text_part) {
+            Some(value) => value.push_str(text),
+            None => content.push(Content::text(text)),
         }
     }
 
-    /// Adds words for not answering to the message; gives the index of their part.
+    /// Appends to the message's refusal part, which begins with the first words of a refusal.
     ///
     /// # Panics
     /// When no message has begun, as [`Progress::append`].
-    pub fn append_refusal(&mut self, words: &str) -> u32 {
-        let message = self.message.as_mut().expect("words come after TextBegan");
-        match message.content.last_mut() {
-            Some(Content::Refusal { refusal }) => refusal.push_str(words),
-            _ => message.content.push(Content::Refusal { refusal: words.to_owned() }),
+    pub fn append_refusal(&mut self, words: &str) {
+        let content = &mut self.message.as_mut().expect("a refusal comes after TextBegan").content;
+        match content.iter_mut().find_map(refusal_part) {
+            Some(refusal) => refusal.push_str(words),
+            None => content.push(Content::Refusal { refusal: words.to_owned() }),
         }
-        u32::try_from(message.content.len() - 1).expect("a message has few parts")
     }
 
     /// The text written so far.
     #[must_use]
     pub fn text(&self) -> &str {
-        match self.message.as_ref().and_then(|message| message.content.first()) {
-            Some(Content::Text { text }) => &text.value,
-            _ => "",
-        }
+        self.parts().find_map(Content::words).unwrap_or_default()
+    }
+
+    /// The refusal written so far.
+    #[must_use]
+    pub fn refusal(&self) -> &str {
+        self.parts().find_map(Content::refusal).unwrap_or_default()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Content> {
+        self.message.iter().flat_map(|message| &message.content)
     }
 
     /// The step whose calls the model is writing, or the client is answering.
@@ -100,43 +128,88 @@ impl Progress {
         self.steps.iter().filter(|step| !step.makes_message()).count()
     }
 
-    /// How much of the text was written before the last turn that called tools had ended.
-    #[must_use]
-    pub fn settled_bytes(&self) -> usize {
-        self.steps.iter().filter_map(|step| step.turn.as_ref()).map(|turn| turn.text_bytes).max().unwrap_or(0)
+    /// Cuts the message back to this much text and refusal, and opens it again.
+    pub(super) fn truncate(&mut self, text_bytes: usize, refusal_bytes: usize) {
+        let settled = Settled {
+            text: self.text().floor_char_boundary(text_bytes),
+            refusal: self.refusal().floor_char_boundary(refusal_bytes),
+        };
+        let Some(message) = &mut self.message else { return };
+        message.state = MessageState::InProgress;
+        for part in &mut message.content {
+            if let Some(text) = text_part(part) {
+                text.truncate(settled.text);
+            } else if let Some(refusal) = refusal_part(part) {
+                refusal.truncate(settled.refusal);
+            }
+        }
+        message.content.retain(|part| match part {
+            Content::Text { text } => !text.value.is_empty(),
+            Content::Refusal { refusal } => !refusal.is_empty(),
+            Content::ImageUrl { .. } | Content::ImageFile { .. } => true,
+        });
     }
+
+    /// How much of the message belongs to turns that have ended: never more than there is, since a client may have
+    /// deleted the message.
+    #[must_use]
+    pub fn settled(&self) -> Settled {
+        let turns = || self.steps.iter().filter_map(|step| step.turn.as_ref());
+        let text = turns().map(|turn| turn.text_bytes).max().unwrap_or(0);
+        let refusal = turns().map(|turn| turn.refusal_bytes).max().unwrap_or(0);
+        Settled { text: self.text().floor_char_boundary(text), refusal: self.refusal().floor_char_boundary(refusal) }
+    }
+}
+
+fn text_part(part: &mut Content) -> Option<&mut String> {
+    if let Content::Text { text } = part { Some(&mut text.value) } else { None }
+}
+
+fn refusal_part(part: &mut Content) -> Option<&mut String> {
+    if let Content::Refusal { refusal } = part { Some(refusal) } else { None }
 }
 
 /// What has happened to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// An executor has taken it.
+    /// A worker has claimed it.
     Claimed,
-    /// The model has begun to write.
+    /// The model has begun to write text.
     TextBegan,
     /// The model has begun to call tools.
     CallsBegan,
     /// The model has ended its answer; the text is in the message already.
     ModelReplied {
-        /// What the answer cost.
+        /// Tokens of the turn.
         usage: Usage,
         /// Why it ended.
         finish: FinishReason,
         /// The calls that it made, after [`Input::CallsBegan`].
         calls: Vec<MadeCall>,
     },
-    /// The client has answered all calls, in their order.
+    /// The client has submitted the outputs of all calls, in their order.
     OutputsSubmitted(Vec<String>),
-    /// The run has used up what it may read or write.
+    /// The run has used all the tokens that it may read or write.
     LimitReached(RunIncompleteReason),
-    /// A client wants it stopped.
+    /// A client has asked to cancel it.
     CancelRequested,
-    /// It was stopped as wanted.
-    Stopped,
-    /// The model could not answer.
-    Failed(LastError),
-    /// Its time is up.
-    DeadlinePassed,
+    /// The model call of a run that is being cancelled was stopped.
+    Stopped {
+        /// Tokens of the turn that was stopped.
+        usage: Usage,
+    },
+    /// The run cannot be completed.
+    Failed {
+        /// Why.
+        error: LastError,
+        /// Tokens of the turn that failed.
+        usage: Usage,
+    },
+    /// Its deadline has passed.
+    DeadlinePassed {
+        /// Tokens of the turn that was stopped.
+        usage: Usage,
+    },
 }
 
 /// What an input changed.
@@ -144,14 +217,16 @@ pub enum Input {
 pub struct Transition {
     /// The run now.
     pub progress: Progress,
-    /// Steps to write.
+    /// Steps to write, new or changed.
     pub steps: Vec<RunStep>,
+    /// Steps to delete.
+    pub removed_steps: Vec<RunStepId>,
     /// The message to write, when it has changed.
     pub message: Option<Message>,
     /// Whether that message is begun by this.
     pub message_is_new: bool,
-    /// What to tell, after it is written.
-    pub events: Vec<StreamEvent>,
+    /// Whether the run is further than any attempt before has brought it: attempts are counted anew.
+    pub made_progress: bool,
     /// What to do next.
     pub effect: Effect,
 }
@@ -159,64 +234,52 @@ pub struct Transition {
 /// What to do after a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Ask the model.
+    /// The worker that drives the run calls the model.
     CallModel,
-    /// Go on with what is being done.
-    Continue,
-    /// Have the executor stop its model call.
-    AbortModel,
-    /// Let go of the run: it is over.
-    Release,
+    /// The worker reads on in the model's answer.
+    ReadAnswer,
+    /// The service has the worker that drives the run stop its model call.
+    StopModel,
+    /// The service makes the run due for a worker.
+    Enqueue,
+    /// Nobody drives the run until the client submits outputs.
+    AwaitClient,
+    /// The run is over: its thread is free for the next one.
+    Finish,
 }
 
 impl Transition {
-    /// What to write: the run at `version` becomes what it is now.
+    /// Replaces the message's metadata with the stored value; a client may have modified it concurrently.
     #[must_use]
-    pub fn commit(&self, version: i64, due_at: Option<Timestamp>) -> Commit<'_> {
-        let message = self.message.as_ref();
-        Commit {
-            run: &self.progress.run,
-            version,
-            due_at,
-            steps: &self.steps,
-            new_message: message.filter(|_| self.message_is_new),
-            changed_message: message.filter(|_| !self.message_is_new),
-        }
-    }
-
-    /// This as it was written: a client may have changed the message's metadata meanwhile.
-    #[must_use]
-    pub fn written(mut self, committed: &Committed) -> Self {
-        let Some(metadata) = &committed.metadata else { return self };
-        let told = self.events.iter_mut().filter_map(|event| match event {
-            StreamEvent::Message(_, message) => Some(message),
-            _ => None,
-        });
-        for message in told.chain(&mut self.progress.message).filter(|message| message.metadata != *metadata) {
-            message.metadata.clone_from(metadata);
+    pub fn with_metadata(mut self, metadata: Option<Metadata>) -> Self {
+        if let (Some(metadata), Some(message)) = (metadata, &mut self.progress.message) {
+            message.metadata = metadata;
         }
         self
     }
 
-    /// This, and then what `next` has changed as well: one commit for both.
+    /// Joins this transition and the one that follows it into one commit.
     #[must_use]
     pub fn and(self, next: Self) -> Self {
         let mut steps = self.steps;
-        steps.retain(|step| !next.steps.iter().any(|later| later.id == step.id));
+        steps.retain(|step| {
+            !next.steps.iter().any(|later| later.id == step.id) && !next.removed_steps.contains(&step.id)
+        });
         steps.extend(next.steps);
         Self {
             steps,
+            removed_steps: self.removed_steps.into_iter().chain(next.removed_steps).collect(),
             message: next.message.or(self.message),
             message_is_new: self.message_is_new || next.message_is_new,
-            events: self.events.into_iter().chain(next.events).collect(),
+            made_progress: self.made_progress || next.made_progress,
             ..next
         }
     }
 }
 
-/// An input that means nothing in the run's state.
+/// An input that is not allowed in the run's state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a run that is {status} takes no {input}")]
+#[error("a run in status {status} does not accept the input {input}")]
 pub struct InvalidTransition {
     /// The run's status.
     pub status: &'static str,
@@ -224,62 +287,84 @@ pub struct InvalidTransition {
     pub input: &'static str,
 }
 
-/// The events that tell of a new run.
-#[must_use]
-pub fn created(run: &Run) -> Vec<StreamEvent> {
-    vec![StreamEvent::Run(RunEvent::Created, run.clone()), StreamEvent::Run(RunEvent::Queued, run.clone())]
-}
-
-/// What becomes of a run when something happens to it. The table at the head of this file says it all.
+/// Returns what becomes of a run when something happens to it, as the table at the head of this file says.
 ///
 /// # Errors
 /// [`InvalidTransition`] where the table has a dash.
 pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Result<Transition, InvalidTransition> {
     use RunState::{Cancelling, InProgress, Queued, RequiresAction};
 
+    // A server whose clock is behind never writes a time before the run's creation.
+    let now = now.max(progress.run.spec.created_at);
     let change = Change::new(progress.clone(), now);
     let started_at = progress.run.state.started_at();
     match (&progress.run.state, input) {
         (Queued { .. } | InProgress { .. }, Input::Claimed) => Ok(change.claim()),
         (InProgress { .. }, Input::TextBegan) if progress.message.is_none() => {
-            Ok(change.begin_message(ids).done(Effect::Continue))
+            Ok(change.begin_message(ids).done(Effect::ReadAnswer))
         }
         (InProgress { .. }, Input::CallsBegan) if progress.open_calls().is_none() => {
-            Ok(change.begin_calls(ids).done(Effect::Continue))
+            Ok(change.begin_calls(ids).done(Effect::ReadAnswer))
         }
-        (InProgress { started_at }, Input::ModelReplied { usage, finish, calls }) => match progress.open_calls() {
-            Some(_) if !calls.is_empty() => Ok(change.ask_client(*started_at, usage, calls)),
-            None if calls.is_empty() => Ok(change.reply(*started_at, usage, finish, ids)),
-            _ => Err(InvalidTransition { status: "in_progress", input: "ModelReplied" }),
-        },
+        (InProgress { started_at }, Input::ModelReplied { usage, finish, calls }) => {
+            if calls.is_empty() {
+                Ok(change.remove_unfinished_calls().reply(*started_at, usage, finish, ids))
+            } else if progress.open_calls().is_some() {
+                Ok(change.ask_client(*started_at, usage, calls))
+            } else {
+                Ok(change.begin_calls(ids).ask_client(*started_at, usage, calls))
+            }
+        }
         (RequiresAction { started_at, calls }, Input::OutputsSubmitted(outputs)) if calls.len() == outputs.len() => {
             Ok(change.resume(*started_at, &outputs))
         }
         (InProgress { started_at }, Input::LimitReached(reason)) => Ok(change
+            .remove_unfinished_calls()
             .end_message(IncompleteReason::MaxTokens)
-            .end_steps(&StepState::Completed { at: now }, StepEvent::Completed)
-            .run(RunState::Incomplete { started_at: *started_at, at: now, reason }, RunEvent::Incomplete)
-            .done(Effect::Release)),
+            .end_steps(&StepState::Completed { at: now })
+            .run(RunState::Incomplete { started_at: *started_at, at: now, reason })
+            .done(Effect::Finish)),
         (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::CancelRequested) => {
-            Ok(change.run(RunState::Cancelling { started_at }, RunEvent::Cancelling).done(Effect::AbortModel))
+            Ok(change.run(RunState::Cancelling { started_at }).done(Effect::StopModel))
         }
-        (Cancelling { .. }, Input::Stopped | Input::DeadlinePassed) => Ok(change
+        (Cancelling { .. }, Input::Stopped { usage } | Input::DeadlinePassed { usage }) => Ok(change
+            .spend(usage)
             .end_message(IncompleteReason::RunCancelled)
-            .end_steps(&StepState::Cancelled { at: now }, StepEvent::Cancelled)
-            .run(RunState::Cancelled { started_at, at: now }, RunEvent::Cancelled)
-            .done(Effect::Release)),
-        (Queued { .. } | InProgress { .. }, Input::Failed(error)) => Ok(change.fail(started_at, error, ids)),
-        (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::DeadlinePassed) => Ok(change
+            .end_steps(&StepState::Cancelled { at: now })
+            .run(RunState::Cancelled { started_at, at: now })
+            .done(Effect::Finish)),
+        (Queued { .. } | InProgress { .. }, Input::Failed { error, usage }) => {
+            Ok(change.fail(started_at, error, usage, ids))
+        }
+        (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::DeadlinePassed { usage }) => Ok(change
+            .spend(usage)
             .end_message(IncompleteReason::RunExpired)
-            .end_steps(&StepState::Expired { at: now }, StepEvent::Expired)
-            .run(RunState::Expired { started_at }, RunEvent::Expired)
-            .done(Effect::Release)),
+            .end_steps(&StepState::Expired { at: now })
+            .run(RunState::Expired { started_at })
+            .done(Effect::Finish)),
         (state, input) => Err(InvalidTransition { status: state.status(), input: input.name() }),
     }
 }
 
 impl Input {
-    /// The input's name, for logs and refusals.
+    /// The tokens of the turn that this input ends; none for one that ends no turn.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        match self {
+            Self::ModelReplied { usage, .. }
+            | Self::Stopped { usage }
+            | Self::Failed { usage, .. }
+            | Self::DeadlinePassed { usage } => *usage,
+            Self::Claimed
+            | Self::TextBegan
+            | Self::CallsBegan
+            | Self::OutputsSubmitted(_)
+            | Self::LimitReached(_)
+            | Self::CancelRequested => Usage::default(),
+        }
+    }
+
+    /// The input's name, for logs and errors.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -290,50 +375,85 @@ impl Input {
             Self::LimitReached(_) => "LimitReached",
             Self::ModelReplied { .. } => "ModelReplied",
             Self::CancelRequested => "CancelRequested",
-            Self::Stopped => "Stopped",
-            Self::Failed(_) => "Failed",
-            Self::DeadlinePassed => "DeadlinePassed",
+            Self::Stopped { .. } => "Stopped",
+            Self::Failed { .. } => "Failed",
+            Self::DeadlinePassed { .. } => "DeadlinePassed",
         }
     }
 }
 
-/// A transition in the making.
+/// A transition that is being built.
 struct Change {
     progress: Progress,
     steps: Vec<RunStep>,
+    removed_steps: Vec<RunStepId>,
     message: Option<Message>,
     message_is_new: bool,
-    events: Vec<StreamEvent>,
+    made_progress: bool,
     now: Timestamp,
 }
 
 impl Change {
     fn new(progress: Progress, now: Timestamp) -> Self {
-        Self { message_is_new: false, progress, steps: Vec::new(), message: None, events: Vec::new(), now }
+        Self {
+            progress,
+            steps: Vec::new(),
+            removed_steps: Vec::new(),
+            message: None,
+            message_is_new: false,
+            made_progress: false,
+            now,
+        }
     }
 
     fn done(self, effect: Effect) -> Transition {
         Transition {
             progress: self.progress,
             steps: self.steps,
+            removed_steps: self.removed_steps,
             message: self.message,
             message_is_new: self.message_is_new,
-            events: self.events,
+            made_progress: self.made_progress,
             effect,
         }
     }
 
-    /// What a turn had begun when its executor died is begun anew.
+    /// Removes what an attempt before has left unfinished, so that the model can be called again.
     fn claim(mut self) -> Transition {
-        let settled = self.progress.settled_bytes();
-        if let Some(message) = &mut self.progress.message {
-            match message.content.first_mut() {
-                Some(Content::Text { text }) if settled > 0 => text.value.truncate(settled),
-                _ => message.content.clear(),
-            }
-        }
+        self = self.remove_unfinished_calls();
+        let Settled { text, refusal } = self.progress.settled();
+        self.progress.truncate(text, refusal);
         let started_at = self.now;
-        self.run(RunState::InProgress { started_at }, RunEvent::InProgress).done(Effect::CallModel)
+        self.run(RunState::InProgress { started_at }).done(Effect::CallModel)
+    }
+
+    /// Removes the `tool_calls` step of a turn that ended before its calls were whole.
+    fn remove_unfinished_calls(mut self) -> Self {
+        let is_unfinished = |step: &RunStep| {
+            let has_no_calls = matches!(&step.details, StepDetails::ToolCalls { tool_calls } if tool_calls.is_empty());
+            step.is_open() && has_no_calls
+        };
+        let unfinished = self.progress.steps.iter().filter(|step| is_unfinished(step)).map(|step| step.id.clone());
+        self.removed_steps.extend(unfinished);
+        self.progress.steps.retain(|step| !is_unfinished(step));
+        self
+    }
+
+    /// Records the tokens of a turn: for the run, and for the step that belongs to the turn.
+    fn spend(mut self, usage: Usage) -> Self {
+        if usage == Usage::default() {
+            return self;
+        }
+        self.progress.run.usage += usage;
+        let steps = &mut self.progress.steps;
+        let place = steps
+            .iter()
+            .position(|step| !step.makes_message() && step.is_open() && step.usage.is_none())
+            .or_else(|| steps.iter().position(|step| step.makes_message() && step.is_open()));
+        if let Some(step) = place.map(|place| &mut steps[place]) {
+            *step.usage.get_or_insert_default() += usage;
+        }
+        self
     }
 
     /// An answer without text is still an answer: it gets its message, with an empty text.
@@ -344,12 +464,9 @@ impl Change {
         if let Some(message) = self.progress.message.as_mut().filter(|message| message.content.is_empty()) {
             message.content.push(Content::text(""));
         }
-        self.progress.run.usage += usage;
-        if let Some(step) = self.progress.steps.iter_mut().find(|step| step.makes_message()) {
-            step.usage = Some(usage);
-        }
+        self = self.spend(usage);
         let at = self.now;
-        // Servers may not keep to a bound; the run's end tells that it was passed.
+        // Model servers may ignore a bound; the run's end shows that it was exceeded.
         let limit = self.progress.run.limit_passed();
         let cut = match finish {
             FinishReason::Stop if limit == Some(RunIncompleteReason::MaxCompletionTokens) => {
@@ -360,60 +477,60 @@ impl Change {
             FinishReason::ContentFilter => Some(IncompleteReason::ContentFilter),
         };
         let ended = match cut {
-            None => self.message(MessageState::Completed { at }, MessageEvent::Completed),
+            None => self.message(MessageState::Completed { at }),
             Some(reason) => self.end_message(reason),
         }
-        .end_steps(&StepState::Completed { at }, StepEvent::Completed);
+        .end_steps(&StepState::Completed { at });
         let reason = match (cut, limit) {
             (Some(_), _) => Some(RunIncompleteReason::MaxCompletionTokens),
             (None, limit) => limit,
         };
         match reason {
-            None => ended.run(RunState::Completed { started_at, at }, RunEvent::Completed),
-            Some(reason) => ended.run(RunState::Incomplete { started_at, at, reason }, RunEvent::Incomplete),
+            None => ended.run(RunState::Completed { started_at, at }),
+            Some(reason) => ended.run(RunState::Incomplete { started_at, at, reason }),
         }
-        .done(Effect::Release)
+        .done(Effect::Finish)
     }
 
-    fn fail(mut self, started_at: Option<Timestamp>, error: LastError, ids: &Ids) -> Transition {
+    fn fail(mut self, started_at: Option<Timestamp>, error: LastError, usage: Usage, ids: &Ids) -> Transition {
         let at = self.now;
-        let state = StepState::Failed { at, error: error.clone() };
-        self = self.end_message(IncompleteReason::RunFailed).end_steps(&state, StepEvent::Failed);
         if !self.progress.steps.iter().any(RunStep::makes_message) {
             let details = StepDetails::MessageCreation { message_creation: MessageCreation { message_id: ids.make() } };
-            let mut step = RunStep::begin(ids.make(), &self.progress.run, details, at);
-            step.state = state;
-            self.steps.push(step.clone());
-            self.progress.steps.push(step);
+            self.progress.steps.push(RunStep::begin(ids.make(), &self.progress.run, details, at));
         }
-        self.run(RunState::Failed { started_at, at, error }, RunEvent::Failed).done(Effect::Release)
+        let state = StepState::Failed { at, error: error.clone() };
+        self.spend(usage)
+            .end_message(IncompleteReason::RunFailed)
+            .end_steps(&state)
+            .run(RunState::Failed { started_at, at, error })
+            .done(Effect::Finish)
     }
 
     fn begin_calls(mut self, ids: &Ids) -> Self {
         let details = StepDetails::ToolCalls { tool_calls: Vec::new() };
         let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
-        self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
-        self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
         self.steps.push(step.clone());
         self.progress.steps.push(step);
         self
     }
 
     fn ask_client(mut self, started_at: Timestamp, usage: Usage, made: Vec<MadeCall>) -> Transition {
-        self.progress.run.usage += usage;
-        let text_bytes = self.progress.text().len();
+        self = self.spend(usage);
+        let (text_bytes, refusal_bytes) = (self.progress.text().len(), self.progress.refusal().len());
         let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
             made.into_iter().map(|made| (made.call, made.upstream_id)).unzip();
         if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.makes_message() && step.is_open()) {
             let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
             step.details = StepDetails::ToolCalls { tool_calls };
             step.usage = Some(usage);
-            step.turn = Some(TurnRecord { text_bytes, call_ids });
+            step.turn = Some(TurnRecord { text_bytes, refusal_bytes, call_ids });
+            self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
         }
-        // What was written before the calls is kept with them, so that it outlives this server.
+        // Text that was written before the calls is stored with them, so that it outlives this server.
         self.message.clone_from(&self.progress.message);
-        self.run(RunState::RequiresAction { started_at, calls }, RunEvent::RequiresAction).done(Effect::Release)
+        self.made_progress = true;
+        self.run(RunState::RequiresAction { started_at, calls }).done(Effect::AwaitClient)
     }
 
     fn resume(mut self, started_at: Timestamp, outputs: &[String]) -> Transition {
@@ -426,12 +543,13 @@ impl Change {
             }
             step.state = StepState::Completed { at };
             self.steps.push(step.clone());
-            self.events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
         }
-        self.run(RunState::Queued { started_at: Some(started_at) }, RunEvent::Queued).done(Effect::CallModel)
+        self.made_progress = true;
+        self.run(RunState::Queued { started_at: Some(started_at) }).done(Effect::Enqueue)
     }
 
-    /// Begins the message and its step. A step that has lost its message (a client deleted it) makes it anew.
+    /// Begins the message and its step. A step whose message was deleted by a client creates it anew, and what earlier
+    /// turns had written is no part of the new one.
     fn begin_message(mut self, ids: &Ids) -> Self {
         let begun = self.progress.steps.iter().find_map(|step| match &step.details {
             StepDetails::MessageCreation { message_creation } => Some(message_creation.message_id.clone()),
@@ -449,59 +567,54 @@ impl Change {
             metadata: Metadata::default(),
             state: MessageState::InProgress,
         };
-        if begun.is_none() {
+        if begun.is_some() {
+            for step in &mut self.progress.steps {
+                if let Some(turn) = step.turn.as_mut().filter(|turn| turn.text_bytes + turn.refusal_bytes > 0) {
+                    (turn.text_bytes, turn.refusal_bytes) = (0, 0);
+                    self.steps.push(step.clone());
+                }
+            }
+        } else {
             let message_creation = MessageCreation { message_id: message.id.clone() };
             let details = StepDetails::MessageCreation { message_creation };
             let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
-            self.events.push(StreamEvent::Step(StepEvent::Created, step.clone()));
-            self.events.push(StreamEvent::Step(StepEvent::InProgress, step.clone()));
             self.steps.push(step.clone());
             self.progress.steps.push(step);
         }
-        self.events.push(StreamEvent::Message(MessageEvent::Created, message.clone()));
-        self.events.push(StreamEvent::Message(MessageEvent::InProgress, message.clone()));
         self.message = Some(message.clone());
         self.message_is_new = true;
         self.progress.message = Some(message);
         self
     }
 
-    fn message(mut self, state: MessageState, event: MessageEvent) -> Self {
+    fn message(mut self, state: MessageState) -> Self {
         if let Some(message) =
             self.progress.message.as_mut().filter(|message| message.state == MessageState::InProgress)
         {
             message.state = state;
             self.message = Some(message.clone());
-            self.events.push(StreamEvent::Message(event, message.clone()));
         }
         self
     }
 
     fn end_message(self, reason: IncompleteReason) -> Self {
         let at = self.now;
-        self.message(MessageState::Incomplete { at, reason }, MessageEvent::Incomplete)
+        self.message(MessageState::Incomplete { at, reason })
     }
 
-    /// Ends the open steps, that of the message first.
-    fn end_steps(mut self, state: &StepState, event: StepEvent) -> Self {
-        let mut ended: Vec<RunStep> = Vec::new();
+    /// Ends the open steps.
+    fn end_steps(mut self, state: &StepState) -> Self {
         for step in self.progress.steps.iter_mut().filter(|step| step.is_open()) {
             step.state = state.clone();
             step.usage.get_or_insert_default();
-            ended.push(step.clone());
-        }
-        ended.sort_by_key(|step| !step.makes_message());
-        for step in ended {
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
-            self.events.push(StreamEvent::Step(event, step));
         }
         self
     }
 
-    fn run(mut self, state: RunState, event: RunEvent) -> Self {
+    fn run(mut self, state: RunState) -> Self {
         self.progress.run.state = state;
-        self.events.push(StreamEvent::Run(event, self.progress.run.clone()));
         self
     }
 }

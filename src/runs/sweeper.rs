@@ -1,45 +1,72 @@
-//! Ends runs whose time is up, whoever should have driven them, and gives their turn to runs that wait in vain.
+//! Looks after runs that nobody drives: ends those whose deadline has passed and those whose cancellation was not
+//! carried out, and promotes runs that wait on a free thread. One run that cannot be ended never stops the rest.
 
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 
-use super::Runs;
-use crate::store;
+use super::machine::Input;
+use super::service::RunService;
+use crate::api::run::Usage;
+use crate::store::{self, Versioned};
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
-/// Seconds after the deadline in which a run's own executor may still end it, with its newest text.
-pub(super) const HEAD_START_S: i64 = 2;
-/// Most runs of one look; the rest are for the next.
+/// Seconds after the deadline in which a run's own driver may still end it, with its newest text.
+pub(super) const GRACE_S: i64 = 2;
+/// Maximum number of runs of one look; the rest are left to the next.
 const RUNS_MAX: u32 = 100;
 
-/// Looks every second, until `stopping`.
-pub async fn sweep(runs: Runs, stopping: CancellationToken) {
+/// Looks every second, without end.
+pub async fn sweep(runs: RunService) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        if let Err(error) = sweep_once(&runs).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "overdue runs cannot be looked for");
-        }
+        ticks.tick().await;
+        report("overdue runs", end_overdue_runs(&runs).await);
+        report("cancelled runs", end_cancelled_runs(&runs).await);
+        report("waiting runs", promote_waiting_runs(&runs).await);
     }
 }
 
-async fn sweep_once(runs: &Runs) -> Result<(), store::Error> {
-    let parts = &runs.executor.parts;
-    let mut before = parts.clock.now();
-    before.0 -= HEAD_START_S;
-    for overdue in parts.store.overdue_runs(before, RUNS_MAX).await? {
-        runs.expire(overdue).await?;
+fn report(what: &'static str, outcome: Result<(), store::Error>) {
+    if let Err(error) = outcome {
+        tracing::warn!(error = &error as &dyn std::error::Error, what, "the sweep was not completed");
     }
-    for thread in parts.store.stalled_threads(RUNS_MAX).await? {
-        if parts.store.promote_run(&thread, parts.clock.now()).await?.is_some() {
-            runs.executor.queue();
+}
+
+async fn end_overdue_runs(runs: &RunService) -> Result<(), store::Error> {
+    let grace = Duration::from_secs(GRACE_S.unsigned_abs());
+    for overdue in runs.dependencies.store.overdue_runs(grace, RUNS_MAX).await? {
+        let run = overdue.run.spec.id.clone();
+        if let Err(error) = runs.expire(overdue).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "an overdue run cannot be ended");
+        }
+    }
+    Ok(())
+}
+
+async fn end_cancelled_runs(runs: &RunService) -> Result<(), store::Error> {
+    for cancelled in runs.dependencies.store.lapsed_cancelling_runs(RUNS_MAX).await? {
+        let Versioned { run, .. } = &cancelled;
+        let run = run.spec.id.clone();
+        if let Err(error) = runs.end(cancelled, Input::Stopped { usage: Usage::default() }).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "a cancelled run cannot be ended");
+        }
+    }
+    Ok(())
+}
+
+async fn promote_waiting_runs(runs: &RunService) -> Result<(), store::Error> {
+    let store = &runs.dependencies.store;
+    for thread in store.stalled_threads(RUNS_MAX).await? {
+        match store.promote_run(&thread).await {
+            Ok(Some(_)) => runs.queue.wake(),
+            Ok(None) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, thread.id = %thread, "the next run of a thread is not promoted");
+            }
         }
     }
     Ok(())

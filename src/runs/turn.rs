@@ -1,23 +1,24 @@
 //! One answer of the model: its pieces put together, whatever the server's dialect. Pure.
 //!
-//! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. What tells
-//! one call from the next is a new name under a new id or index.
+//! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. A new name
+//! under a new id or index begins the next call.
 
-use crate::api::run::{FunctionCall, Usage};
+use super::machine::MadeCall;
+use crate::api::run::{FinishReason, FunctionCall, Usage};
 use crate::api::stream::CallGrowth;
 use crate::api::{Ids, ToolCallId};
-use crate::llm::{CallPiece, ChatDelta, FinishReason};
+use crate::llm::{CallPiece, ChatDelta};
 
-/// Most calls of one turn; a model that makes more is stuck in a loop.
+/// Maximum number of calls in one turn; a model that makes more is stuck in a loop.
 const CALLS_MAX: usize = 128;
 
-/// What a model has said so far.
+/// What a model has sent so far.
 #[derive(Debug, Default)]
 pub struct Turn {
     calls: Vec<Call>,
-    /// What the answer cost, once the server has said so.
+    /// Tokens of the answer, once the server has reported them.
     pub usage: Option<Usage>,
-    /// Why it ended, once it has said so.
+    /// Why the answer ended, once the server has reported it.
     pub finish: Option<FinishReason>,
     /// Whether only the first call counts.
     one_call: bool,
@@ -26,46 +27,37 @@ pub struct Turn {
 #[derive(Debug)]
 struct Call {
     id: ToolCallId,
-    /// The server's index, and its name for the call.
+    /// The server's index, and its id for the call.
     index: Option<u32>,
     upstream_id: Option<String>,
     name: String,
     arguments: String,
 }
 
-/// A call that is whole.
+/// What a piece of the answer adds to the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MadeCall {
-    /// The call as clients see it.
-    pub call: FunctionCall,
-    /// The model's own name for it.
-    pub upstream_id: String,
-}
-
-/// A piece of news for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// The text went on.
+pub enum TurnEvent {
+    /// More text.
     Text(String),
-    /// The words for not answering went on.
+    /// More of a refusal.
     Refusal(String),
-    /// A call went on: its index, and how.
+    /// More of a call: its index, and what was added.
     Call(u32, CallGrowth),
 }
 
 impl Turn {
-    /// A turn of which nothing was said; with `one_call`, calls after the first are dropped.
+    /// A turn without any content; with `one_call`, calls after the first are ignored.
     #[must_use]
     pub fn new(one_call: bool) -> Self {
         Self { one_call, ..Self::default() }
     }
 
-    /// Takes the next piece, and gives what a client is to hear of it.
-    pub fn take(&mut self, delta: ChatDelta, ids: &Ids) -> Vec<News> {
+    /// Applies the next piece, and returns what it adds to the run.
+    pub fn apply(&mut self, delta: ChatDelta, ids: &Ids) -> Vec<TurnEvent> {
         match delta {
-            ChatDelta::Text(text) => vec![News::Text(text)],
-            ChatDelta::Refusal(text) => vec![News::Refusal(text)],
-            ChatDelta::Call(piece) => self.take_call(piece, ids),
+            ChatDelta::Text(text) => vec![TurnEvent::Text(text)],
+            ChatDelta::Refusal(text) => vec![TurnEvent::Refusal(text)],
+            ChatDelta::Call(piece) => self.apply_call(piece, ids),
             ChatDelta::Finish(reason) => {
                 self.finish = Some(reason);
                 Vec::new()
@@ -77,14 +69,14 @@ impl Turn {
         }
     }
 
-    fn take_call(&mut self, piece: CallPiece, ids: &Ids) -> Vec<News> {
-        let mut news = Vec::new();
-        let place = match self.place(&piece) {
-            Some(place) => place,
-            None if self.calls.len() >= CALLS_MAX => return news,
+    fn apply_call(&mut self, piece: CallPiece, ids: &Ids) -> Vec<TurnEvent> {
+        let mut events = Vec::new();
+        let index = match self.call_index(&piece) {
+            Some(index) => index,
+            None if self.calls.len() >= CALLS_MAX => return events,
             None => {
-                // Nameless pieces before the first call say nothing.
-                let Some(name) = piece.name.clone() else { return news };
+                // Pieces without a name before the first call carry nothing.
+                let Some(name) = piece.name.clone() else { return events };
                 let id: ToolCallId = ids.make();
                 self.calls.push(Call {
                     id: id.clone(),
@@ -93,24 +85,26 @@ impl Turn {
                     name: name.clone(),
                     arguments: String::new(),
                 });
-                let place = self.calls.len() - 1;
-                if place == 0 || !self.one_call {
-                    news.push(News::Call(number(place), CallGrowth::Begun { id, name }));
+                let index = self.calls.len() - 1;
+                if self.counts(index) {
+                    events.push(TurnEvent::Call(number(index), CallGrowth::Begun { id, name }));
                 }
-                place
+                index
             }
         };
-        if !piece.arguments.is_empty() {
-            self.calls[place].arguments.push_str(&piece.arguments);
-            if place == 0 || !self.one_call {
-                news.push(News::Call(number(place), CallGrowth::Arguments(piece.arguments)));
-            }
+        if !piece.arguments.is_empty() && self.counts(index) {
+            self.calls[index].arguments.push_str(&piece.arguments);
+            events.push(TurnEvent::Call(number(index), CallGrowth::Arguments(piece.arguments)));
         }
-        news
+        events
     }
 
-    /// The call that a piece goes on with; none when it begins a new one.
-    fn place(&self, piece: &CallPiece) -> Option<usize> {
+    fn counts(&self, index: usize) -> bool {
+        index == 0 || !self.one_call
+    }
+
+    /// The index of the call that a piece belongs to; none when it begins a new one.
+    fn call_index(&self, piece: &CallPiece) -> Option<usize> {
         let last = self.calls.len().checked_sub(1)?;
         let found = match piece.index {
             Some(index) => self.calls.iter().rposition(|call| call.index == Some(index))?,
@@ -120,31 +114,30 @@ impl Turn {
             },
         };
         let call = &self.calls[found];
-        let other_id = piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id;
-        let named_again = piece.name.is_some() && (other_id || piece.id.is_none() && piece.index.is_none());
-        (!named_again).then_some(found)
+        let has_other_id = piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id;
+        let is_named_again = piece.name.is_some() && (has_other_id || piece.id.is_none() && piece.index.is_none());
+        (!is_named_again).then_some(found)
     }
 
-    /// The names and arguments of the calls so far: what of the answer is no text.
+    /// The names and arguments of the calls so far: the part of the answer that is not text.
     pub fn call_texts(&self) -> impl Iterator<Item = &str> {
         self.calls.iter().flat_map(|call| [call.name.as_str(), call.arguments.as_str()])
     }
 
-    /// How many bytes of arguments were written so far.
+    /// The size of all arguments so far, in bytes.
     #[must_use]
     pub fn argument_bytes(&self) -> usize {
         self.calls.iter().map(|call| call.arguments.len()).sum()
     }
 
-    /// The calls that the turn made, once it has ended.
-    ///
-    /// Arguments that are left out are `{}`.
+    /// The calls that the turn made, once it has ended. Absent arguments are `{}`.
     ///
     /// # Errors
-    /// In words, for a call of a function that is not among `known`, or with arguments that are no JSON object.
+    /// A sentence for the run's `last_error`, for a call of a function that is not among `known`, or with arguments
+    /// that are not a JSON object.
     pub fn into_calls(self, known: &[&str]) -> Result<Vec<MadeCall>, String> {
-        let kept = if self.one_call { 1 } else { CALLS_MAX };
-        self.calls.into_iter().take(kept).map(|call| call.check(known)).collect()
+        let counted = if self.one_call { 1 } else { CALLS_MAX };
+        self.calls.into_iter().take(counted).map(|call| call.check(known)).collect()
     }
 }
 
@@ -156,15 +149,15 @@ impl Call {
         }
         let arguments = if matches!(self.arguments.trim(), "" | "null") { "{}".to_owned() } else { self.arguments };
         if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&arguments).is_err() {
-            return Err(format!("The model called the function '{name}' with arguments that are no JSON object."));
+            return Err(format!("The model called the function '{name}' with arguments that are not a JSON object."));
         }
         let upstream_id = self.upstream_id.unwrap_or_else(|| self.id.to_string());
         Ok(MadeCall { call: FunctionCall { id: self.id, name, arguments }, upstream_id })
     }
 }
 
-fn number(place: usize) -> u32 {
-    u32::try_from(place).expect("a turn has few calls")
+fn number(index: usize) -> u32 {
+    u32::try_from(index).expect("a turn has few calls")
 }
 
 #[cfg(test)]
@@ -181,7 +174,7 @@ mod tests {
         let ids = Ids::counting();
         let mut turn = Turn::new(one_call);
         for piece in pieces {
-            turn.take(piece, &ids);
+            turn.apply(piece, &ids);
         }
         let made = turn.into_calls(&["f", "g"])?;
         Ok(made.into_iter().map(|made| (made.call.name, made.call.arguments)).collect())
@@ -227,23 +220,23 @@ mod tests {
     }
 
     #[test]
-    fn with_one_call_a_turn_the_rest_is_dropped_and_not_told() {
+    fn with_one_call_a_turn_the_others_are_ignored() {
         let pieces = vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(1), "b", "g", "{}")];
         let ids = Ids::counting();
         let mut turn = Turn::new(true);
 
-        let told: Vec<News> = pieces.clone().into_iter().flat_map(|piece| turn.take(piece, &ids)).collect();
+        let events: Vec<TurnEvent> = pieces.clone().into_iter().flat_map(|piece| turn.apply(piece, &ids)).collect();
 
-        assert_eq!(told.len(), 2, "one call begun and its arguments");
+        assert_eq!(events.len(), 2, "one call begun and its arguments");
         assert_eq!(calls(pieces, true), Ok(vec![("f".into(), "{\"a\":1}".into())]));
     }
 
     #[test]
-    fn unknown_functions_and_broken_arguments_are_told_in_words() {
+    fn unknown_functions_and_broken_arguments_are_errors() {
         let unknown = calls(vec![piece(Some(0), "a", "say_hello", "{}")], false).unwrap_err();
         let broken = calls(vec![piece(Some(0), "a", "f", "{\"a\":")], false).unwrap_err();
 
         assert_eq!(unknown, "The model called the function 'say_hello', which this run does not have.");
-        assert_eq!(broken, "The model called the function 'f' with arguments that are no JSON object.");
+        assert_eq!(broken, "The model called the function 'f' with arguments that are not a JSON object.");
     }
 }

@@ -1,8 +1,10 @@
 //! A pool of connections to one database.
 //!
-//! sqlx's own pool asks each connection for a sign of life when it is given back, which doubles the round trips of short
-//! statements; this one (deadpool's) asks only a connection that has rested. A connection whose statement failed for
-//! another reason than the statement, took too long, or was given up in the middle, is closed instead of given back.
+//! sqlx's own pool pings each connection when it is returned, which doubles the round trips of short statements; this one
+//! (deadpool's) pings only a connection that was idle. A connection whose statement failed for another reason than the
+//! statement, took too long, or was dropped in the middle, is closed instead of returned.
+//!
+//! One timeout bounds every statement, those of a transaction included, and the wait for a connection.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -15,19 +17,17 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::{Connection, Database, Describe, Either, Execute, Executor, SqlStr};
 
-/// A connection that has rested for longer is asked for a sign of life before use: after a restart of the database a
-/// broken one is found and replaced.
+/// A connection that was idle for longer is pinged before use: after a restart of the database a broken one is found and
+/// replaced.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// How long a call waits for a free connection, or for a new one.
-pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// Connections to one database, opened as they are needed.
 pub(super) struct Pool<DB: Database> {
     inner: managed::Pool<Opener<DB>>,
     /// How long a statement may take: a connection that has gone silent, as behind a proxy whose server was lost, would
-    /// else hold its caller for good.
-    statement_max: Duration,
+    /// otherwise block its caller without end.
+    statement_timeout: Duration,
 }
 
 async fn in_time<T, E: From<sqlx::Error>>(max: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -64,21 +64,21 @@ impl<DB: Database> managed::Manager for Opener<DB> {
 }
 
 impl<DB: Database> Pool<DB> {
-    /// Room for `connections_max` connections; none is opened yet.
-    pub fn new(options: Options<DB>, connections_max: u32, statement_max: Duration) -> Self {
-        let timeouts = Timeouts { wait: Some(WAIT_MAX), create: Some(WAIT_MAX), recycle: Some(WAIT_MAX) };
+    /// A pool of up to `connections_max` connections; none is opened yet.
+    pub fn new(options: Options<DB>, connections_max: u32, statement_timeout: Duration) -> Self {
+        let wait = Some(statement_timeout);
+        let timeouts = Timeouts { wait, create: wait, recycle: wait };
         let inner = managed::Pool::builder(Opener { options })
             .max_size(connections_max as usize)
             .timeouts(timeouts)
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("timeouts have a runtime");
-        Self { inner, statement_max }
+        Self { inner, statement_timeout }
     }
 
-    /// Gives work up that takes longer than a statement may; what it holds of connections is closed.
-    pub async fn in_time<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-        in_time(self.statement_max, work).await
+    async fn in_time<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        in_time(self.statement_timeout, work).await
     }
 
     async fn acquire(&self) -> Result<Held<DB>, sqlx::Error> {
@@ -92,11 +92,11 @@ impl<DB: Database> Pool<DB> {
         }
     }
 
-    /// Closes the connections that rest, and lets no new one be opened.
+    /// Closes the idle connections, and opens no new one.
     pub async fn close(&self) {
-        let resting = self.inner.retain(|_, _| false).removed;
+        let idle = self.inner.retain(|_, _| false).removed;
         self.inner.close();
-        for connection in resting {
+        for connection in idle {
             // It is gone either way.
             let _ = connection.close().await;
         }
@@ -111,24 +111,24 @@ where
     pub async fn begin(&self, statement: &'static str) -> Result<Transaction<DB>, sqlx::Error> {
         let mut held = self.acquire().await?;
         self.in_time(held.execute(statement)).await?;
-        Ok(Transaction { held, statement_max: self.statement_max })
+        Ok(Transaction { held, statement_timeout: self.statement_timeout })
     }
 }
 
-/// A connection in use: given back by [`Held::give_back`], closed otherwise.
+/// A connection in use: returned by [`Held::return_to_pool`], closed otherwise.
 struct Held<DB: Database> {
     object: Option<managed::Object<Opener<DB>>>,
 }
 
 impl<DB: Database> Held<DB> {
-    fn give_back(mut self) {
+    fn return_to_pool(mut self) {
         self.object.take();
     }
 
-    /// Gives the connection back unless the error may be its own.
+    /// Returns the connection unless the error may be its own.
     fn after<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         if matches!(outcome, Ok(_) | Err(sqlx::Error::RowNotFound)) || is_of_the_statement(&outcome) {
-            self.give_back();
+            self.return_to_pool();
         }
         outcome
     }
@@ -152,54 +152,46 @@ impl<DB: Database> Deref for Held<DB> {
     type Target = DB::Connection;
 
     fn deref(&self) -> &DB::Connection {
-        self.object.as_ref().expect("held until it is given back")
+        self.object.as_ref().expect("held until it is returned")
     }
 }
 
 impl<DB: Database> DerefMut for Held<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
-        self.object.as_mut().expect("held until it is given back")
+        self.object.as_mut().expect("held until it is returned")
+    }
+}
+
+impl<DB: Database> fmt::Debug for Transaction<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
     }
 }
 
 /// A transaction; one that is neither committed nor rolled back ends with its connection.
 pub(super) struct Transaction<DB: Database> {
     held: Held<DB>,
-    statement_max: Duration,
+    statement_timeout: Duration,
 }
 
 impl<DB: Database> Transaction<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    /// Makes it last.
+    /// Commits it.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.end("commit").await
     }
 
-    /// Takes it back.
+    /// Rolls it back.
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        in_time(self.statement_max, self.held.execute(statement)).await?;
-        self.held.give_back();
+        in_time(self.statement_timeout, self.held.execute(statement)).await?;
+        self.held.return_to_pool();
         Ok(())
-    }
-}
-
-impl<DB: Database> Deref for Transaction<DB> {
-    type Target = DB::Connection;
-
-    fn deref(&self) -> &DB::Connection {
-        &self.held
-    }
-}
-
-impl<DB: Database> DerefMut for Transaction<DB> {
-    fn deref_mut(&mut self) -> &mut DB::Connection {
-        &mut self.held
     }
 }
 
@@ -235,16 +227,13 @@ where
         .boxed()
     }
 
+    /// Reads to the end: SQLite reports the failure of an automatic commit behind the last row.
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<DB::Row>, sqlx::Error>>
     where
         'p: 'e,
         E: 'q + Execute<'q, DB>,
     {
-        Box::pin(async move {
-            let mut held = self.acquire().await?;
-            let outcome = self.in_time(held.fetch_optional(query)).await;
-            held.after(outcome)
-        })
+        first_row(self.fetch_many(query))
     }
 
     fn prepare_with<'e>(
@@ -271,5 +260,68 @@ where
             let outcome = self.in_time(held.describe(sql)).await;
             held.after(outcome)
         })
+    }
+}
+
+/// The first row, once all of them were read.
+fn first_row<'e, Q: Send + 'e, R: Send + 'e>(
+    mut rows: BoxStream<'e, Result<Either<Q, R>, sqlx::Error>>,
+) -> BoxFuture<'e, Result<Option<R>, sqlx::Error>> {
+    Box::pin(async move {
+        let mut first = None;
+        while let Some(row) = rows.try_next().await? {
+            if let Either::Right(row) = row {
+                first.get_or_insert(row);
+            }
+        }
+        Ok(first)
+    })
+}
+
+impl<'t, DB: Database> Executor<'t> for &'t mut Transaction<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    type Database = DB;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, sqlx::Error>>
+    where
+        't: 'e,
+        E: 'q + Execute<'q, DB>,
+    {
+        let timeout = self.statement_timeout;
+        try_stream! {
+            let mut rows = self.held.fetch_many(query);
+            while let Some(row) = in_time(timeout, rows.try_next()).await? {
+                yield row;
+            }
+        }
+        .boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<DB::Row>, sqlx::Error>>
+    where
+        't: 'e,
+        E: 'q + Execute<'q, DB>,
+    {
+        first_row(self.fetch_many(query))
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [DB::TypeInfo],
+    ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>>
+    where
+        't: 'e,
+    {
+        Box::pin(in_time(self.statement_timeout, self.held.prepare_with(sql, parameters)))
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>>
+    where
+        't: 'e,
+    {
+        Box::pin(in_time(self.statement_timeout, self.held.describe(sql)))
     }
 }

@@ -1,10 +1,11 @@
-//! The store on Postgres: many servers may share one. Here is what only Postgres says; the rest is in `sql/`.
+//! The store on Postgres: many servers may share one. This file has what is particular to Postgres; the rest is in `sql/`.
 //!
 //! Decisions that touch several tables are one statement each, with the parts as common table expressions: one round
 //! trip, one transaction.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -12,12 +13,54 @@ use futures_util::stream::BoxStream;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
-use super::pool::{Pool, Transaction, WAIT_MAX};
-use super::{Commit, Error, NewRun, Settings, Store, to_json};
-use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
+use super::pool::{Pool, Transaction};
+use super::unreadable::Unreadable;
+use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
+use crate::api::{Message, RunId, RunStep, RunStepId, Thread, Timestamp};
+use crate::clock::Clock;
+
+/// Now, in whole Unix seconds: the time bound as this parameter, or the database's. Stable, so that an index can be used.
+macro_rules! now {
+    ($fixed:literal) => {
+        concat!("coalesce(", $fixed, "::bigint, floor(extract(epoch from statement_timestamp()))::bigint)")
+    };
+}
+
+/// The end of a lease of so many seconds that begins now, rounded up: never earlier than was asked for.
+macro_rules! lease_end {
+    ($fixed:literal, $seconds:literal) => {
+        concat!(
+            "(coalesce(",
+            $fixed,
+            "::bigint, floor(extract(epoch from clock_timestamp()))::bigint + 1) + ",
+            $seconds,
+            "::bigint)"
+        )
+    };
+}
+
+/// The texts of a JSON array, as rows.
+macro_rules! json_texts {
+    ($array:literal) => {
+        concat!("select jsonb_array_elements_text(", $array, "::jsonb)")
+    };
+}
+
+/// The pairs of a text and a number in a JSON array, as rows (id, number).
+macro_rules! json_pairs {
+    ($array:literal) => {
+        concat!(
+            "select pair->>0 as id, (pair->>1)::bigint as number from jsonb_array_elements(",
+            $array,
+            "::jsonb) as pair"
+        )
+    };
+}
 
 #[path = "sql/assistants.rs"]
 mod assistants;
+#[path = "sql/jobs.rs"]
+mod jobs;
 #[path = "sql/messages.rs"]
 mod messages;
 #[path = "sql/page.rs"]
@@ -34,51 +77,87 @@ type Row = sqlx::postgres::PgRow;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
-/// The channel on which servers ring for each other's runs.
-const RINGS: &str = "assistd_rings";
-/// Pause before a lost connection to that channel is tried again; until then the look of every second must do.
+/// The channel on which servers notify each other of changed runs.
+const RUN_CHANGES: &str = "assistd_run_changes";
+/// Pause before a lost connection to that channel is opened again; until then servers compare runs with the store.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
-/// `for update skip locked`: two servers that claim at once get two runs, and neither waits.
-const CLAIM_RUN: &str = "
-    update runs set due_at = $2, version = version + 1
-    where id = (
-        select id from runs where due_at <= $1 order by due_at, seq limit 1 for update skip locked
+/// Pause before a database that is away at start is tried again.
+const START_PAUSE: Duration = Duration::from_millis(500);
+/// How often a start that waits for its database logs that.
+const START_LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// The next owner's oldest due run; the first owner's where none is behind the last one. With `for update skip locked`
+/// two servers that claim at once get two runs, and neither waits.
+const CLAIM_RUN: &str = concat!(
+    "with later as (
+        select id, due_at from runs
+        where owner > $3 and due_at <= ",
+    now!("$1"),
+    "     and id not in (",
+    json_texts!("$4"),
+    ")
+        order by owner, due_at, seq limit 1 for update skip locked
+    ), earlier as (
+        select id, due_at from runs
+        where not exists (select 1 from later) and owner <= $3 and due_at <= ",
+    now!("$1"),
+    "     and id not in (",
+    json_texts!("$4"),
+    ")
+        order by owner, due_at, seq limit 1 for update skip locked
+    ), next as (
+        select id, due_at from later union all select id, due_at from earlier
     )
-    returning id, version, due_at, spec, state, metadata";
+    update runs
+    set due_at = ",
+    lease_end!("$1", "$2"),
+    ", version = version + 1, claims = claims + 1, attempts = attempts + 1
+    from next
+    where runs.id = next.id
+    returning runs.id, version, runs.due_at, revision, claims, attempts, last_failure, owner, spec, state, metadata,
+              next.due_at as due_before"
+);
+
+/// Whole seconds.
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
 
 /// A pool of connections to one server.
 #[derive(Debug)]
 pub struct Backend {
     pool: Pool<Db>,
     options: PgConnectOptions,
-    place: String,
+    display_name: String,
+    clock: Arc<Clock>,
+    unreadable: Unreadable,
 }
 
 impl Backend {
-    pub(super) async fn open(settings: &Settings) -> Result<Self, Error> {
+    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
         let options = PgConnectOptions::from_str(&settings.url)
-            .map_err(|error| Error::Place(format!("database_url is no Postgres URL: {error}")))?
+            .map_err(|error| Error::InvalidUrl(format!("database_url is not a Postgres URL: {error}")))?
             .application_name("assistd");
-        let place = format!(
+        let display_name = format!(
             "postgres://{}:{}/{}",
             options.get_host(),
             options.get_port(),
             options.get_database().unwrap_or_default()
         );
-        // A first connection says at once what is wrong; a pool would go on trying and only tell that it timed out.
-        let first = sqlx::PgConnection::connect_with(&options);
-        let unreachable = |what: &dyn std::fmt::Display| Error::Place(format!("{place} cannot be used: {what}"));
-        let mut first = match tokio::time::timeout(WAIT_MAX, first).await {
-            Err(_) => return Err(unreachable(&"it does not answer")),
-            Ok(Err(error)) => return Err(unreachable(&error)),
-            Ok(Ok(connection)) => connection,
-        };
+        let mut first = connect(&options, settings, &display_name).await?;
         // Takes an advisory lock, so that several servers may start at once.
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
         first.close().await?;
-        let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_max);
-        Ok(Self { pool, options, place })
+        let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
+        let backend = Self { pool, options, display_name, clock, unreadable: Unreadable::default() };
+        backend.synchronize_clock().await?;
+        Ok(backend)
+    }
+
+    /// The time of a clock that is moved by hand.
+    fn fixed_time(&self) -> Option<i64> {
+        self.clock.fixed().map(|now| now.0)
     }
 
     fn reader(&self) -> &Pool<Db> {
@@ -116,7 +195,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Gives the message's time, or nothing when the thread is locked or not there.
+    /// Returns the message's time, or none when the thread is locked or does not exist.
     async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
             "with thread as (
@@ -141,14 +220,14 @@ impl Backend {
         Ok(time.map(|(seconds,)| Timestamp(seconds)))
     }
 
-    /// Says whether the thread was there and free, or need not be.
+    /// Returns whether the thread exists and is free, or need not be.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let rows = MessageRows::new(new.messages);
         let sql = match new.thread {
-            Some(_) => {
+            Some(_) => concat!(
                 "with thread as (
                     insert into threads (id, created_at, version, message_seq, message_at, active_run, body)
-                    values ($1, $4, 1, $10, $4, case when $6::bigint is null then null else $2 end, $14)
+                    values ($1, $4, 1, $10, $4, case when $6::bigint = 2 then null else $2 end, $14)
                     returning 0::bigint as seq, message_at
                 ), message as (
                     insert into messages (id, thread_id, seq, created_at, metadata, body)
@@ -157,17 +236,26 @@ impl Backend {
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
-                select $2, $1, $6 is not null, $6 is null, $3, $4, $5, $6, thread.seq + $10, $7, $8, $9 from thread"
-            }
-            None => {
+                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
+                     spec, state, metadata)
+                select $2, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                       case $6 when 0 then ",
+                lease_end!("$16", "$15"),
+                "           when 1 then ",
+                now!("$16"),
+                "      end,
+                       case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
+                       $7, $8, $9
+                from thread"
+            ),
+            None => concat!(
                 "with thread as (
                     update threads
-                    set active_run = case when $6::bigint is null then active_run else $2 end,
+                    set active_run = case when $6::bigint = 2 then active_run else $2 end,
                         message_seq = message_seq + $10,
                         message_at = greatest(message_at, $4)
                     where id = $1 and $14::text is null
-                      and ($6 is null or active_run is null
+                      and ($6 = 2 or active_run is null
                            and not exists (select 1 from runs where thread_id = $1 and waits))
                     returning message_seq - $10 as seq, message_at
                 ), message as (
@@ -177,18 +265,33 @@ impl Backend {
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
-                select $2, $1, $6 is not null, $6 is null, $3, $4, $5, $6, thread.seq + $10, $7, $8, $9 from thread"
-            }
+                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
+                     spec, state, metadata)
+                select $2, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                       case $6 when 0 then ",
+                lease_end!("$16", "$15"),
+                "           when 1 then ",
+                now!("$16"),
+                "      end,
+                       case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
+                       $7, $8, $9
+                from thread"
+            ),
         };
         let spec = &new.run.spec;
+        // 0: leased, 1: due, 2: waiting.
+        let (start, lease) = match new.start {
+            Start::Leased(lease) => (0_i64, seconds(lease)),
+            Start::Due => (1, 0),
+            Start::Waiting => (2, 0),
+        };
         let done = sqlx::query::<Db>(sql)
             .bind(spec.thread_id.as_str())
             .bind(spec.id.as_str())
-            .bind(super::FIRST_VERSION)
+            .bind(FIRST_VERSION)
             .bind(spec.created_at.0)
             .bind(spec.expires_at.0)
-            .bind(new.due_at.map(|due_at| due_at.0))
+            .bind(start)
             .bind(to_json(&**spec))
             .bind(runs::state_column(new.run))
             .bind(to_json(&new.run.metadata))
@@ -197,6 +300,9 @@ impl Backend {
             .bind(rows.metadata)
             .bind(rows.bodies)
             .bind(new.thread.map(to_json))
+            .bind(lease)
+            .bind(self.fixed_time())
+            .bind(new.owner)
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected() == 1)
@@ -206,16 +312,28 @@ impl Backend {
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let new = commit.new_message;
         let changed = commit.changed_message;
-        let (written, metadata): (i64, Option<String>) = sqlx::query_as::<Db, _>(
+        let (next_lease, lease) = runs::next_lease_columns(commit.next_lease);
+        let (claims, metadata): (Option<i64>, Option<String>) = sqlx::query_as::<Db, _>(concat!(
             "with run as (
                 update runs
                 set active = active and $3,
                     waits = waits and $3,
                     version = version + 1,
-                    due_at = case when waits then null else $4 end,
+                    revision = revision + 1,
+                    due_at = case
+                        when waits then null
+                        when $4 = 0 then due_at
+                        when $4 = 1 then ",
+            lease_end!("$16", "$15"),
+            "            when $4 = 2 then ",
+            now!("$16"),
+            "        end,
+                    claims = claims + case when $4 = 1 then 1 else 0 end,
+                    attempts = case when $17 then 0 else attempts end + case when $4 = 1 then 1 else 0 end,
+                    last_failure = case when $17 then null else last_failure end,
                     state = $5
                 where id = $1 and version = $2
-                returning thread_id, sees_to
+                returning thread_id, sees_to, claims
             ), thread as (
                 update threads
                 set active_run = case when $3 then active_run else nullif(active_run, $1) end,
@@ -236,13 +354,15 @@ impl Backend {
                 select s.id, $1, run.thread_id, s.created_at, s.body
                 from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
                 on conflict (id) do update set body = excluded.body
+            ), removed_step as (
+                delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($18::text[])
             )
-            select (select count(*) from run), (select metadata from changed_message)",
-        )
+            select (select claims from run), (select metadata from changed_message)"
+        ))
         .bind(commit.run.spec.id.as_str())
         .bind(commit.version)
         .bind(!commit.run.state.is_over())
-        .bind(commit.due_at.map(|due_at| due_at.0))
+        .bind(next_lease)
         .bind(runs::state_column(commit.run))
         .bind(new.map(|message| message.id.as_str()))
         .bind(new.map_or(0, |message| message.created_at.0))
@@ -253,41 +373,72 @@ impl Backend {
         .bind(commit.steps.iter().map(|step| step.id.as_str()).collect::<Vec<_>>())
         .bind(commit.steps.iter().map(|step| step.created_at.0).collect::<Vec<_>>())
         .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())
+        .bind(lease)
+        .bind(self.fixed_time())
+        .bind(commit.made_progress)
+        .bind(commit.removed_steps.iter().map(RunStepId::as_str).collect::<Vec<_>>())
         .fetch_one(&self.pool)
         .await?;
-        Ok((written == 1).then_some(Written(metadata)))
+        Ok(claims.map(|lease| Written { lease, metadata }))
     }
 
-    /// Says whether the run was still at `version`.
-    async fn write_lease(
-        &self,
-        run: &RunId,
-        version: i64,
-        until: Timestamp,
-        message: Option<&Message>,
-    ) -> Result<bool, Error> {
-        let (written,): (i64,) = sqlx::query_as::<Db, _>(
-            "with run as (
-                update runs set due_at = $3 where id = $1 and version = $2 returning id
+    /// Locks the runs before the messages: an older text never overwrites that of a commit.
+    async fn write_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error> {
+        let rows: Vec<(String,)> = sqlx::query_as::<Db, _>(
+            "with text as (
+                select * from unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+                    as t (run_id, version, message_id, body)
+            ), run as (
+                update runs set revision = revision + 1 from text
+                where runs.id = text.run_id and runs.version = text.version
+                returning runs.id
             ), message as (
-                update messages set body = $5 from run where messages.id = $4
+                update messages set body = text.body from text, run
+                where run.id = text.run_id and messages.id = text.message_id
             )
-            select count(*) from run",
+            select id from run",
         )
-        .bind(run.as_str())
-        .bind(version)
-        .bind(until.0)
-        .bind(message.map(|message| message.id.as_str()))
-        .bind(message.map(to_json))
-        .fetch_one(&self.pool)
+        .bind(texts.iter().map(|text| text.run.as_str()).collect::<Vec<_>>())
+        .bind(texts.iter().map(|text| text.version).collect::<Vec<_>>())
+        .bind(texts.iter().map(|text| text.message.id.as_str()).collect::<Vec<_>>())
+        .bind(texts.iter().map(|text| to_json(text.message)).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
         .await?;
-        Ok(written == 1)
+        Ok(rows.into_iter().map(|(id,)| RunId::from_stored(id)).collect())
+    }
+}
+
+/// Opens the first connection, which shows at once what is wrong. Waits for a database that is away.
+async fn connect(
+    options: &PgConnectOptions,
+    settings: &Settings,
+    display_name: &str,
+) -> Result<sqlx::PgConnection, Error> {
+    let began = Instant::now();
+    let mut logged_at: Option<Instant> = None;
+    loop {
+        let connection = sqlx::PgConnection::connect_with(options);
+        let error = match tokio::time::timeout(settings.statement_timeout, connection).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => Error::from(error),
+            Err(_) => Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        };
+        if !matches!(error, Error::Unavailable(_)) || began.elapsed() >= settings.start_timeout {
+            return Err(Error::InvalidUrl(format!("{display_name} cannot be used: {error}")));
+        }
+        if logged_at.is_none_or(|then| then.elapsed() >= START_LOG_EVERY) {
+            logged_at = Some(Instant::now());
+            let wait_s = settings.start_timeout.as_secs();
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, database = display_name, wait_s, "waiting for the database");
+        }
+        tokio::time::sleep(START_PAUSE).await;
     }
 }
 
 async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(RINGS).await?;
+    listener.listen(RUN_CHANGES).await?;
     Ok(listener)
 }
 
@@ -314,8 +465,24 @@ impl MessageRows {
 
 #[async_trait]
 impl Store for Backend {
-    async fn ping(&self) -> Result<(), Error> {
-        sqlx::query::<Db>("select 1").execute(&self.pool).await?;
+    async fn check(&self) -> Result<(), Error> {
+        let (read_only,): (String,) =
+            sqlx::query_as::<Db, _>("show transaction_read_only").fetch_one(&self.pool).await?;
+        if read_only == "on" {
+            let error = std::io::Error::new(std::io::ErrorKind::ReadOnlyFilesystem, "the database is read-only");
+            return Err(Error::Unavailable(sqlx::Error::Io(error)));
+        }
+        Ok(())
+    }
+
+    async fn synchronize_clock(&self) -> Result<(), Error> {
+        let sent = Instant::now();
+        let (unix_ms,): (i64,) =
+            sqlx::query_as::<Db, _>("select floor(extract(epoch from clock_timestamp()) * 1000)::bigint")
+                .fetch_one(&self.pool)
+                .await?;
+        // The answer was made about halfway.
+        self.clock.synchronize(unix_ms, sent + sent.elapsed() / 2);
         Ok(())
     }
 
@@ -323,30 +490,30 @@ impl Store for Backend {
         self.pool.close().await;
     }
 
-    fn place(&self) -> String {
-        self.place.clone()
+    fn display_name(&self) -> String {
+        self.display_name.clone()
     }
 
     fn is_shared(&self) -> bool {
         true
     }
 
-    async fn ring(&self, run: &RunId) -> Result<(), Error> {
-        sqlx::query::<Db>("select pg_notify($1, $2)").bind(RINGS).bind(run.as_str()).execute(&self.pool).await?;
+    async fn notify_run_changed(&self, run: &RunId) -> Result<(), Error> {
+        sqlx::query::<Db>("select pg_notify($1, $2)").bind(RUN_CHANGES).bind(run.as_str()).execute(&self.pool).await?;
         Ok(())
     }
 
-    fn rings(&self) -> BoxStream<'static, RunId> {
+    fn run_changes(&self) -> BoxStream<'static, RunId> {
         // A connection of its own: one that listens is of no other use, and a pool of one would have none left.
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.options.clone());
         async_stream::stream! {
             loop {
                 match listen(&pool).await {
-                    Ok(mut listener) => while let Ok(ring) = listener.recv().await {
-                        yield RunId::from_stored(ring.payload());
+                    Ok(mut listener) => while let Ok(change) = listener.recv().await {
+                        yield RunId::from_stored(change.payload());
                     },
                     Err(error) => {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "nobody can ring for now");
+                        tracing::debug!(error = &error as &dyn std::error::Error, "LISTEN failed; trying again");
                     }
                 }
                 tokio::time::sleep(LISTEN_PAUSE).await;

@@ -1,10 +1,11 @@
-//! The store in a SQLite file: one server, no set-up. Here is what only SQLite says; the rest is in `sql/`.
+//! The store in a SQLite file: one server, no set-up. This file has what is particular to SQLite; the rest is in `sql/`.
 //!
 //! One connection writes and many read: with several writers SQLite's busy handler makes waits unfair and long.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -14,11 +15,43 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
 use super::pool::{Pool, Transaction};
-use super::{Commit, Error, NewRun, Settings, Store, to_json};
+use super::unreadable::Unreadable;
+use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
 use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
+use crate::clock::Clock;
+
+/// Now, in whole Unix seconds: the time bound as this parameter, or the system's.
+macro_rules! now {
+    ($fixed:literal) => {
+        concat!("coalesce(", $fixed, ", unixepoch())")
+    };
+}
+
+/// The end of a lease of so many seconds that begins now, rounded up: never earlier than was asked for.
+macro_rules! lease_end {
+    ($fixed:literal, $seconds:literal) => {
+        concat!("(coalesce(", $fixed, ", unixepoch() + 1) + ", $seconds, ")")
+    };
+}
+
+/// The texts of a JSON array, as rows.
+macro_rules! json_texts {
+    ($array:literal) => {
+        concat!("select value from json_each(", $array, ")")
+    };
+}
+
+/// The pairs of a text and a number in a JSON array, as rows (id, number).
+macro_rules! json_pairs {
+    ($array:literal) => {
+        concat!("select value->>0 as id, value->>1 as number from json_each(", $array, ")")
+    };
+}
 
 #[path = "sql/assistants.rs"]
 mod assistants;
+#[path = "sql/jobs.rs"]
+mod jobs;
 #[path = "sql/messages.rs"]
 mod messages;
 #[path = "sql/page.rs"]
@@ -38,12 +71,40 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite")
 /// How long a statement waits for a lock; only a person's own tools can hold one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-const CLAIM_RUN: &str = "
-    update runs set due_at = $2, version = version + 1
-    where id = (select id from runs where due_at <= $1 order by due_at, seq limit 1)
-    returning id, version, due_at, spec, state, metadata";
+/// The next owner's oldest due run; the first owner's where none is behind the last one.
+const CLAIM_RUN: &str = concat!(
+    "with next as (
+        select coalesce(
+            (select id from runs where owner > $3 and due_at <= ",
+    now!("$1"),
+    " and id not in (",
+    json_texts!("$4"),
+    ") order by owner, due_at, seq limit 1),
+            (select id from runs where owner <= $3 and due_at <= ",
+    now!("$1"),
+    " and id not in (",
+    json_texts!("$4"),
+    ") order by owner, due_at, seq limit 1)
+        ) as next_id
+    ), before as (
+        select id as before_id, due_at as due_before from runs where id = (select next_id from next)
+    )
+    update runs
+    set due_at = ",
+    lease_end!("$1", "$2"),
+    ", version = version + 1, claims = claims + 1, attempts = attempts + 1
+    from before
+    where id = before_id
+    returning id, version, due_at, revision, claims, attempts, last_failure, owner, spec, state, metadata,
+              (select due_before from before) as due_before"
+);
 
-/// How hard SQLite tries to keep the newest commits through a power cut.
+/// Whole seconds.
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whether the newest commits survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
@@ -58,19 +119,23 @@ pub enum Synchronous {
 pub struct Backend {
     writer: Pool<Db>,
     readers: Pool<Db>,
-    /// Open to the end: readers cannot make the file's shared memory, which goes with the last connection.
+    /// Open to the end: readers cannot create the file's shared memory, which is deleted with the last connection.
     anchor: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
-    /// Held to the end: it keeps a second server off the file.
+    /// Held to the end: a second server cannot open the file.
     _lock: File,
+    clock: Arc<Clock>,
+    unreadable: Unreadable,
 }
 
 impl Backend {
-    pub(super) async fn open(settings: &Settings) -> Result<Self, Error> {
+    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
         let path = settings.url.trim_start_matches("sqlite:").trim_start_matches("//");
         let path = path.split('?').next().unwrap_or_default();
         if path.is_empty() || path == ":memory:" {
-            return Err(Error::Place("database_url names no file; write it as sqlite://path/to/file.db".to_owned()));
+            return Err(Error::InvalidUrl(
+                "database_url does not name a file; write it as sqlite://path/to/file.db".to_owned(),
+            ));
         }
         let path = PathBuf::from(path);
         let lock = lock(&path)?;
@@ -86,11 +151,21 @@ impl Backend {
             .foreign_keys(true);
         let mut first = SqliteConnection::connect_with(&options).await?;
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
-        // This process is the only one: whatever was leased before it started is due now.
-        sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await?;
-        let writer = Pool::new(options.clone(), 1, settings.statement_max);
-        let readers = Pool::new(options.read_only(true), settings.connections_max, settings.statement_max);
-        Ok(Self { writer, readers, anchor: Mutex::new(Some(first)), path, _lock: lock })
+        // This process is the only one: what was leased before it started is due now. On a full disk leases end by
+        // themselves.
+        let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await;
+        if let Err(error) = due {
+            tracing::warn!(error = &error as &dyn std::error::Error, "runs are claimed when their leases end");
+        }
+        let writer = Pool::new(options.clone(), 1, settings.statement_timeout);
+        let readers = Pool::new(options.read_only(true), settings.connections_max, settings.statement_timeout);
+        let anchor = Mutex::new(Some(first));
+        Ok(Self { writer, readers, anchor, path, _lock: lock, clock, unreadable: Unreadable::default() })
+    }
+
+    /// The time of a clock that is moved by hand.
+    fn fixed_time(&self) -> Option<i64> {
+        self.clock.fixed().map(|now| now.0)
     }
 
     fn reader(&self) -> &Pool<Db> {
@@ -112,7 +187,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Gives the message's time, or nothing when the thread is locked or not there.
+    /// Returns the message's time, or none when the thread is locked or does not exist.
     async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let mut tx = self.begin().await?;
         let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
@@ -124,7 +199,7 @@ impl Backend {
         .bind(message.thread_id.as_str())
         .bind(message.created_at.0)
         .bind(while_busy)
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut tx)
         .await?;
         let Some((seq, created_at)) = place else {
             tx.rollback().await?;
@@ -135,16 +210,23 @@ impl Backend {
         Ok(Some(Timestamp(created_at)))
     }
 
-    /// Says whether the thread was there and free, or need not be.
+    /// Returns whether the thread exists and is free, or need not be.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let spec = &new.run.spec;
+        // 0: leased, 1: due, 2: waiting.
+        let (start, lease) = match new.start {
+            Start::Leased(lease) => (0_i64, seconds(lease)),
+            Start::Due => (1, 0),
+            Start::Waiting => (2, 0),
+        };
+        let waits = new.start == Start::Waiting;
         let mut tx = self.begin().await?;
-        let mut sees_to = count(new.messages);
+        let mut context_max_seq = count(new.messages);
         if let Some(thread) = new.thread {
-            let active_run = new.due_at.map(|_| &spec.id);
+            let active_run = (!waits).then_some(&spec.id);
             insert_thread_row(&mut tx, thread, new.messages, active_run).await?;
         } else {
-            let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
+            let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
                 "update threads
                  set active_run = case when $5 then active_run else $2 end,
                      message_seq = message_seq + $3,
@@ -157,34 +239,44 @@ impl Backend {
             .bind(spec.id.as_str())
             .bind(count(new.messages))
             .bind(spec.created_at.0)
-            .bind(new.due_at.is_none())
-            .fetch_optional(&mut *tx)
+            .bind(waits)
+            .fetch_optional(&mut tx)
             .await?;
-            let Some((seq, created_at)) = place else {
+            let Some((seq, created_at)) = found else {
                 tx.rollback().await?;
                 return Ok(false);
             };
             for (message, seq) in new.messages.iter().zip(seq + 1..) {
                 write_message(&mut tx, message, seq, created_at).await?;
             }
-            sees_to += seq;
+            context_max_seq += seq;
         }
-        sqlx::query::<Db>(
+        sqlx::query::<Db>(concat!(
             "insert into runs
-                 (id, thread_id, active, waits, version, created_at, expires_at, due_at, sees_to, spec, state, metadata)
-             values ($1, $2, $6 is not null, $6 is null, $3, $4, $5, $6, $10, $7, $8, $9)",
-        )
+                 (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
+                  spec, state, metadata)
+             values ($1, $2, $6 <> 2, $6 = 2, $3, $4, $5,
+                     case $6 when 0 then ",
+            lease_end!("$12", "$11"),
+            "        when 1 then ",
+            now!("$12"),
+            "        end,
+                     case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $13, $10, $7, $8, $9)"
+        ))
         .bind(spec.id.as_str())
         .bind(spec.thread_id.as_str())
-        .bind(super::FIRST_VERSION)
+        .bind(FIRST_VERSION)
         .bind(spec.created_at.0)
         .bind(spec.expires_at.0)
-        .bind(new.due_at.map(|due_at| due_at.0))
+        .bind(start)
         .bind(to_json(&**spec))
         .bind(runs::state_column(new.run))
         .bind(to_json(&new.run.metadata))
-        .bind(sees_to)
-        .execute(&mut *tx)
+        .bind(context_max_seq)
+        .bind(lease)
+        .bind(self.fixed_time())
+        .bind(new.owner)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(true)
@@ -194,27 +286,43 @@ impl Backend {
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let run = &commit.run.spec;
         let active = !commit.run.state.is_over();
+        let (next_lease, lease) = runs::next_lease_columns(commit.next_lease);
         let mut tx = self.begin().await?;
-        let done = sqlx::query::<Db>(
+        let claims: Option<(i64,)> = sqlx::query_as::<Db, _>(concat!(
             "update runs
              set active = active and $3,
                  waits = waits and $3,
                  version = version + 1,
-                 due_at = case when waits then null else $4 end,
+                 revision = revision + 1,
+                 due_at = case
+                     when waits then null
+                     when $4 = 0 then due_at
+                     when $4 = 1 then ",
+            lease_end!("$7", "$6"),
+            "        when $4 = 2 then ",
+            now!("$7"),
+            "    end,
+                 claims = claims + ($4 = 1),
+                 attempts = case when $8 then 0 else attempts end + ($4 = 1),
+                 last_failure = case when $8 then null else last_failure end,
                  state = $5
-             where id = $1 and version = $2",
-        )
+             where id = $1 and version = $2
+             returning claims"
+        ))
         .bind(run.id.as_str())
         .bind(commit.version)
         .bind(active)
-        .bind(commit.due_at.map(|due_at| due_at.0))
+        .bind(next_lease)
         .bind(runs::state_column(commit.run))
-        .execute(&mut *tx)
+        .bind(lease)
+        .bind(self.fixed_time())
+        .bind(commit.made_progress)
+        .fetch_optional(&mut tx)
         .await?;
-        if done.rows_affected() == 0 {
+        let Some((lease,)) = claims else {
             tx.rollback().await?;
             return Ok(None);
-        }
+        };
         let new = commit.new_message;
         if !active || new.is_some() {
             let (seq, created_at): (i64, i64) = sqlx::query_as::<Db, _>(
@@ -229,7 +337,7 @@ impl Backend {
             .bind(active)
             .bind(i64::from(new.is_some()))
             .bind(new.map_or(0, |message| message.created_at.0))
-            .fetch_one(&mut *tx)
+            .fetch_one(&mut tx)
             .await?;
             if let Some(message) = new {
                 write_message(&mut tx, message, seq, created_at).await?;
@@ -242,41 +350,40 @@ impl Backend {
         for step in commit.steps {
             write_step(&mut tx, step).await?;
         }
+        for step in commit.removed_steps {
+            sqlx::query::<Db>("delete from run_steps where id = $1 and run_id = $2")
+                .bind(step.as_str())
+                .bind(run.id.as_str())
+                .execute(&mut tx)
+                .await?;
+        }
         tx.commit().await?;
-        Ok(Some(Written(metadata)))
+        Ok(Some(Written { lease, metadata }))
     }
 
-    /// Says whether the run was still at `version`.
-    async fn write_lease(
-        &self,
-        run: &RunId,
-        version: i64,
-        until: Timestamp,
-        message: Option<&Message>,
-    ) -> Result<bool, Error> {
+    async fn write_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error> {
         let mut tx = self.begin().await?;
-        let done = sqlx::query::<Db>("update runs set due_at = $3 where id = $1 and version = $2")
-            .bind(run.as_str())
-            .bind(version)
-            .bind(until.0)
-            .execute(&mut *tx)
-            .await?;
-        if done.rows_affected() == 0 {
-            tx.rollback().await?;
-            return Ok(false);
-        }
-        if let Some(message) = message {
-            update_message(&mut tx, message).await?;
+        let mut saved = Vec::with_capacity(texts.len());
+        for SavedText { run, version, message } in texts {
+            let done = sqlx::query::<Db>("update runs set revision = revision + 1 where id = $1 and version = $2")
+                .bind(run.as_str())
+                .bind(version)
+                .execute(&mut tx)
+                .await?;
+            if done.rows_affected() == 1 {
+                update_message(&mut tx, message).await?;
+                saved.push((*run).clone());
+            }
         }
         tx.commit().await?;
-        Ok(true)
+        Ok(saved)
     }
 }
 
-/// Takes the file's lock, and makes the folder for it.
+/// Takes the file's lock, and creates its folder.
 fn lock(path: &Path) -> Result<File, Error> {
     let failed = |error: &dyn std::fmt::Display| {
-        Error::Place(format!("the database {} cannot be opened: {error}", path.display()))
+        Error::InvalidUrl(format!("the database {} cannot be opened: {error}", path.display()))
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
@@ -296,7 +403,7 @@ fn count(messages: &[Message]) -> i64 {
 }
 
 async fn insert_thread_row(
-    tx: &mut SqliteConnection,
+    tx: &mut Transaction<Db>,
     thread: &Thread,
     messages: &[Message],
     active_run: Option<&RunId>,
@@ -318,7 +425,7 @@ async fn insert_thread_row(
     Ok(())
 }
 
-async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, created_at: i64) -> Result<(), Error> {
+async fn write_message(tx: &mut Transaction<Db>, message: &Message, seq: i64, created_at: i64) -> Result<(), Error> {
     sqlx::query::<Db>(
         "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body, place)
          values ($1, $2, $3, $4, $5, $6, $7, (select sees_to from runs where id = $5))",
@@ -330,23 +437,23 @@ async fn write_message(tx: &mut SqliteConnection, message: &Message, seq: i64, c
     .bind(message.author.as_ref().map(|author| author.run_id.as_str()))
     .bind(to_json(&message.metadata))
     .bind(to_json(message))
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
     Ok(())
 }
 
-/// Gives the `metadata` that the message has. A message that was deleted meanwhile stays deleted.
-async fn update_message(tx: &mut SqliteConnection, message: &Message) -> Result<Option<String>, Error> {
-    let kept: Option<(String,)> =
+/// Returns the metadata that the message has. A message that was deleted meanwhile stays deleted.
+async fn update_message(tx: &mut Transaction<Db>, message: &Message) -> Result<Option<String>, Error> {
+    let stored: Option<(String,)> =
         sqlx::query_as::<Db, _>("update messages set body = $2 where id = $1 returning metadata")
             .bind(message.id.as_str())
             .bind(to_json(message))
-            .fetch_optional(tx)
+            .fetch_optional(&mut *tx)
             .await?;
-    Ok(kept.map(|(metadata,)| metadata))
+    Ok(stored.map(|(metadata,)| metadata))
 }
 
-async fn write_step(tx: &mut SqliteConnection, step: &RunStep) -> Result<(), Error> {
+async fn write_step(tx: &mut Transaction<Db>, step: &RunStep) -> Result<(), Error> {
     sqlx::query::<Db>(
         "insert into run_steps (id, run_id, thread_id, created_at, body)
          values ($1, $2, $3, $4, $5)
@@ -357,15 +464,28 @@ async fn write_step(tx: &mut SqliteConnection, step: &RunStep) -> Result<(), Err
     .bind(step.thread_id.as_str())
     .bind(step.created_at.0)
     .bind(to_json(step))
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
     Ok(())
 }
 
 #[async_trait]
 impl Store for Backend {
-    async fn ping(&self) -> Result<(), Error> {
+    async fn check(&self) -> Result<(), Error> {
         sqlx::query::<Db>("select 1").execute(&self.readers).await?;
+        // Writes a page, as a commit does: a full disk shows.
+        let mut tx = self.begin().await?;
+        sqlx::query::<Db>("update checks set count = count + 1").execute(&mut tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn synchronize_clock(&self) -> Result<(), Error> {
+        // The database's clock is this machine's; it may have been set since.
+        let (unix_ms,): (i64,) = sqlx::query_as::<Db, _>("select cast(unixepoch('subsec') * 1000 as integer)")
+            .fetch_one(&self.readers)
+            .await?;
+        self.clock.synchronize(unix_ms, Instant::now());
         Ok(())
     }
 
@@ -378,7 +498,7 @@ impl Store for Backend {
         }
     }
 
-    fn place(&self) -> String {
+    fn display_name(&self) -> String {
         format!("sqlite://{}", self.path.display())
     }
 
@@ -386,11 +506,11 @@ impl Store for Backend {
         false
     }
 
-    async fn ring(&self, _run: &RunId) -> Result<(), Error> {
+    async fn notify_run_changed(&self, _run: &RunId) -> Result<(), Error> {
         Ok(())
     }
 
-    fn rings(&self) -> BoxStream<'static, RunId> {
+    fn run_changes(&self) -> BoxStream<'static, RunId> {
         futures_util::stream::pending().boxed()
     }
 }

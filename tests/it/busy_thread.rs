@@ -146,20 +146,20 @@ both_stores!(a_run_whose_turn_was_lost_with_its_server_gets_it_from_another, asy
 });
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ring_is_heard_by_every_server() {
+async fn every_server_is_notified_of_a_changed_run() {
     use assistd::api::{Ids, RunId};
     use futures_util::StreamExt as _;
     let Some(database) = Database::postgres().await else { return };
     let (one, other) = (database.open().await, database.open().await);
-    let mut rings = other.rings();
+    let mut changes = other.run_changes();
     let run: RunId = Ids::unique_everywhere().make();
 
-    let heard = tokio::spawn(async move { rings.next().await });
-    // Until the other one listens, nobody hears it.
-    while !heard.is_finished() {
-        one.ring(&run).await.unwrap();
+    let notified = tokio::spawn(async move { changes.next().await });
+    // Before the other one listens, notifications are lost.
+    while !notified.is_finished() {
+        one.notify_run_changed(&run).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 
-    assert_eq!(heard.await.unwrap(), Some(run));
+    assert_eq!(notified.await.unwrap(), Some(run));
 }

@@ -65,7 +65,10 @@ async fn what_is_wrong_with_the_settings_is_said_and_nothing_starts() {
         (vec![("LISTN", "x")], "ASSISTD_LISTN"),
         (vec![("LISTEN", "0.0.0.0:0")], "Set ASSISTD_API_KEYS"),
         (vec![("DATABASE_URL", "mysql://x")], "must begin with \"sqlite://\" or \"postgres://\""),
-        (vec![("DATABASE_URL", "postgres://127.0.0.1:9/x")], "postgres://127.0.0.1:9/x cannot be used"),
+        (
+            vec![("DATABASE_URL", "postgres://127.0.0.1:9/x"), ("DATABASE_START_TIMEOUT_S", "0")],
+            "postgres://127.0.0.1:9/x cannot be used",
+        ),
         (vec![("LOG", "=,=")], "log is \"=,=\""),
     ];
 

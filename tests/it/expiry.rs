@@ -28,7 +28,8 @@ both_stores!(a_run_past_its_deadline_expires_with_its_text, async |database: Dat
     let events = parse(&stream.text().await.unwrap());
     assert_eq!(names(&events)[8..], ["message.incomplete", "run.step.expired", "run.expired", "done"]);
     let expired = client.until(&run, "expired").await;
-    assert_eq!((&expired["expires_at"], &expired["usage"]["total_tokens"]), (&Value::Null, &json!(0)));
+    assert_eq!(expired["expires_at"], Value::Null);
+    assert!(expired["usage"]["total_tokens"].as_u64().unwrap() > 0, "the model was paid: {expired}");
     upstream.left().await;
     client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "again"})).await;
 });

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Left to right as at the head of `lib.rs`; neighbours with the same number do not know each other.
-const ORDER: [(&str, u32); 10] = [
+const ORDER: [(&str, u32); 12] = [
     ("main", 0),
     ("server", 1),
     ("config", 2),
@@ -11,13 +11,15 @@ const ORDER: [(&str, u32); 10] = [
     ("health", 3),
     ("http", 4),
     ("runs", 5),
-    ("store", 6),
-    ("llm", 6),
-    ("clock", 7),
+    ("work", 6),
+    ("store", 7),
+    ("llm", 7),
+    ("clock", 8),
+    ("liveness", 9),
 ];
 
 fn rank(module: &str) -> u32 {
-    ORDER.iter().find(|(name, _)| *name == module).map_or(8, |(_, rank)| *rank)
+    ORDER.iter().find(|(name, _)| *name == module).map_or(10, |(_, rank)| *rank)
 }
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {

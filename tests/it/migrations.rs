@@ -23,7 +23,7 @@ async fn several_servers_may_start_at_once_on_an_empty_database() {
     let stores = futures_util::future::join_all((0..6).map(|_| database.open())).await;
 
     for store in stores {
-        store.ping().await.unwrap();
+        store.check().await.unwrap();
     }
 }
 
@@ -32,13 +32,8 @@ async fn a_sqlite_file_takes_one_server_at_a_time() {
     let database = Database::sqlite();
     let first = database.open().await;
 
-    let settings = assistd::store::Settings {
-        url: database.url.clone(),
-        connections_max: 1,
-        statement_max: std::time::Duration::from_secs(20),
-        synchronous: assistd::store::Synchronous::Normal,
-    };
-    let second = assistd::store::open(&settings).await.unwrap_err().to_string();
+    let clock = std::sync::Arc::new(assistd::clock::Clock::system());
+    let second = assistd::store::open(&database.settings(), clock).await.unwrap_err().to_string();
 
     assert!(second.contains("another server is using it"), "{second}");
     first.close().await;

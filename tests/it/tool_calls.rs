@@ -309,7 +309,8 @@ both_stores!(a_model_that_calls_nonsense_or_for_ever_fails_its_run, async |datab
     let server = Server::with(&database, &upstream, &[("MAX_TOOL_ROUNDS", "2")]).await;
     let client = &server.client;
 
-    for expected in ["'say_hello', which this run does not have", "'weather' with arguments that are no JSON object"] {
+    for expected in ["'say_hello', which this run does not have", "'weather' with arguments that are not a JSON object"]
+    {
         let (run, events) = begin(client, json!({})).await;
         assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
         let message = client.get(&run).await["last_error"]["message"].clone();

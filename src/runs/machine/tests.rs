@@ -21,6 +21,18 @@ fn usage(tokens: u32) -> Usage {
     Usage { prompt_tokens: tokens, completion_tokens: 1, total_tokens: tokens + 1, ..Usage::default() }
 }
 
+fn failed() -> Input {
+    Input::Failed { error: failure(), usage: usage(7) }
+}
+
+fn stopped() -> Input {
+    Input::Stopped { usage: usage(11) }
+}
+
+fn deadline() -> Input {
+    Input::DeadlinePassed { usage: usage(13) }
+}
+
 fn failure() -> LastError {
     LastError { code: ErrorCode::ServerError, message: "broke".to_owned() }
 }
@@ -52,9 +64,9 @@ fn inputs() -> Vec<Input> {
         answered(),
         Input::LimitReached(RunIncompleteReason::MaxPromptTokens),
         Input::CancelRequested,
-        Input::Stopped,
-        Input::Failed(failure()),
-        Input::DeadlinePassed,
+        stopped(),
+        failed(),
+        deadline(),
     ]
 }
 
@@ -104,59 +116,46 @@ fn the_table_at_the_head_of_the_file_is_true() {
     }
 }
 
-fn walk(inputs: Vec<Input>) -> (Progress, Vec<String>) {
+/// Where a run stands after these inputs; `Hi` is written when text begins.
+fn walk(inputs: Vec<Input>) -> Progress {
     let ids = Ids::counting();
-    let run = run(&ids);
-    let mut told: Vec<String> = created(&run).iter().map(|event| event.name().to_owned()).collect();
-    let mut progress = Progress::new(run);
+    let mut progress = Progress::new(run(&ids));
     for input in inputs {
         let began = input == Input::TextBegan;
-        let transition = step(&progress, input, NOW, &ids).unwrap();
-        told.extend(transition.events.iter().map(|event| event.name().to_owned()));
-        progress = transition.progress;
+        progress = step(&progress, input, NOW, &ids).unwrap().progress;
         if began {
             progress.append("Hi");
         }
     }
-    (progress, told)
+    progress
 }
 
-const BEGUN: [&str; 3] = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"];
-const WRITING: [&str; 4] =
-    ["thread.run.step.created", "thread.run.step.in_progress", "thread.message.created", "thread.message.in_progress"];
-
 #[test]
-fn an_answer_is_told_in_the_recorded_order() {
-    let (progress, told) = walk(vec![Input::Claimed, Input::TextBegan, replied(FinishReason::Stop)]);
+fn an_answer_completes_its_message_its_step_and_the_run() {
+    let progress = walk(vec![Input::Claimed, Input::TextBegan, replied(FinishReason::Stop)]);
 
-    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
-    assert_eq!(told, [&BEGUN[..], &WRITING, &end].concat());
+    assert_eq!(progress.run.state, RunState::Completed { started_at: NOW, at: NOW });
     assert_eq!(progress.run.usage, usage(5));
+    assert_eq!(progress.steps.len(), 1);
     assert_eq!(progress.steps[0].usage, Some(usage(5)));
+    assert_eq!(progress.steps[0].state, StepState::Completed { at: NOW });
     assert_eq!(progress.message.unwrap().content, [Content::text("Hi")]);
 }
 
 #[test]
-fn each_cut_is_told_with_its_reason_message_before_step_before_run() {
+fn each_early_end_keeps_the_text_and_records_its_reason_and_the_usage_of_the_turn() {
     let cuts = [
-        (vec![replied(FinishReason::Length)], IncompleteReason::MaxTokens, "completed", vec!["incomplete"]),
-        (vec![replied(FinishReason::ContentFilter)], IncompleteReason::ContentFilter, "completed", vec!["incomplete"]),
-        (vec![Input::Failed(failure())], IncompleteReason::RunFailed, "failed", vec!["failed"]),
-        (vec![Input::DeadlinePassed], IncompleteReason::RunExpired, "expired", vec!["expired"]),
-        (vec![Input::CancelRequested, Input::Stopped], IncompleteReason::RunCancelled, "cancelled", vec!["cancelled"]),
+        (vec![replied(FinishReason::Length)], IncompleteReason::MaxTokens, "incomplete", usage(5)),
+        (vec![replied(FinishReason::ContentFilter)], IncompleteReason::ContentFilter, "incomplete", usage(5)),
+        (vec![failed()], IncompleteReason::RunFailed, "failed", usage(7)),
+        (vec![deadline()], IncompleteReason::RunExpired, "expired", usage(13)),
+        (vec![Input::CancelRequested, stopped()], IncompleteReason::RunCancelled, "cancelled", usage(11)),
     ];
-    for (inputs, reason, step_end, run_end) in cuts {
-        let cancelling = inputs.contains(&Input::CancelRequested).then(|| "thread.run.cancelling".to_owned());
-        let (progress, told) = walk([vec![Input::Claimed, Input::TextBegan], inputs].concat());
+    for (inputs, reason, status, spent) in cuts {
+        let progress = walk([vec![Input::Claimed, Input::TextBegan], inputs].concat());
 
-        let end = [
-            "thread.message.incomplete".to_owned(),
-            format!("thread.run.step.{step_end}"),
-            format!("thread.run.{}", run_end[0]),
-        ];
-        let expected: Vec<String> =
-            [&BEGUN[..], &WRITING].concat().into_iter().map(str::to_owned).chain(cancelling).chain(end).collect();
-        assert_eq!(told, expected);
+        assert_eq!((progress.run.state.status(), progress.run.usage), (status, spent));
+        assert_eq!(progress.steps[0].usage, Some(spent));
         let message = progress.message.unwrap();
         assert_eq!(message.state, MessageState::Incomplete { at: NOW, reason });
         assert_eq!(message.content, [Content::text("Hi")], "the text so far is kept");
@@ -164,40 +163,37 @@ fn each_cut_is_told_with_its_reason_message_before_step_before_run() {
 }
 
 #[test]
-fn a_failure_before_any_text_ends_the_one_step_and_makes_no_message() {
-    let ids = Ids::counting();
-    let progress = Progress::new(Run { state: RunState::InProgress { started_at: NOW }, ..run(&ids) });
+fn a_failure_before_any_text_ends_the_one_step_and_creates_no_message() {
+    let progress = walk(vec![Input::Claimed, failed()]);
 
-    let transition = step(&progress, Input::Failed(failure()), NOW, &ids).unwrap();
-
-    let told: Vec<&str> = transition.events.iter().map(StreamEvent::name).collect();
-    assert_eq!(told, ["thread.run.failed"]);
-    assert_eq!(transition.message, None);
-    assert_eq!(transition.steps.len(), 1);
-    assert_eq!(transition.steps[0].state, StepState::Failed { at: NOW, error: failure() });
+    assert_eq!(progress.message, None);
+    assert_eq!(progress.steps.len(), 1);
+    assert_eq!(progress.steps[0].state, StepState::Failed { at: NOW, error: failure() });
+    assert_eq!((progress.steps[0].usage, progress.run.usage), (Some(usage(7)), usage(7)));
 }
 
 #[test]
-fn a_cancel_or_a_deadline_before_any_text_makes_no_step() {
-    for inputs in [vec![Input::CancelRequested, Input::Stopped], vec![Input::Claimed, Input::DeadlinePassed]] {
-        let (progress, _) = walk(inputs);
+fn a_cancellation_or_a_deadline_before_any_text_creates_no_step() {
+    for (inputs, spent) in
+        [(vec![Input::CancelRequested, stopped()], usage(11)), (vec![Input::Claimed, deadline()], usage(13))]
+    {
+        let progress = walk(inputs);
 
         assert_eq!((progress.steps, progress.message), (Vec::new(), None));
+        assert_eq!(progress.run.usage, spent);
     }
 }
 
 #[test]
-fn an_answer_without_text_has_its_message_with_an_empty_text() {
-    let (progress, told) = walk(vec![Input::Claimed, replied(FinishReason::Stop)]);
+fn an_answer_without_text_has_a_message_with_an_empty_text() {
+    let progress = walk(vec![Input::Claimed, replied(FinishReason::Stop)]);
 
-    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
-    assert_eq!(told, [&BEGUN[..], &WRITING, &end].concat());
     assert_eq!(progress.message.unwrap().content, [Content::text("")]);
 }
 
 #[test]
-fn a_run_that_is_taken_up_again_writes_into_the_same_message_from_its_beginning() {
-    let (before, _) = walk(vec![Input::Claimed, Input::TextBegan]);
+fn a_run_that_is_claimed_again_writes_into_the_same_message_from_its_beginning() {
+    let before = walk(vec![Input::Claimed, Input::TextBegan]);
     let ids = Ids::counting();
 
     let mut after = step(&before, Input::Claimed, Timestamp(2_000), &ids).unwrap().progress;
@@ -209,11 +205,46 @@ fn a_run_that_is_taken_up_again_writes_into_the_same_message_from_its_beginning(
     assert_eq!(after.content, [Content::text("Hello")]);
 }
 
-const CALLING: [&str; 2] = ["thread.run.step.created", "thread.run.step.in_progress"];
+#[test]
+fn a_refusal_is_written_once_although_the_run_is_claimed_again() {
+    let mut before =
+        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+    before.append_refusal("I cannot");
+    let ids = Ids::counting();
+
+    let mut after = step(&before, Input::Claimed, NOW, &ids).unwrap().progress;
+    after.append_refusal("I cannot do that");
+
+    assert_eq!((after.text(), after.refusal()), ("Hi", "I cannot do that"));
+}
 
 #[test]
-fn calls_are_told_in_the_recorded_order_and_the_run_goes_on_with_their_outputs() {
-    let (progress, told) = walk(vec![
+fn calls_that_were_not_complete_are_removed_when_the_run_is_claimed_again() {
+    let before = walk(vec![Input::Claimed, Input::CallsBegan]);
+    let ids = Ids::counting();
+
+    let claimed = step(&before, Input::Claimed, NOW, &ids).unwrap();
+
+    assert_eq!(claimed.removed_steps, [before.steps[0].id.clone()]);
+    assert_eq!(claimed.progress.steps, Vec::new());
+    let began = step(&claimed.progress, Input::TextBegan, NOW, &ids).unwrap().progress;
+    let ended = step(&began, replied(FinishReason::Stop), NOW, &ids).unwrap().progress;
+    assert_eq!(ended.run.state.status(), "completed", "the model may answer in text now");
+}
+
+#[test]
+fn an_answer_in_text_ends_a_run_whose_calls_an_older_server_left_unfinished() {
+    let before = walk(vec![Input::Claimed, Input::CallsBegan]);
+
+    let ended = step(&before, replied(FinishReason::Stop), NOW, &Ids::counting()).unwrap();
+
+    assert_eq!(ended.removed_steps.len(), 1);
+    assert_eq!(ended.progress.run.state.status(), "completed");
+}
+
+#[test]
+fn a_run_continues_with_the_outputs_of_its_calls() {
+    let progress = walk(vec![
         Input::Claimed,
         Input::CallsBegan,
         called(),
@@ -223,10 +254,6 @@ fn calls_are_told_in_the_recorded_order_and_the_run_goes_on_with_their_outputs()
         replied(FinishReason::Stop),
     ]);
 
-    let asked = ["thread.run.requires_action"];
-    let resumed = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"];
-    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
-    assert_eq!(told, [&BEGUN[..], &CALLING, &asked, &resumed, &WRITING, &end].concat());
     let mut sum = usage(3);
     sum += usage(5);
     assert_eq!(progress.run.usage, sum);
@@ -236,8 +263,8 @@ fn calls_are_told_in_the_recorded_order_and_the_run_goes_on_with_their_outputs()
 }
 
 #[test]
-fn a_message_that_was_begun_before_the_calls_stays_open_and_is_the_only_one() {
-    let (progress, told) = walk(vec![
+fn a_message_that_began_before_the_calls_stays_open_and_is_the_only_one() {
+    let progress = walk(vec![
         Input::Claimed,
         Input::TextBegan,
         Input::CallsBegan,
@@ -247,29 +274,44 @@ fn a_message_that_was_begun_before_the_calls_stays_open_and_is_the_only_one() {
         replied(FinishReason::Stop),
     ]);
 
-    let asked = ["thread.run.requires_action"];
-    let resumed = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"];
-    let end = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"];
-    assert_eq!(told, [&BEGUN[..], &WRITING, &CALLING, &asked, &resumed, &end].concat());
     assert_eq!(progress.steps.iter().filter(|step| step.makes_message()).count(), 1);
     assert_eq!(progress.text(), "Hi");
 }
 
 #[test]
-fn an_end_while_the_client_is_asked_closes_the_calls() {
+fn a_message_that_its_client_deleted_is_created_anew_with_the_text_of_later_turns_alone() {
+    let mut progress =
+        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+    let deleted = progress.message.take().unwrap();
+    let ids = Ids::counting();
+    assert_eq!(progress.settled(), Settled::default());
+
+    let began = step(&progress, Input::TextBegan, NOW, &ids).unwrap();
+
+    assert!(began.message_is_new);
+    assert_eq!(began.message.as_ref().map(|message| &message.id), Some(&deleted.id));
+    let turns: Vec<_> = began.progress.steps.iter().filter_map(|step| step.turn.as_ref()).collect();
+    assert_eq!(turns.iter().map(|turn| turn.text_bytes).collect::<Vec<_>>(), [0]);
+    assert!(began.steps.iter().any(|step| step.turn.is_some()), "and that is stored");
+}
+
+#[test]
+fn an_end_while_the_run_awaits_its_client_closes_the_calls() {
+    let none = Usage::default();
     for (inputs, state) in [
-        (vec![Input::CancelRequested, Input::Stopped], StepState::Cancelled { at: NOW }),
-        (vec![Input::DeadlinePassed], StepState::Expired { at: NOW }),
+        (vec![Input::CancelRequested, Input::Stopped { usage: none }], StepState::Cancelled { at: NOW }),
+        (vec![Input::DeadlinePassed { usage: none }], StepState::Expired { at: NOW }),
     ] {
-        let (progress, _) = walk([vec![Input::Claimed, Input::CallsBegan, called()], inputs].concat());
+        let progress = walk([vec![Input::Claimed, Input::CallsBegan, called()], inputs].concat());
 
         assert_eq!(progress.steps.iter().map(|step| &step.state).collect::<Vec<_>>(), [&state]);
+        assert_eq!(progress.run.usage, usage(3), "the turn that called was paid");
     }
 }
 
 #[test]
-fn text_that_was_written_since_the_last_calls_is_written_anew_after_a_crash() {
-    let (mut before, _) =
+fn text_that_was_written_since_the_last_calls_is_removed_when_the_run_is_claimed_again() {
+    let mut before =
         walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
     before.append(" and half an ans");
     let ids = Ids::counting();
@@ -282,7 +324,7 @@ fn text_that_was_written_since_the_last_calls_is_written_anew_after_a_crash() {
 #[test]
 fn outputs_that_are_not_one_for_each_call_are_refused() {
     let ids = Ids::counting();
-    let (progress, _) = walk(vec![Input::Claimed, Input::CallsBegan, called()]);
+    let progress = walk(vec![Input::Claimed, Input::CallsBegan, called()]);
 
     assert!(step(&progress, Input::OutputsSubmitted(Vec::new()), NOW, &ids).is_err());
 }
@@ -291,7 +333,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     prop::sample::select(
         [
             inputs(),
-            // What makes a run go on, more often than what ends it.
+            // What makes a run continue, more often than what ends it.
             vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsBegan, Input::TextBegan],
             vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)],
         ]
@@ -299,38 +341,91 @@ fn any_input() -> impl Strategy<Value = Input> {
     )
 }
 
+/// A run in a state that some sequence of inputs leads to, text and deleted messages included.
+fn reach(inputs: &[(Input, u8)], ids: &Ids) -> Progress {
+    let mut progress = Progress::new(run(ids));
+    for (input, chance) in inputs {
+        let Ok(transition) = step(&progress, input.clone(), NOW, ids) else { continue };
+        progress = transition.progress;
+        if progress.message.is_some() && !progress.run.state.is_over() {
+            match chance % 5 {
+                0 => progress.append("text ü"),
+                1 => progress.append_refusal("refusal ü"),
+                2 if chance % 3 == 0 => progress.message = None,
+                _ => {}
+            }
+        }
+    }
+    progress
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn whatever_happens_an_end_is_final_told_once_and_has_one_message_step_at_most(
-        inputs in prop::collection::vec(any_input(), 0..40),
+    fn an_end_is_final_and_no_usage_is_lost_and_there_is_one_message_at_most(
+        inputs in prop::collection::vec((any_input(), 0_u8..30), 0..40),
     ) {
         let ids = Ids::counting();
         let mut progress = Progress::new(run(&ids));
         let mut messages = std::collections::BTreeSet::new();
-        let mut ends = 0;
-        for input in inputs {
+        let mut spent = Usage::default();
+        for (input, _) in inputs {
             let was_over = progress.run.state.is_over();
+            let usage = input.usage();
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
+            spent += usage;
             prop_assert!(!was_over, "an end was left");
             prop_assert!(transition.steps.iter().all(|step| transition.progress.steps.contains(step)));
+            let is_removed = |step: &RunStep| transition.removed_steps.contains(&step.id);
+            prop_assert!(!transition.progress.steps.iter().any(is_removed));
             prop_assert_eq!(transition.message_is_new, progress.message.is_none() && transition.message.is_some());
             messages.extend(transition.message.iter().map(|message| message.id.clone()));
-            ends += usize::from(transition.progress.run.state.is_over());
-            let last = transition.events.last().is_some_and(StreamEvent::is_last);
-            prop_assert_eq!(transition.effect == Effect::Release, last);
+            let is_over = transition.progress.run.state.is_over();
+            prop_assert_eq!(transition.effect == Effect::Finish, is_over);
             progress = transition.progress;
         }
         let message_steps = progress.steps.iter().filter(|step| step.makes_message()).count();
         prop_assert!(message_steps <= 1 && messages.len() <= 1);
-        prop_assert_eq!(ends, usize::from(progress.run.state.is_over()));
+        prop_assert_eq!(progress.run.usage, spent);
         if progress.run.state.is_over() {
             let mut sum = Usage::default();
             progress.steps.iter().for_each(|step| sum += step.usage.unwrap_or_default());
-            prop_assert_eq!(progress.run.usage, sum);
+            prop_assert!(sum.total_tokens <= spent.total_tokens);
             prop_assert!(progress.steps.iter().all(|step| !step.is_open()));
             prop_assert!(progress.message.is_none_or(|message| message.state != MessageState::InProgress));
         }
+    }
+
+    /// Whatever has happened, also halfway through a turn: a worker that claims the run and a model that answers in text
+    /// bring it to its end, and so do a cancellation and the deadline.
+    #[test]
+    fn from_every_state_that_can_be_reached_a_run_can_be_ended(
+        inputs in prop::collection::vec((any_input(), 0_u8..30), 0..30),
+    ) {
+        let ids = Ids::counting();
+        let reached = reach(&inputs, &ids);
+        if reached.run.state.is_over() {
+            return Ok(());
+        }
+        let end = |inputs: Vec<Input>| {
+            let mut progress = reached.clone();
+            for input in inputs {
+                if let Ok(transition) = step(&progress, input, NOW, &ids) {
+                    progress = transition.progress;
+                }
+            }
+            progress.run.state.status()
+        };
+
+        let answered = end(vec![answered(), Input::Claimed, Input::TextBegan, replied(FinishReason::Stop), stopped()]);
+        prop_assert!(["completed", "cancelled"].contains(&answered), "{answered}");
+        let called = end(vec![Input::Claimed, Input::CallsBegan, called()]);
+        prop_assert!(["requires_action", "cancelling"].contains(&called), "{called}");
+        prop_assert_eq!(end(vec![Input::CancelRequested, stopped()]), "cancelled");
+        let expired = end(vec![deadline()]);
+        prop_assert!(["expired", "cancelled"].contains(&expired), "{expired}");
+        let failed = end(vec![failed()]);
+        prop_assert!(["failed", "requires_action", "cancelling"].contains(&failed), "{failed}");
     }
 }

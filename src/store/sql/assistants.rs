@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page};
+use super::page::{List, page, read};
 use super::{Backend, Db, Row};
 use crate::api::{Assistant, AssistantId, ModifyAssistant, Page, PageQuery};
 use crate::store::{Assistants, Error, from_json, to_json};
@@ -35,8 +35,8 @@ impl Assistants for Backend {
     }
 
     async fn list_assistants(&self, query: &PageQuery) -> Result<Page<Assistant>, Error> {
-        let rows = page(self, &List { table: TABLE, columns: "id, body", scope: &[] }, query).await?;
-        rows.try_map(|row| from_row(&row))
+        let rows = page(self, &List { table: TABLE, columns: "id, body", body: "body", scope: &[] }, query).await?;
+        read(self, &rows, from_row)
     }
 
     async fn modify_assistant(&self, id: &AssistantId, change: &ModifyAssistant) -> Result<Option<Assistant>, Error> {

@@ -3,16 +3,17 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page};
+use super::page::{List, page, read};
 use super::{Backend, Db, Row};
 use crate::api::message::MessageState;
 use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, ThreadId, Timestamp};
-use crate::store::{Error, Messages, from_json, to_json};
+use crate::store::{ConversationCursor, ConversationPage, Error, Messages, from_json, to_json};
 
 pub(super) const TABLE: &str = "messages";
 const COLUMNS: &str = "id, created_at, metadata, body";
 
-/// The columns win over the body: the store may have moved the time, and a client may have changed the metadata.
+/// The columns take precedence over the body: the store may have moved the time, and a client may have changed the
+/// metadata.
 pub(super) fn from_row(row: &Row) -> Result<Message, Error> {
     let id: &str = row.try_get("id")?;
     let mut message: Message = from_json(TABLE, id, row.try_get("body")?)?;
@@ -20,7 +21,7 @@ pub(super) fn from_row(row: &Row) -> Result<Message, Error> {
     Ok(at(message, Timestamp(row.try_get("created_at")?)))
 }
 
-/// The message as kept at a time that may be later than its own: a message that came whole was complete then.
+/// The message as stored at a time that may be later than its own: a message that a client created was complete then.
 fn at(mut message: Message, created_at: Timestamp) -> Message {
     if let (MessageState::Completed { at }, None) = (&mut message.state, &message.author) {
         *at = created_at;
@@ -60,26 +61,76 @@ impl Messages for Backend {
         if let Some(run) = run {
             scope.push(("run_id", run.as_str()));
         }
-        let rows = page(self, &List { table: TABLE, columns: COLUMNS, scope: &scope }, query).await?;
-        rows.try_map(|row| from_row(&row))
+        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", scope: &scope }, query).await?;
+        read(self, &rows, from_row)
     }
 
-    async fn conversation(&self, thread: &ThreadId, run: &RunId, newest: Option<usize>) -> Result<Vec<Message>, Error> {
-        let limit = newest.and_then(|newest| i64::try_from(newest).ok()).unwrap_or(i64::MAX);
-        let rows = sqlx::query::<Db>(
-            "select id, created_at, metadata, body from messages
-             where thread_id = $1
-               and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $3), $4)
-             order by coalesce(place, seq) desc, seq desc
-             limit $2",
+    async fn conversation_page(
+        &self,
+        thread: &ThreadId,
+        run: &RunId,
+        before: Option<ConversationCursor>,
+        rows: u32,
+        bytes: usize,
+    ) -> Result<ConversationPage, Error> {
+        // The inner query picks the rows by index, and the outer one leaves out the bodies beyond the bound.
+        let before = before.unwrap_or(ConversationCursor { context_seq: i64::MAX, seq: i64::MAX });
+        let found = sqlx::query::<Db>(
+            "select id, created_at, metadata, body, context_seq, seq, count from (
+                 select id, created_at, metadata, body, context_seq, seq, count(*) over () as count,
+                        sum(octet_length(body)) over (
+                            order by context_seq desc, seq desc rows between unbounded preceding and current row
+                        ) - octet_length(body) as bytes_before
+                 from (
+                     select id, created_at, metadata, body, coalesce(place, seq) as context_seq, seq
+                     from messages
+                     where thread_id = $1
+                       and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
+                       and (coalesce(place, seq), seq) < ($4, $5)
+                     order by coalesce(place, seq) desc, seq desc
+                     limit $6
+                 ) as page
+             ) as page
+             where bytes_before < $7
+             order by context_seq desc, seq desc",
         )
         .bind(thread.as_str())
-        .bind(limit)
         .bind(run.as_str())
         .bind(i64::MAX)
+        .bind(before.context_seq)
+        .bind(before.seq)
+        .bind(i64::from(rows))
+        .bind(i64::try_from(bytes.max(1)).unwrap_or(i64::MAX))
         .fetch_all(self.reader())
         .await?;
-        rows.iter().rev().map(from_row).collect()
+        let messages = self.unreadable.skip_all(found.iter().map(from_row))?;
+        let next = match found.last() {
+            Some(last) => {
+                let count: i64 = last.try_get("count")?;
+                let is_cut = count > i64::try_from(found.len()).unwrap_or(i64::MAX) || count == i64::from(rows);
+                let cursor =
+                    ConversationCursor { context_seq: last.try_get("context_seq")?, seq: last.try_get("seq")? };
+                is_cut.then_some(cursor)
+            }
+            None => None,
+        };
+        Ok(ConversationPage { messages, next })
+    }
+
+    async fn oldest_message(&self, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error> {
+        let row = sqlx::query::<Db>(
+            "select id, created_at, metadata, body from messages
+             where thread_id = $1
+               and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
+             order by coalesce(place, seq), seq
+             limit 1",
+        )
+        .bind(thread.as_str())
+        .bind(run.as_str())
+        .bind(i64::MAX)
+        .fetch_optional(self.reader())
+        .await?;
+        Ok(row.as_ref().map(|row| self.unreadable.skip(from_row(row))).transpose()?.flatten())
     }
 
     async fn modify_message(

@@ -1,15 +1,21 @@
-//! Pages of lists: keyset, never offset.
+//! Pages of lists: by keyset, never by offset, and bounded in bytes.
 
-use sqlx::QueryBuilder;
+use futures_util::TryStreamExt;
+use sqlx::{QueryBuilder, Row as _};
 
 use super::{Backend, Db, Row};
 use crate::api::page::{Order, Page, PageQuery};
 use crate::store::Error;
 
-/// Which list: the columns to give, the table, and the rows that belong to the list.
+/// A page that holds more than this ends early, in bytes; the list goes on behind it.
+const PAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// A list: the columns to read, the table, and the rows that belong to it.
 pub(super) struct List<'a> {
     pub table: &'static str,
     pub columns: &'static str,
+    /// The column that can be large.
+    pub body: &'static str,
     /// Pairs of a column and the value that it must have.
     pub scope: &'a [(&'static str, &'a str)],
 }
@@ -19,12 +25,12 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
     let after = cursor(db, list, query.after.as_deref()).await?;
     let before = cursor(db, list, query.before.as_deref()).await?;
 
-    // With `before` alone, the page is the one that ends at the cursor: it is read backwards and turned round.
+    // With `before` alone, the page is the one that ends at the cursor: it is read backwards and reversed.
     let backwards = before.is_some() && after.is_none();
     let newest_first = (query.order == Order::Descending) != backwards;
     let mut sql = scoped(list.columns, list);
-    for (place, is_after) in [(after, true), (before, false)] {
-        let Some((created_at, seq)) = place else { continue };
+    for (cursor, is_after) in [(after, true), (before, false)] {
+        let Some((created_at, seq)) = cursor else { continue };
         let smaller = (query.order == Order::Descending) == is_after;
         sql.push(if smaller { " and (created_at, seq) < (" } else { " and (created_at, seq) > (" });
         sql.push_bind(created_at).push(", ").push_bind(seq).push(")");
@@ -32,12 +38,40 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
     sql.push(if newest_first { " order by created_at desc, seq desc" } else { " order by created_at, seq" });
     sql.push(" limit ").push_bind(i64::from(query.limit) + 1);
 
-    let mut data = sql.build().fetch_all(db.reader()).await?;
-    let has_more = data.len() > query.limit as usize;
-    data.truncate(query.limit as usize);
+    let mut data: Vec<Row> = Vec::new();
+    let mut has_more = false;
+    {
+        let query_all = sql.build();
+        let mut rows = query_all.fetch(db.reader());
+        let mut bytes = 0;
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.try_get::<&str, _>(list.body)?.len();
+            if data.len() == query.limit as usize || !data.is_empty() && bytes > PAGE_BYTES_MAX {
+                has_more = true;
+                if data.len() < query.limit as usize {
+                    // The rest is not read; the connection is closed with it.
+                    break;
+                }
+                continue;
+            }
+            data.push(row);
+        }
+    }
     if backwards {
         data.reverse();
     }
+    Ok(Page { data, has_more })
+}
+
+/// Converts the rows of a page; those that this release cannot read are left out.
+pub(super) fn read<T>(
+    db: &Backend,
+    rows: &Page<Row>,
+    read: impl Fn(&Row) -> Result<T, Error>,
+) -> Result<Page<T>, Error> {
+    let data = db.unreadable.skip_all(rows.data.iter().map(read))?;
+    // A list goes on behind its last element.
+    let has_more = rows.has_more && !data.is_empty();
     Ok(Page { data, has_more })
 }
 
@@ -48,8 +82,8 @@ async fn cursor(db: &Backend, list: &List<'_>, id: Option<&str>) -> Result<Optio
     }
     let mut sql = scoped("created_at, seq", list);
     sql.push(" and id = ").push_bind(id);
-    let place: Option<(i64, i64)> = sql.build_query_as().fetch_optional(db.reader()).await?;
-    place.map_or_else(|| Err(Error::NoCursor(id.to_owned())), |place| Ok(Some(place)))
+    let cursor: Option<(i64, i64)> = sql.build_query_as().fetch_optional(db.reader()).await?;
+    cursor.map_or_else(|| Err(Error::NoCursor(id.to_owned())), |cursor| Ok(Some(cursor)))
 }
 
 fn scoped(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {

@@ -1,23 +1,26 @@
 //! The tables `runs` and `run_steps`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
-use super::page::{List, page};
-use super::{Backend, CLAIM_RUN, Db, Row, messages};
+use super::page::{List, page, read};
+use super::{Backend, CLAIM_RUN, Db, Row, messages, seconds};
 use crate::api::run::{RunState, Usage};
 use crate::api::{
     Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
     Timestamp,
 };
-use crate::store::{Commit, Committed, Error, Ground, NewRun, Runs, Versioned, from_json, to_json};
+use crate::store::{
+    ClaimedRun, Commit, Committed, Error, NewRun, NextLease, RunContext, Runs, SavedText, Versioned, from_json, to_json,
+};
 
 const RUNS: &str = "runs";
 const STEPS: &str = "run_steps";
-const RUN_COLUMNS: &str = "id, version, due_at, spec, state, metadata";
+const RUN_COLUMNS: &str = "id, version, due_at, revision, claims, spec, state, metadata";
 
 /// The column `state`: what a commit changes of a run.
 #[derive(Serialize, Deserialize)]
@@ -40,11 +43,27 @@ fn run_from_row(row: &Row) -> Result<Versioned, Error> {
         usage: column.usage,
     };
     let due_at = row.try_get::<Option<i64>, _>("due_at")?.map(Timestamp);
-    Ok(Versioned { run, version: row.try_get("version")?, due_at })
+    let (version, revision, lease) = (row.try_get("version")?, row.try_get("revision")?, row.try_get("claims")?);
+    Ok(Versioned { run, version, due_at, revision, lease })
 }
 
-/// A commit that was written, and the `metadata` of the message that it changed.
-pub(super) struct Written(pub Option<String>);
+/// A commit that was written.
+pub(super) struct Written {
+    /// The number of the newest lease.
+    pub lease: i64,
+    /// The `metadata` of the message that was changed.
+    pub metadata: Option<String>,
+}
+
+/// What a commit makes of the lease, as numbers for SQL: the kind, and a duration in seconds.
+pub(super) fn next_lease_columns(next: NextLease) -> (i64, i64) {
+    match next {
+        NextLease::Keep => (0, 0),
+        NextLease::Take(duration) => (1, seconds(duration)),
+        NextLease::Due => (2, 0),
+        NextLease::None => (3, 0),
+    }
+}
 
 fn step_from_row(row: &Row) -> Result<RunStep, Error> {
     from_json(STEPS, row.try_get("id")?, row.try_get("body")?)
@@ -52,7 +71,7 @@ fn step_from_row(row: &Row) -> Result<RunStep, Error> {
 
 #[async_trait]
 impl Runs for Backend {
-    async fn ground(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<Ground, Error> {
+    async fn run_context(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<RunContext, Error> {
         let thread = thread.map_or("", ThreadId::as_str);
         let row = sqlx::query::<Db>(
             "select (select body from assistants where id = $1) as assistant,
@@ -65,7 +84,7 @@ impl Runs for Backend {
         .await?;
         let assistant_body: Option<&str> = row.try_get("assistant")?;
         let thread_body: Option<&str> = row.try_get("thread")?;
-        Ok(Ground {
+        Ok(RunContext {
             assistant: assistant_body
                 .map(|body| from_json::<Assistant>("assistants", assistant.as_str(), body))
                 .transpose()?,
@@ -75,17 +94,30 @@ impl Runs for Backend {
     }
 
     async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error> {
+        let spec = &new.run.spec;
         loop {
-            if self.insert_run(new).await? {
-                return Ok(());
+            match self.insert_run(new).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(Error::Refused(sqlx::Error::Database(error))) if error.is_unique_violation() => {
+                    // A retry: the acknowledgement of the first one was lost.
+                    if self.run(&spec.thread_id, &spec.id).await?.is_some() {
+                        return Ok(());
+                    }
+                    return Err(Error::Refused(sqlx::Error::Database(error)));
+                }
+                Err(error) => return Err(error),
             }
-            self.check_lock(&new.run.spec.thread_id).await?;
+            match self.check_lock(&spec.thread_id).await {
+                Err(Error::ThreadBusy(run)) if run == spec.id => return Ok(()),
+                other => other?,
+            }
         }
     }
 
     async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error> {
         let row = sqlx::query::<Db>(
-            "select id, version, due_at, spec, state, metadata from runs where id = $1 and thread_id = $2",
+            "select id, version, due_at, revision, claims, spec, state, metadata from runs where id = $1 and thread_id = $2",
         )
         .bind(id.as_str())
         .bind(thread.as_str())
@@ -95,14 +127,15 @@ impl Runs for Backend {
     }
 
     async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error> {
-        let list = List { table: RUNS, columns: RUN_COLUMNS, scope: &[("thread_id", thread.as_str())] };
-        page(self, &list, query).await?.try_map(|row| Ok(run_from_row(&row)?.run))
+        let scope = [("thread_id", thread.as_str())];
+        let list = List { table: RUNS, columns: RUN_COLUMNS, body: "spec", scope: &scope };
+        read(self, &page(self, &list, query).await?, |row| Ok(run_from_row(row)?.run))
     }
 
     async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error> {
         let row = sqlx::query::<Db>(
             "update runs set metadata = $3 where id = $1 and thread_id = $2
-             returning id, version, due_at, spec, state, metadata",
+             returning id, version, due_at, revision, claims, spec, state, metadata",
         )
         .bind(id.as_str())
         .bind(thread.as_str())
@@ -112,7 +145,7 @@ impl Runs for Backend {
         Ok(row.as_ref().map(run_from_row).transpose()?.map(|versioned| versioned.run))
     }
 
-    async fn parts(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error> {
+    async fn progress(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error> {
         let rows = sqlx::query::<Db>("select id, body from run_steps where run_id = $1 order by created_at, seq")
             .bind(run.as_str())
             .fetch_all(self.reader())
@@ -128,34 +161,97 @@ impl Runs for Backend {
         Ok((steps, row.as_ref().map(messages::from_row).transpose()?))
     }
 
-    async fn claim_run(&self, now: Timestamp, until: Timestamp) -> Result<Option<Versioned>, Error> {
-        let row = sqlx::query::<Db>(CLAIM_RUN).bind(now.0).bind(until.0).fetch_optional(self.writer()).await?;
-        row.as_ref().map(run_from_row).transpose()
+    async fn claim_run(
+        &self,
+        lease: Duration,
+        after_owner: &str,
+        except: &[RunId],
+    ) -> Result<Option<ClaimedRun>, Error> {
+        loop {
+            let mut excluded: Vec<String> = except.iter().map(ToString::to_string).collect();
+            excluded.extend(self.unreadable.ids());
+            let row = sqlx::query::<Db>(CLAIM_RUN)
+                .bind(self.fixed_time())
+                .bind(seconds(lease))
+                .bind(after_owner)
+                .bind(to_json(&excluded))
+                .fetch_optional(self.writer())
+                .await?;
+            let Some(row) = row else { return Ok(None) };
+            let claimed = self.unreadable.skip(claimed_from_row(&row))?;
+            if claimed.is_some() {
+                return Ok(claimed);
+            }
+            self.undo_claim(&row).await?;
+        }
     }
 
     async fn commit(&self, commit: Commit<'_>) -> Result<Committed, Error> {
-        let Written(metadata) = self.write_commit(&commit).await?.ok_or(Error::Stale)?;
+        let Written { lease, metadata } = self.write_commit(&commit).await?.ok_or(Error::Stale)?;
         let id = commit.changed_message.map_or("", |message| message.id.as_str());
         let metadata = metadata.map(|metadata| from_json(messages::TABLE, id, &metadata)).transpose()?;
-        Ok(Committed { version: commit.version + 1, metadata })
+        Ok(Committed { version: commit.version + 1, lease, metadata })
     }
 
-    async fn keep(&self, run: &RunId, version: i64, until: Timestamp, message: Option<&Message>) -> Result<(), Error> {
-        if self.write_lease(run, version, until, message).await? { Ok(()) } else { Err(Error::Stale) }
+    async fn save_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        // In order, so that two callers lock rows in the same order.
+        let mut texts = texts.to_vec();
+        texts.sort_unstable_by(|one, other| one.run.as_str().cmp(other.run.as_str()));
+        self.write_messages(&texts).await
     }
 
-    async fn release(&self, run: &RunId, version: i64, now: Timestamp) -> Result<(), Error> {
-        let done = sqlx::query::<Db>("update runs set due_at = $3 where id = $1 and version = $2 and due_at > $3")
-            .bind(run.as_str())
-            .bind(version)
-            .bind(now.0)
-            .execute(self.writer())
+    async fn run_revisions(&self, runs: &[RunId]) -> Result<Vec<(RunId, i64, i64)>, Error> {
+        let ids: Vec<&str> = runs.iter().map(RunId::as_str).collect();
+        let rows: Vec<(String, i64, i64)> = sqlx::query_as::<Db, _>(concat!(
+            "select id, version, revision from runs where id in (",
+            json_texts!("$1"),
+            ")"
+        ))
+        .bind(to_json(&ids))
+        .fetch_all(self.reader())
+        .await?;
+        Ok(rows.into_iter().map(|(id, version, revision)| (RunId::from_stored(id), version, revision)).collect())
+    }
+
+    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
+    /// nothing to promote; whoever has cancelled it promotes the next.
+    async fn promote_run(&self, thread: &ThreadId) -> Result<Option<RunId>, Error> {
+        let mut tx = self.begin().await?;
+        let next: Option<(String,)> = sqlx::query_as::<Db, _>(
+            "update runs set version = version + 1, revision = revision + 1
+             where waits and id = (select id from runs where thread_id = $1 and waits order by seq limit 1)
+             returning id",
+        )
+        .bind(thread.as_str())
+        .fetch_optional(&mut tx)
+        .await?;
+        let Some((next,)) = next else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
+            .bind(thread.as_str())
+            .bind(&next)
+            .execute(&mut tx)
             .await?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
-    }
-
-    async fn promote_run(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error> {
-        self.writer().in_time(Box::pin(self.promote(thread, now))).await
+        if freed.rows_affected() == 0 {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        sqlx::query::<Db>(concat!(
+            "update runs set active = true, waits = false, due_at = ",
+            now!("$2"),
+            " where id = $1"
+        ))
+        .bind(&next)
+        .bind(self.fixed_time())
+        .execute(&mut tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Some(RunId::from_stored(next)))
     }
 
     async fn stalled_threads(&self, limit: u32) -> Result<Vec<ThreadId>, Error> {
@@ -171,22 +267,40 @@ impl Runs for Backend {
         Ok(rows.into_iter().map(|(id,)| ThreadId::from_stored(id)).collect())
     }
 
-    async fn overdue_runs(&self, before: Timestamp, limit: u32) -> Result<Vec<Versioned>, Error> {
-        let rows = sqlx::query::<Db>(
-            "select id, version, due_at, spec, state, metadata from runs
+    async fn overdue_runs(&self, grace: Duration, limit: u32) -> Result<Vec<Versioned>, Error> {
+        let rows = sqlx::query::<Db>(concat!(
+            "select id, version, due_at, revision, claims, spec, state, metadata from runs
              where id in (
-                 select id from runs where active and expires_at < $1
-                 union all
-                 select id from runs where waits and expires_at < $1
-             )
+                 select id from runs where active and expires_at + $2 < ",
+            now!("$1"),
+            "    union all
+                 select id from runs where waits and expires_at + $2 < ",
+            now!("$1"),
+            ")
              order by expires_at
-             limit $2",
-        )
-        .bind(before.0)
+             limit $3"
+        ))
+        .bind(self.fixed_time())
+        .bind(seconds(grace))
         .bind(i64::from(limit))
         .fetch_all(self.reader())
         .await?;
-        rows.iter().map(run_from_row).collect()
+        self.unreadable.skip_all(rows.iter().map(run_from_row))
+    }
+
+    async fn lapsed_cancelling_runs(&self, limit: u32) -> Result<Vec<Versioned>, Error> {
+        let rows = sqlx::query::<Db>(concat!(
+            "select id, version, due_at, revision, claims, spec, state, metadata from runs
+             where substr(state, 1, 22) = '{\"state\":{\"cancelling\"' and (due_at is null or due_at <= ",
+            now!("$1"),
+            ")
+             limit $2"
+        ))
+        .bind(self.fixed_time())
+        .bind(i64::from(limit))
+        .fetch_all(self.reader())
+        .await?;
+        self.unreadable.skip_all(rows.iter().map(run_from_row))
     }
 
     async fn step(&self, thread: &ThreadId, run: &RunId, id: &RunStepId) -> Result<Option<RunStep>, Error> {
@@ -201,43 +315,34 @@ impl Runs for Backend {
 
     async fn list_steps(&self, thread: &ThreadId, run: &RunId, query: &PageQuery) -> Result<Page<RunStep>, Error> {
         let scope = [("run_id", run.as_str()), ("thread_id", thread.as_str())];
-        let list = List { table: STEPS, columns: "id, body", scope: &scope };
-        page(self, &list, query).await?.try_map(|row| step_from_row(&row))
+        let list = List { table: STEPS, columns: "id, body", body: "body", scope: &scope };
+        read(self, &page(self, &list, query).await?, step_from_row)
     }
 }
 
 impl Backend {
-    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
-    /// nothing to promote; whoever has cancelled it promotes the next.
-    async fn promote(&self, thread: &ThreadId, now: Timestamp) -> Result<Option<RunId>, Error> {
-        let mut tx = self.begin().await?;
-        let next: Option<(String,)> = sqlx::query_as::<Db, _>(
-            "update runs set version = version + 1
-             where waits and id = (select id from runs where thread_id = $1 and waits order by seq limit 1)
-             returning id",
+    /// Restores a run that was claimed and cannot be read: it is left to the servers that know it.
+    async fn undo_claim(&self, row: &Row) -> Result<(), Error> {
+        sqlx::query::<Db>(
+            "update runs
+             set version = version - 1, claims = claims - 1, attempts = attempts - 1, due_at = $3
+             where id = $1 and version = $2",
         )
-        .bind(thread.as_str())
-        .fetch_optional(&mut *tx)
+        .bind(row.try_get::<&str, _>("id")?)
+        .bind(row.try_get::<i64, _>("version")?)
+        .bind(row.try_get::<i64, _>("due_before")?)
+        .execute(self.writer())
         .await?;
-        let Some((next,)) = next else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
-        let freed = sqlx::query::<Db>("update threads set active_run = $2 where id = $1 and active_run is null")
-            .bind(thread.as_str())
-            .bind(&next)
-            .execute(&mut *tx)
-            .await?;
-        if freed.rows_affected() == 0 {
-            tx.rollback().await?;
-            return Ok(None);
-        }
-        sqlx::query::<Db>("update runs set active = true, waits = false, due_at = $2 where id = $1")
-            .bind(&next)
-            .bind(now.0)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(Some(RunId::from_stored(next)))
+        Ok(())
     }
+}
+
+fn claimed_from_row(row: &Row) -> Result<ClaimedRun, Error> {
+    let attempts: i64 = row.try_get("attempts")?;
+    Ok(ClaimedRun {
+        versioned: run_from_row(row)?,
+        attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+        last_failure: row.try_get("last_failure")?,
+        owner: row.try_get("owner")?,
+    })
 }

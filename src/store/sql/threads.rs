@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page};
+use super::page::{List, page, read};
 use super::{Backend, Db, Row};
 use crate::api::{Message, ModifyThread, Page, PageQuery, RunId, Thread, ThreadId};
 use crate::store::{Error, Threads, from_json, to_json};
@@ -29,8 +29,8 @@ impl Threads for Backend {
     }
 
     async fn list_threads(&self, query: &PageQuery) -> Result<Page<Thread>, Error> {
-        let rows = page(self, &List { table: TABLE, columns: "id, body", scope: &[] }, query).await?;
-        rows.try_map(|row| from_row(&row))
+        let rows = page(self, &List { table: TABLE, columns: "id, body", body: "body", scope: &[] }, query).await?;
+        read(self, &rows, from_row)
     }
 
     async fn modify_thread(&self, id: &ThreadId, change: &ModifyThread) -> Result<Option<Thread>, Error> {
@@ -55,21 +55,21 @@ impl Threads for Backend {
         }
     }
 
-    /// Rows are locked in the order in which a run's commit locks them: runs, then the thread, whose lock keeps new
-    /// messages and runs out until the rest is gone.
+    /// Rows are locked in the order in which a run's commit locks them: runs, then the thread, whose lock prevents new
+    /// messages and runs until the rest is deleted.
     async fn delete_thread(&self, id: &ThreadId) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
         sqlx::query::<Db>("update runs set due_at = null where thread_id = $1")
             .bind(id.as_str())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await?;
-        let done = sqlx::query::<Db>("delete from threads where id = $1").bind(id.as_str()).execute(&mut *tx).await?;
+        let done = sqlx::query::<Db>("delete from threads where id = $1").bind(id.as_str()).execute(&mut tx).await?;
         for sql in [
             "delete from messages where thread_id = $1",
             "delete from run_steps where thread_id = $1",
             "delete from runs where thread_id = $1",
         ] {
-            sqlx::query::<Db>(sql).bind(id.as_str()).execute(&mut *tx).await?;
+            sqlx::query::<Db>(sql).bind(id.as_str()).execute(&mut tx).await?;
         }
         tx.commit().await?;
         Ok(done.rows_affected() == 1)
@@ -77,7 +77,7 @@ impl Threads for Backend {
 }
 
 impl Backend {
-    /// Says why a thread takes no message or no run; nothing when it takes them again.
+    /// Fails with the reason why a thread accepts no message or no run; succeeds when it accepts them again.
     pub(super) async fn check_lock(&self, id: &ThreadId) -> Result<(), Error> {
         let row: Option<(Option<String>,)> = sqlx::query_as::<Db, _>(
             "select coalesce(active_run, (select id from runs where thread_id = $1 and waits order by seq limit 1))

@@ -2,20 +2,27 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use assistd::api::page::Order;
 use assistd::api::rule::Request as _;
 use assistd::api::run::RunState;
+use assistd::api::run::Usage;
 use assistd::api::tool::ToolResources;
 use assistd::api::{
     Assistant, CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Message, PageQuery, Run, Thread, Timestamp,
 };
+use assistd::clock::Clock;
 use assistd::runs::machine::{self, Input, Progress};
-use assistd::store::{Error, FIRST_VERSION, NewRun, Store};
+use assistd::store::{
+    ClaimedRun, ConversationPage, Error, FIRST_VERSION, JobKind, Lease, NewRun, NextLease, SavedText, Start, Store,
+    Versioned,
+};
 use serde_json::json;
 
 use crate::both_stores;
 use crate::support::database::Database;
+use crate::support::transition;
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -43,20 +50,61 @@ fn run(thread: &Thread) -> Run {
     request.into_run(ids(), &thread.id, &assistant, ToolResources::default(), NOW, 600).0
 }
 
-async fn create(store: &Arc<dyn Store>, run: &Run, due_at: Timestamp) -> Result<(), Error> {
-    store.create_run(&NewRun { run, thread: None, messages: &[], due_at: Some(due_at) }).await
+/// A store whose time stands at [`NOW`] until the test moves it.
+async fn open(database: &Database) -> (Arc<dyn Store>, Arc<Clock>) {
+    let clock = Arc::new(Clock::by_hand(NOW));
+    (database.open_at(clock.clone()).await, clock)
 }
 
-/// A commit of what `input` makes of a run that nothing was done of.
+fn new_run(run: &Run, start: Start) -> NewRun<'_> {
+    NewRun { run, thread: None, messages: &[], owner: "", start }
+}
+
+async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
+    store.create_run(&new_run(run, Start::Due)).await
+}
+
+/// A thread of its own for a run, and the run.
+async fn created(store: &Arc<dyn Store>, owner: &str) -> Run {
+    let thread = thread();
+    store.create_thread(&thread, &[]).await.unwrap();
+    let run = run(&thread);
+    store.create_run(&NewRun { owner, ..new_run(&run, Start::Due) }).await.unwrap();
+    run
+}
+
+const LEASE: Duration = Duration::from_secs(15);
+
+async fn claim(store: &Arc<dyn Store>) -> Option<ClaimedRun> {
+    store.claim_run(LEASE, "", &[]).await.unwrap()
+}
+
+fn lease(claimed: &ClaimedRun) -> Lease {
+    let Versioned { run, lease, .. } = &claimed.versioned;
+    Lease { id: run.spec.id.to_string(), number: *lease }
+}
+
+fn deadline() -> Input {
+    Input::DeadlinePassed { usage: Usage::default() }
+}
+
+/// A commit of what `input` makes of a run that has done nothing.
 async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -> Result<i64, Error> {
     let transition = machine::step(&Progress::new(run.clone()), input, NOW, ids()).unwrap();
-    let due_at = transition.progress.run.state.needs_executor().then_some(NOW);
-    store.commit(transition.commit(version, due_at)).await.map(|committed| committed.version)
+    let is_over = transition.progress.run.state.is_over();
+    let next_lease = if is_over { NextLease::None } else { NextLease::Keep };
+    store.commit(transition::commit(&transition, version, next_lease)).await.map(|committed| committed.version)
 }
 
-/// All of a thread, as a run that nobody knows would read it.
+/// A run's prompt context, oldest first; the `newest` messages of it.
+async fn context(store: &Arc<dyn Store>, run: &Run, newest: u32) -> Vec<Message> {
+    let page = store.conversation_page(&run.spec.thread_id, &run.spec.id, None, newest, usize::MAX).await.unwrap();
+    page.messages.into_iter().rev().collect()
+}
+
+/// All of a thread, as a run that is not stored would read it.
 async fn conversation(store: &Arc<dyn Store>, thread: &Thread) -> Vec<Message> {
-    store.conversation(&thread.id, &ids().make(), None).await.unwrap()
+    context(store, &run(thread), 1_000).await
 }
 
 fn text(message: &Message) -> String {
@@ -67,7 +115,7 @@ fn query(limit: u32, order: Order) -> PageQuery {
     PageQuery { limit, order, ..PageQuery::default() }
 }
 
-both_stores!(values_come_back_as_they_were_kept, async |database: Database| {
+both_stores!(values_come_back_as_they_were_stored, async |database: Database| {
     let store = database.open().await;
     let assistant = assistant("NUL \u{0} and \u{1F600}");
     let thread = thread();
@@ -75,7 +123,7 @@ both_stores!(values_come_back_as_they_were_kept, async |database: Database| {
     store.create_thread(&thread, &[]).await.unwrap();
     let message = store.create_message(message(&thread, "NUL \u{0}", NOW), false).await.unwrap();
     let run = run(&thread);
-    create(&store, &run, NOW).await.unwrap();
+    create(&store, &run).await.unwrap();
 
     assert_eq!(store.assistant(&assistant.id).await.unwrap(), Some(assistant));
     assert_eq!(store.thread(&thread.id).await.unwrap(), Some(thread.clone()));
@@ -144,11 +192,11 @@ both_stores!(a_clock_that_is_behind_moves_no_message, async |database: Database|
     let behind = store.create_message(message(&thread, "3", Timestamp(500)), false).await.unwrap();
     let run = run(&thread);
     let late = [message(&thread, "4", Timestamp(400))];
-    store.create_run(&NewRun { run: &run, thread: None, messages: &late, due_at: Some(NOW) }).await.unwrap();
+    store.create_run(&NewRun { messages: &late, ..new_run(&run, Start::Due) }).await.unwrap();
 
     let kept = conversation(&store, &thread).await;
     assert_eq!(kept.iter().map(text).collect::<String>(), "01234");
-    let newest = store.conversation(&thread.id, &run.spec.id, Some(2)).await.unwrap();
+    let newest = context(&store, &run, 2).await;
     assert_eq!(newest.iter().map(text).collect::<String>(), "34");
     let times: Vec<i64> = kept.iter().map(|message| message.created_at.0).collect();
     assert_eq!(times, [1_000, 1_000, 2_000, 2_000, 2_000]);
@@ -162,7 +210,7 @@ both_stores!(of_a_hundred_runs_at_once_one_is_created, async |database: Database
 
     let attempts = (0..100).map(|_| {
         let (store, run) = (store.clone(), run(&thread));
-        tokio::spawn(async move { (create(&store, &run, NOW).await, run.spec.id.clone()) })
+        tokio::spawn(async move { (create(&store, &run).await, run.spec.id.clone()) })
     });
     let outcomes = futures_util::future::join_all(attempts).await;
 
@@ -182,12 +230,12 @@ both_stores!(a_run_that_is_over_frees_its_thread, async |database: Database| {
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     let first = run(&thread);
-    create(&store, &first, NOW).await.unwrap();
+    create(&store, &first).await.unwrap();
 
-    commit(&store, &first, FIRST_VERSION, Input::DeadlinePassed).await.unwrap();
+    commit(&store, &first, FIRST_VERSION, deadline()).await.unwrap();
 
     store.create_message(message(&thread, "x", NOW), false).await.unwrap();
-    create(&store, &run(&thread), NOW).await.unwrap();
+    create(&store, &run(&thread)).await.unwrap();
 });
 
 both_stores!(whoever_was_overtaken_writes_nothing, async |database: Database| {
@@ -196,54 +244,280 @@ both_stores!(whoever_was_overtaken_writes_nothing, async |database: Database| {
     store.create_thread(&thread, &[]).await.unwrap();
     let run = run(&thread);
     let id = &run.spec.id;
-    create(&store, &run, NOW).await.unwrap();
+    create(&store, &run).await.unwrap();
     let version = commit(&store, &run, FIRST_VERSION, Input::CancelRequested).await.unwrap();
 
-    let late = commit(&store, &run, FIRST_VERSION, Input::DeadlinePassed).await;
+    let late = commit(&store, &run, FIRST_VERSION, deadline()).await;
 
     assert!(matches!(late, Err(Error::Stale)));
-    assert!(matches!(store.keep(id, FIRST_VERSION, NOW, None).await, Err(Error::Stale)));
+    let written = message(&thread, "late", NOW);
+    let saved = store.save_messages(&[SavedText { run: id, version: FIRST_VERSION, message: &written }]).await;
+    assert_eq!(saved.unwrap(), []);
     let now = store.run(&thread.id, id).await.unwrap().unwrap();
     assert_eq!((now.version, now.run.state), (version, RunState::Cancelling { started_at: None }));
 });
 
 both_stores!(each_due_run_is_claimed_once_and_the_longest_wait_first, async |database: Database| {
-    let store = database.open().await;
+    let (store, clock) = open(&database).await;
     let mut waiting = Vec::new();
     for number in 0..10 {
-        let thread = thread();
-        store.create_thread(&thread, &[]).await.unwrap();
-        let run = run(&thread);
-        create(&store, &run, Timestamp(900 + number / 5)).await.unwrap();
-        waiting.push(run.spec.id.clone());
+        waiting.push(created(&store, "").await.spec.id.clone());
+        clock.advance(number % 2);
     }
-    let claim = |until: i64| store.claim_run(NOW, Timestamp(until));
 
-    let first = claim(1_015).await.unwrap().unwrap();
-    assert_eq!((&first.run.spec.id, first.due_at), (&waiting[0], Some(Timestamp(1_015))));
-    let rest = futures_util::future::join_all((0..12).map(|_| claim(1_015))).await;
-    let claimed: HashSet<_> =
-        rest.into_iter().filter_map(|claimed| claimed.unwrap()).map(|claimed| claimed.run.spec.id.clone()).collect();
+    let first = claim(&store).await.unwrap();
+    assert_eq!((&first.versioned.run.spec.id, first.attempts), (&waiting[0], 1));
+    let rest = futures_util::future::join_all((0..12).map(|_| claim(&store))).await;
+    let claimed: HashSet<_> = rest.into_iter().flatten().map(|claimed| claimed.versioned.run.spec.id.clone()).collect();
     assert_eq!(claimed, waiting[1..].iter().cloned().collect());
 
-    assert_eq!(store.claim_run(Timestamp(1_014), Timestamp(1_100)).await.unwrap(), None, "leases hold");
-    let again = store.claim_run(Timestamp(1_015), Timestamp(1_100)).await.unwrap().unwrap();
-    assert_eq!(again.version, first.version + 1, "a lapsed lease is fenced off");
+    clock.advance(14);
+    assert_eq!(claim(&store).await, None, "leases stand");
+    clock.advance(1);
+    let again = claim(&store).await.unwrap();
+    let (before, now) = (&first.versioned, &again.versioned);
+    assert_eq!((now.version, now.lease, again.attempts), (before.version + 1, before.lease + 1, 2));
 });
 
-both_stores!(a_released_run_is_due_at_once_and_a_kept_one_later, async |database: Database| {
+both_stores!(a_lease_is_never_shorter_than_asked_for_by_the_databases_clock, async |database: Database| {
+    // A real clock: the database's.
     let store = database.open().await;
+    created(&store, "").await;
+
+    let claimed = store.claim_run(Duration::from_secs(1), "", &[]).await.unwrap().unwrap();
+    let began = std::time::Instant::now();
+    while store.claim_run(LEASE, "", &[]).await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    assert!(began.elapsed() >= Duration::from_millis(950), "{:?} of {claimed:?}", began.elapsed());
+});
+
+both_stores!(a_renewed_lease_stands_and_one_that_was_taken_does_not, async |database: Database| {
+    let (store, clock) = open(&database).await;
+    created(&store, "").await;
+    created(&store, "").await;
+    let (kept, lost) = (claim(&store).await.unwrap(), claim(&store).await.unwrap());
+
+    clock.advance(15);
+    let renewed = store.renew_leases(JobKind::Run, &[lease(&kept)], LEASE).await.unwrap();
+    assert_eq!(renewed, [lease(&kept).id]);
+    let taken = claim(&store).await.unwrap();
+    assert_eq!(taken.versioned.run.spec.id, lost.versioned.run.spec.id, "the other one has lapsed");
+
+    let all = [lease(&kept), lease(&lost), lease(&taken)];
+    let mut renewed = store.renew_leases(JobKind::Run, &all, LEASE).await.unwrap();
+    renewed.sort();
+    let mut standing = [lease(&kept).id, lease(&taken).id];
+    standing.sort();
+    assert_eq!(renewed, standing);
+    assert!(matches!(store.release_lease(JobKind::Run, &lease(&lost)).await, Err(Error::Stale)));
+});
+
+both_stores!(a_released_run_is_due_at_once_and_the_attempt_is_not_counted, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    created(&store, "").await;
+    let claimed = claim(&store).await.unwrap();
+
+    store.release_lease(JobKind::Run, &lease(&claimed)).await.unwrap();
+
+    assert_eq!(claim(&store).await.unwrap().attempts, 1);
+});
+
+both_stores!(failed_attempts_are_counted_until_the_run_makes_progress, async |database: Database| {
+    let (store, clock) = open(&database).await;
+    created(&store, "").await;
+    let first = claim(&store).await.unwrap();
+
+    let pause = Duration::from_secs(2);
+    store.record_failed_attempt(JobKind::Run, &lease(&first), "it broke", pause).await.unwrap();
+    assert_eq!(claim(&store).await, None, "not before the pause is over");
+    clock.advance(2);
+    let second = claim(&store).await.unwrap();
+    assert_eq!((second.attempts, second.last_failure.as_deref()), (2, Some("it broke")));
+
+    let Versioned { run, version, .. } = second.versioned;
+    let mut transition = machine::step(&Progress::new(run), Input::Claimed, NOW, ids()).unwrap();
+    transition.made_progress = true;
+    store.commit(transition::commit(&transition, version, NextLease::Due)).await.unwrap();
+    let third = claim(&store).await.unwrap();
+    assert_eq!((third.attempts, third.last_failure), (1, None));
+});
+
+both_stores!(owners_take_turns_and_each_has_its_runs_in_order, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    let mut of_many = Vec::new();
+    for _ in 0..5 {
+        of_many.push(created(&store, "many").await.spec.id.clone());
+    }
+    let of_one = created(&store, "one").await.spec.id.clone();
+
+    let mut order = Vec::new();
+    let mut last = String::new();
+    while let Some(claimed) = store.claim_run(LEASE, &last, &[]).await.unwrap() {
+        last = claimed.owner;
+        order.push(claimed.versioned.run.spec.id.clone());
+    }
+
+    let expected = [&of_many[0], &of_one, &of_many[1], &of_many[2], &of_many[3], &of_many[4]].map(Clone::clone);
+    assert_eq!(order, expected);
+});
+
+both_stores!(a_run_that_this_server_drives_already_is_not_claimed, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    let run = created(&store, "").await;
+
+    assert_eq!(store.claim_run(LEASE, "", std::slice::from_ref(&run.spec.id)).await.unwrap(), None);
+    assert!(claim(&store).await.is_some());
+});
+
+both_stores!(a_row_of_a_newer_release_is_left_alone_and_stops_nobody, async |database: Database| {
+    let (store, clock) = open(&database).await;
+    let future = created(&store, "").await;
+    let known = created(&store, "").await;
+    database
+        .execute(&format!(
+            "update runs set state = '{{\"state\":{{\"hibernating\":{{}}}},\"usage\":{{}}}}' where id = '{}'",
+            future.spec.id
+        ))
+        .await;
+    let row = format!(
+        "select version || '/' || claims || '/' || attempts || '/' || due_at from runs where id = '{}'",
+        future.spec.id
+    );
+    let before = database.text(&row).await;
+
+    let claimed = claim(&store).await.unwrap();
+    assert_eq!(claimed.versioned.run.spec.id, known.spec.id);
+    assert_eq!(claim(&store).await, None);
+    assert_eq!(database.text(&row).await, before, "as it was");
+    let listed = store.list_runs(&future.spec.thread_id, &query(10, Order::Descending)).await.unwrap();
+    assert_eq!(listed.data, []);
+    clock.advance(10_000);
+    let overdue = store.overdue_runs(Duration::ZERO, 10).await.unwrap();
+    let overdue: Vec<_> = overdue.into_iter().map(|found| found.run.spec.id.clone()).collect();
+    assert_eq!(overdue, std::slice::from_ref(&known.spec.id));
+});
+
+both_stores!(a_run_is_stored_once_although_its_acknowledgement_was_lost, async |database: Database| {
+    let (store, _clock) = open(&database).await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     let run = run(&thread);
-    create(&store, &run, Timestamp(1_015)).await.unwrap();
-    let id = &run.spec.id;
+    let question = [message(&thread, "x", NOW)];
+    let new = NewRun { messages: &question, ..new_run(&run, Start::Due) };
 
-    store.keep(id, FIRST_VERSION, Timestamp(1_030), None).await.unwrap();
-    assert_eq!(store.claim_run(Timestamp(1_020), Timestamp(1_040)).await.unwrap(), None);
-    store.release(id, FIRST_VERSION, NOW).await.unwrap();
-    assert!(store.claim_run(NOW, Timestamp(1_040)).await.unwrap().is_some());
+    store.create_run(&new).await.unwrap();
+    store.create_run(&new).await.unwrap();
+
+    assert_eq!(conversation(&store, &thread).await.len(), 1);
+    let with_thread = CreateThread::parse(json!({})).unwrap().into_thread(ids().make(), NOW).0;
+    let run = self::run(&with_thread);
+    let new = NewRun { thread: Some(&with_thread), ..new_run(&run, Start::Leased(LEASE)) };
+    store.create_run(&new).await.unwrap();
+    store.create_run(&new).await.unwrap();
+    let stored = store.run(&with_thread.id, &run.spec.id).await.unwrap().unwrap();
+    assert_eq!((stored.lease, stored.due_at), (1, Some(Timestamp(1_015))));
 });
+
+both_stores!(a_cancellation_that_nobody_carries_out_is_found, async |database: Database| {
+    let (store, clock) = open(&database).await;
+    let run = created(&store, "").await;
+    let claimed = claim(&store).await.unwrap();
+    commit(&store, &run, claimed.versioned.version, Input::CancelRequested).await.unwrap();
+
+    assert_eq!(store.lapsed_cancelling_runs(10).await.unwrap(), [], "its driver does");
+    clock.advance(15);
+    let lapsed = store.lapsed_cancelling_runs(10).await.unwrap();
+    assert_eq!(lapsed.iter().map(|found| &found.run.spec.id).collect::<Vec<_>>(), [&run.spec.id]);
+});
+
+both_stores!(a_prompt_context_is_read_in_pages_bounded_in_rows_and_bytes, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    let thread = thread();
+    let texts: Vec<String> = (0..20).map(|number| format!("{number:02} {}", "x".repeat(1_000))).collect();
+    let messages: Vec<Message> = texts.iter().map(|text| message(&thread, text, NOW)).collect();
+    store.create_thread(&thread, &messages).await.unwrap();
+    let run = run(&thread);
+
+    for (rows, bytes, first_page) in [(7, usize::MAX, 7), (100, 4_000, 4), (100, 1, 1)] {
+        let mut read = Vec::new();
+        let mut before = None;
+        let mut pages = Vec::new();
+        loop {
+            let ConversationPage { messages, next } =
+                store.conversation_page(&thread.id, &run.spec.id, before, rows, bytes).await.unwrap();
+            pages.push(messages.len());
+            read.extend(messages.iter().map(text));
+            before = next;
+            if before.is_none() {
+                break;
+            }
+        }
+        assert!(pages[0] <= first_page && pages[0] > 0, "{pages:?}");
+        read.reverse();
+        assert_eq!(read, texts);
+    }
+    let oldest = store.oldest_message(&thread.id, &run.spec.id).await.unwrap().unwrap();
+    assert_eq!(text(&oldest), texts[0]);
+});
+
+both_stores!(a_list_of_large_messages_ends_its_page_early, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    let thread = thread();
+    store.create_thread(&thread, &[]).await.unwrap();
+    for _ in 0..4 {
+        let mut large = message(&thread, "x", NOW);
+        large.content = vec![assistd::api::message::Content::text("x".repeat(12 * 1024 * 1024))];
+        store.create_message(large, false).await.unwrap();
+    }
+
+    let first = store.list_messages(&thread.id, None, &query(10, Order::Ascending)).await.unwrap();
+    assert_eq!((first.data.len(), first.has_more), (2, true));
+    let after = first.data.last().map(|message| message.id.to_string());
+    let rest =
+        store.list_messages(&thread.id, None, &PageQuery { after, ..query(10, Order::Ascending) }).await.unwrap();
+    assert_eq!((rest.data.len(), rest.has_more), (2, false));
+});
+
+#[tokio::test]
+async fn what_a_full_disk_does_not_take_is_not_acknowledged() {
+    use assistd::api::Metadata;
+    let Some((database, disk)) = Database::on_small_disk() else { return };
+    let (store, _clock) = open(&database).await;
+    let run = created(&store, "").await;
+    let thread = run.spec.thread_id.clone();
+    let written = store.create_message(message_on(&thread, "x"), true).await.unwrap();
+    disk.fill();
+
+    let mut refused = 0;
+    for number in 0..50 {
+        let metadata: Metadata = serde_json::from_value(json!({"k": format!("{number} {}", "v".repeat(500))})).unwrap();
+        match store.modify_message(&thread, &written.id, &metadata).await {
+            Ok(_) => assert_eq!(store.message(&thread, &written.id).await.unwrap().unwrap().metadata, metadata),
+            Err(error) => {
+                assert!(matches!(error, Error::Unavailable(_)), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "the disk was never full");
+    assert!(matches!(store.claim_run(LEASE, "", &[]).await, Err(Error::Unavailable(_))), "claims are writes as well");
+    assert!(matches!(store.check().await, Err(Error::Unavailable(_))));
+    store.close().await;
+    drop(store);
+
+    let store = database.open_at(Arc::new(Clock::by_hand(NOW))).await;
+    assert!(store.message(&thread, &written.id).await.unwrap().is_some(), "a server starts on a full disk, and reads");
+    disk.free();
+    store.check().await.unwrap();
+    assert!(claim(&store).await.is_some());
+}
+
+fn message_on(thread: &assistd::api::ThreadId, text: &str) -> Message {
+    let request = CreateMessage::parse(json!({"role": "user", "content": text})).unwrap();
+    request.into_message(ids(), thread, NOW)
+}
 
 both_stores!(messages_made_at_once_all_get_their_place, async |database: Database| {
     let store = database.open().await;
@@ -292,7 +566,7 @@ both_stores!(a_deleted_thread_takes_all_that_is_its_own_along, async |database: 
         store.create_thread(thread, &[message(thread, "x", NOW)]).await.unwrap();
     }
     let run = run(&doomed);
-    create(&store, &run, NOW).await.unwrap();
+    create(&store, &run).await.unwrap();
 
     assert!(store.delete_thread(&doomed.id).await.unwrap());
 
@@ -300,7 +574,7 @@ both_stores!(a_deleted_thread_takes_all_that_is_its_own_along, async |database: 
     assert_eq!(store.thread(&doomed.id).await.unwrap(), None);
     assert_eq!(conversation(&store, &doomed).await, []);
     assert_eq!(store.run(&doomed.id, &run.spec.id).await.unwrap(), None);
-    assert_eq!(store.claim_run(NOW, NOW).await.unwrap(), None);
+    assert_eq!(claim(&store).await, None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
     assert!(matches!(store.create_message(message(&doomed, "x", NOW), false).await, Err(Error::NoThread)));
     assert_eq!(conversation(&store, &other).await.len(), 1);
@@ -312,12 +586,12 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     let queued = run(&thread);
-    create(&store, &queued, NOW).await.unwrap();
+    create(&store, &queued).await.unwrap();
     let mut progress = Progress::new(queued);
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextBegan] {
         let transition = machine::step(&progress, input, NOW, ids()).unwrap();
-        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap().version;
+        version = store.commit(transition::commit(&transition, version, NextLease::Keep)).await.unwrap().version;
         progress = transition.progress;
     }
     let id = progress.message.as_ref().unwrap().id.clone();
@@ -325,41 +599,43 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
 
     store.modify_message(&thread.id, &id, &metadata).await.unwrap().unwrap();
     progress.append("more");
-    store.keep(&progress.run.spec.id, version, NOW, progress.message.as_ref()).await.unwrap();
+    let written = progress.message.as_ref().unwrap();
+    store.save_messages(&[SavedText { run: &progress.run.spec.id, version, message: written }]).await.unwrap();
 
     let kept = store.message(&thread.id, &id).await.unwrap().unwrap();
     assert_eq!((kept.metadata, kept.content), (metadata, progress.message.unwrap().content));
 });
 
 both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database| {
-    let store = database.open().await;
+    let (store, clock) = open(&database).await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     let runs: Vec<Run> = (0..4).map(|_| run(&thread)).collect();
-    create(&store, &runs[0], NOW).await.unwrap();
+    create(&store, &runs[0]).await.unwrap();
     for run in &runs[1..] {
-        store.create_run(&NewRun { run, thread: None, messages: &[], due_at: None }).await.unwrap();
+        store.create_run(&new_run(run, Start::Waiting)).await.unwrap();
     }
 
-    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), None, "one is active");
+    assert_eq!(store.promote_run(&thread.id).await.unwrap(), None, "one is active");
     assert_eq!(store.stalled_threads(10).await.unwrap(), []);
     commit(&store, &runs[1], FIRST_VERSION, Input::CancelRequested).await.unwrap();
     let cancelling = store.run(&thread.id, &runs[1].spec.id).await.unwrap().unwrap();
-    commit(&store, &cancelling.run, cancelling.version, Input::Stopped).await.unwrap();
-    commit(&store, &runs[0], FIRST_VERSION, Input::DeadlinePassed).await.unwrap();
+    commit(&store, &cancelling.run, cancelling.version, Input::Stopped { usage: Usage::default() }).await.unwrap();
+    commit(&store, &runs[0], FIRST_VERSION, deadline()).await.unwrap();
 
     assert_eq!(store.stalled_threads(10).await.unwrap(), std::slice::from_ref(&thread.id));
-    let late = create(&store, &run(&thread), NOW).await;
-    assert!(matches!(late, Err(Error::ThreadBusy(first)) if first == runs[2].spec.id), "nobody jumps the queue");
-    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), Some(runs[2].spec.id.clone()));
-    assert_eq!(store.promote_run(&thread.id, NOW).await.unwrap(), None);
-    let claimed = store.claim_run(NOW, Timestamp(1_015)).await.unwrap().unwrap();
-    assert_eq!(claimed.run.spec.id, runs[2].spec.id);
-    assert_eq!(store.claim_run(NOW, Timestamp(1_015)).await.unwrap(), None, "the next one waits");
+    let late = create(&store, &run(&thread)).await;
+    assert!(matches!(late, Err(Error::ThreadBusy(first)) if first == runs[2].spec.id), "runs keep their order");
+    assert_eq!(store.promote_run(&thread.id).await.unwrap(), Some(runs[2].spec.id.clone()));
+    assert_eq!(store.promote_run(&thread.id).await.unwrap(), None);
+    let claimed = claim(&store).await.unwrap();
+    assert_eq!(claimed.versioned.run.spec.id, runs[2].spec.id);
+    assert_eq!(claim(&store).await, None, "the next one waits");
     let refused = store.create_message(message(&thread, "x", NOW), false).await;
     assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
 
-    let overdue = store.overdue_runs(Timestamp(5_000), 10).await.unwrap();
+    clock.advance(4_000);
+    let overdue = store.overdue_runs(Duration::ZERO, 10).await.unwrap();
     let overdue: HashSet<_> = overdue.into_iter().map(|found| found.run.spec.id.clone()).collect();
     assert_eq!(overdue, HashSet::from([runs[2].spec.id.clone(), runs[3].spec.id.clone()]));
 });
@@ -369,30 +645,27 @@ both_stores!(a_run_answers_what_was_there_when_it_was_created, async |database: 
     let thread = thread();
     store.create_thread(&thread, &[message(&thread, "1", NOW)]).await.unwrap();
     let (first, second) = (run(&thread), run(&thread));
-    create(&store, &first, NOW).await.unwrap();
+    create(&store, &first).await.unwrap();
     let question = [message(&thread, "2", NOW)];
-    store.create_run(&NewRun { run: &second, thread: None, messages: &question, due_at: None }).await.unwrap();
+    store.create_run(&NewRun { messages: &question, ..new_run(&second, Start::Waiting) }).await.unwrap();
     store.create_message(message(&thread, "3", NOW), true).await.unwrap();
-    let read = async |run: &Run, newest: Option<usize>| {
-        let kept = store.conversation(&thread.id, &run.spec.id, newest).await.unwrap();
-        kept.iter().map(text).collect::<String>()
-    };
+    let read = async |run: &Run, newest: u32| context(&store, run, newest).await.iter().map(text).collect::<String>();
 
-    assert_eq!(read(&first, None).await, "1");
+    assert_eq!(read(&first, 99).await, "1");
     let mut progress = Progress::new(first.clone());
     let mut version = FIRST_VERSION;
-    for input in [Input::Claimed, Input::TextBegan, Input::DeadlinePassed] {
+    for input in [Input::Claimed, Input::TextBegan, deadline()] {
         let mut transition = machine::step(&progress, input, NOW, ids()).unwrap();
         if let Some(message) = transition.message.as_mut().filter(|message| message.content.is_empty()) {
             message.content.push(assistd::api::message::Content::text("a"));
         }
-        version = store.commit(transition.commit(version, Some(NOW))).await.unwrap().version;
+        version = store.commit(transition::commit(&transition, version, NextLease::Keep)).await.unwrap().version;
         progress = transition.progress;
     }
 
-    assert_eq!(read(&second, None).await, "1a2", "the answer stands behind its question, not where it was written");
-    assert_eq!(read(&second, Some(2)).await, "a2");
-    assert_eq!(read(&run(&thread), None).await, "1a23");
+    assert_eq!(read(&second, 99).await, "1a2", "the answer stands behind its question, not where it was written");
+    assert_eq!(read(&second, 2).await, "a2");
+    assert_eq!(read(&run(&thread), 99).await, "1a23");
     let listed = store.list_messages(&thread.id, None, &query(9, Order::Ascending)).await.unwrap();
     assert_eq!(listed.data.iter().map(text).collect::<String>(), "123a", "lists tell when");
 });

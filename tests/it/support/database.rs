@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use assistd::clock::Clock;
 use assistd::store::{self, Store, Synchronous};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use uuid::Uuid;
 
 use super::skip;
@@ -31,6 +33,34 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A small disk, unmounted with the value.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// Writes until there is no space left.
+    pub fn fill(&self) {
+        use std::io::Write as _;
+        let mut file = std::fs::File::create(self.filler()).unwrap();
+        while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    }
+
+    /// Frees the space again.
+    pub fn free(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: the server under test may still have its file open.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -61,13 +91,66 @@ impl Database {
 
     /// Opens the store itself, for tests of its contract.
     pub async fn open(&self) -> Arc<dyn Store> {
-        store::open(&store::Settings {
+        self.open_at(Arc::new(Clock::system())).await
+    }
+
+    /// Opens the store with a clock that the test moves.
+    pub async fn open_at(&self, clock: Arc<Clock>) -> Arc<dyn Store> {
+        store::open(&self.settings(), clock).await.unwrap()
+    }
+
+    /// A SQLite file on a disk of its own that can be filled. None, and a word about it, where none can be mounted.
+    pub fn on_small_disk() -> Option<(Self, Disk)> {
+        let folder = Folder::new();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(&folder.0)
+            .stderr(std::process::Stdio::null())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            skip("permission to mount a small disk");
+            return None;
+        }
+        let disk = Disk(folder.0.clone());
+        let url = format!("sqlite://{}", folder.0.join("test.db").display());
+        Some((Self { url, _folder: Some(Arc::new(folder)) }, disk))
+    }
+
+    /// Changes rows past the store, while it may be open.
+    pub async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        if self.url.starts_with("sqlite:") {
+            let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+            connection.execute(sql).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            connection.execute(sql).await.unwrap();
+            connection.close().await.unwrap();
+        }
+    }
+
+    /// Reads one text past the store.
+    pub async fn text(&self, sql: &str) -> String {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        if self.url.starts_with("sqlite:") {
+            let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+            let (text,): (String,) = sqlx::query_as(sql).fetch_one(&mut connection).await.unwrap();
+            text
+        } else {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            let (text,): (String,) = sqlx::query_as(sql).fetch_one(&mut connection).await.unwrap();
+            text
+        }
+    }
+
+    pub fn settings(&self) -> store::Settings {
+        store::Settings {
             url: self.url.clone(),
             connections_max: 8,
-            statement_max: std::time::Duration::from_secs(20),
+            statement_timeout: Duration::from_secs(5),
+            start_timeout: Duration::from_secs(5),
             synchronous: Synchronous::Normal,
-        })
-        .await
-        .unwrap()
+        }
     }
 }

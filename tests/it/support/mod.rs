@@ -5,6 +5,7 @@ pub mod contract;
 pub mod database;
 pub mod server;
 pub mod sse;
+pub mod transition;
 pub mod upstream;
 
 /// Runs a test on SQLite and on Postgres: `both_stores!(name, async |server: Server, upstream: Upstream| { … });`

@@ -1,0 +1,425 @@
+//! Drives runs: the loop over effects. Runs are a kind of background work ([`crate::work::Job`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::machine::{Effect, Input, Progress};
+use super::stream::Live;
+use super::transition::{self, Current, Mover, Transitions};
+use super::{Dependencies, Settings, retry_pauses};
+use crate::api::error::{Error as ApiError, Kind};
+use crate::api::run::{ErrorCode, LastError, RunState, Usage};
+use crate::api::{Message, Run, RunId};
+use crate::store::{self, ClaimedRun, JobKind, Lease, NextLease, SavedText, Versioned};
+use crate::work::{Attempt, Claim, Job, Outcome, Queue};
+
+/// Drives runs on behalf of a worker.
+#[derive(Debug)]
+pub struct Driver {
+    pub(super) dependencies: Dependencies,
+    pub(super) settings: Settings,
+    pub(super) transitions: Transitions,
+    /// Memory for the prompts that are large, in KiB; see [`super::model_turn`].
+    pub(super) prompt_memory: Arc<Semaphore>,
+    lease: Duration,
+    queue: Arc<Queue>,
+    /// The owner whose run was claimed last: the next claim begins behind it.
+    last_owner: std::sync::Mutex<String>,
+}
+
+/// A run to drive.
+#[derive(Debug)]
+pub struct RunWork {
+    run: Run,
+    version: i64,
+    lease: i64,
+    /// What it has done, when the one who leased it knows.
+    progress: Option<Progress>,
+    /// The whole thread, when it was created together with the run.
+    thread: Option<Vec<Message>>,
+}
+
+impl RunWork {
+    /// A run that was leased, in progress, by the commit that created or resumed it.
+    #[must_use]
+    pub fn leased(current: Current, thread: Option<Vec<Message>>) -> Claim<Self> {
+        let Current { progress, version, lease } = current;
+        let run = progress.run.clone();
+        Claim {
+            lease: Lease { id: run.spec.id.to_string(), number: lease },
+            attempts: 1,
+            last_failure: None,
+            work: Self { run, version, lease, progress: Some(progress), thread },
+        }
+    }
+}
+
+/// A run that this server drives.
+pub(super) struct LeasedRun {
+    pub current: Current,
+    pub live: Arc<Live>,
+    pub thread: Option<Vec<Message>>,
+}
+
+/// Why a run is not driven any further.
+#[derive(Debug)]
+pub(super) enum DriveError {
+    /// Another server has claimed the run, or a client has deleted it.
+    LeaseLost,
+    /// The run was ended by somebody else, and that is published.
+    EndedElsewhere,
+    /// The server is stopping.
+    Stopping,
+    /// The attempt failed.
+    Failed(String),
+}
+
+impl From<store::Error> for DriveError {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Stale => Self::LeaseLost,
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Shows that a worker of this server drives a run, for as long as it lives.
+struct Driven(Arc<Live>);
+
+impl Driven {
+    fn new(live: Arc<Live>) -> Self {
+        live.set_driven(true);
+        Self(live)
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.0.set_driven(false);
+    }
+}
+
+impl Driver {
+    /// Drives runs under leases of `lease`; wakes `queue` when the next run of a thread becomes due.
+    #[must_use]
+    pub fn new(
+        dependencies: Dependencies,
+        settings: Settings,
+        transitions: Transitions,
+        lease: Duration,
+        queue: Arc<Queue>,
+    ) -> Self {
+        let prompt_memory = Arc::new(Semaphore::new(settings.prompt_memory_max / 1024));
+        let last_owner = std::sync::Mutex::default();
+        Self { dependencies, settings, transitions, prompt_memory, lease, queue, last_owner }
+    }
+
+    /// Makes the run of a thread that has waited longest due, when runs wait there; for whoever ended the one before.
+    pub async fn promote_next_run(&self, run: &Run) {
+        if !self.settings.queues_on_busy_thread() {
+            return;
+        }
+        match self.dependencies.store.promote_run(&run.spec.thread_id).await {
+            Ok(Some(_)) => self.queue.wake(),
+            Ok(None) => {}
+            // The sweeper makes up for it.
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the next run of a thread is not promoted");
+            }
+        }
+    }
+
+    fn owner(&self) -> std::sync::MutexGuard<'_, String> {
+        self.last_owner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn run_to_rest(&self, work: &mut RunWork, attempt: &Attempt) -> Result<(), DriveError> {
+        let live = self.transitions.registry().open(&work.run.spec.id);
+        let _driven = Driven::new(live.clone());
+        let began = Instant::now();
+        let is_claimed = work.progress.is_none();
+        let progress = match work.progress.take() {
+            Some(progress) => progress,
+            None => self.load_progress(work).await?,
+        };
+        let current = Current { progress, version: work.version, lease: work.lease };
+        let mut run = LeasedRun { current, live, thread: work.thread.take() };
+        if is_claimed {
+            let LeasedRun { current, live, .. } = &run;
+            let _gate = live.gate.lock().await;
+            live.publish(&current.progress, current.version, current.lease);
+        }
+        let outcome = self.perform_effects(&mut run, attempt, is_claimed).await;
+        match outcome {
+            Ok(()) | Err(DriveError::EndedElsewhere) => {
+                self.transitions.registry().forget(&work.run.spec.id, &run.live);
+                let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let Run { state, usage, .. } = &run.current.progress.run;
+                let what = if state.is_over() { "run ended" } else { "run waits for the client" };
+                tracing::info!(status = state.status(), duration_ms, tokens = usage.total_tokens, "{what}");
+                Ok(())
+            }
+            Err(DriveError::Stopping) => {
+                self.save(&run).await;
+                run.live.fail(Transitions::stopping_error(&work.run.spec.id));
+                Err(DriveError::Stopping)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does what the machine says, until the run is over, or waits for its client.
+    async fn perform_effects(
+        &self,
+        run: &mut LeasedRun,
+        attempt: &Attempt,
+        is_claimed: bool,
+    ) -> Result<(), DriveError> {
+        let mut effect = match &run.current.progress.run.state {
+            _ if !is_claimed => Effect::CallModel,
+            RunState::Queued { .. } | RunState::InProgress { .. } => {
+                let is_overdue = run.current.progress.run.is_overdue(self.dependencies.clock.now());
+                let usage = Usage::default();
+                let input = if is_overdue { Input::DeadlinePassed { usage } } else { Input::Claimed };
+                self.apply(run, attempt, input).await?
+            }
+            RunState::Cancelling { .. } => self.apply(run, attempt, Input::Stopped { usage: Usage::default() }).await?,
+            // Nobody should have made it due.
+            RunState::RequiresAction { .. }
+            | RunState::Cancelled { .. }
+            | RunState::Failed { .. }
+            | RunState::Completed { .. }
+            | RunState::Incomplete { .. }
+            | RunState::Expired { .. } => {
+                self.clear_lease(run).await?;
+                Effect::AwaitClient
+            }
+        };
+        loop {
+            effect = match effect {
+                Effect::CallModel | Effect::ReadAnswer => {
+                    let input = self.model_turn(run, attempt).await?;
+                    self.apply(run, attempt, input).await?
+                }
+                // The model call of a run that is being cancelled has ended when this driver learns of it.
+                Effect::StopModel => self.apply(run, attempt, Input::Stopped { usage: Usage::default() }).await?,
+                Effect::Enqueue => {
+                    self.queue.wake();
+                    return Ok(());
+                }
+                Effect::AwaitClient | Effect::Finish => return Ok(()),
+            };
+        }
+    }
+
+    /// Moves the run. When somebody else was faster, does what has become of it instead.
+    pub(super) async fn apply(
+        &self,
+        run: &mut LeasedRun,
+        attempt: &Attempt,
+        input: Input,
+    ) -> Result<Effect, DriveError> {
+        let _critical = attempt.critical();
+        let mut input = input;
+        loop {
+            let next_lease = if input_ends_driving(&input) { NextLease::None } else { NextLease::Keep };
+            let mover = Mover::Driver(attempt.stopping());
+            let usage = input.usage();
+            match self.transitions.apply(&run.current, vec![input], next_lease, mover).await {
+                Ok((current, effect)) => {
+                    run.current = current;
+                    if effect == Effect::Finish {
+                        self.promote_next_run(&run.current.progress.run).await;
+                    }
+                    return Ok(effect);
+                }
+                Err(transition::Error::Stale) => {
+                    let spec = run.current.progress.run.spec.clone();
+                    let found = self.retry(|| self.dependencies.store.run(&spec.thread_id, &spec.id)).await?;
+                    input = self.reload(run, found, usage).await?;
+                }
+                Err(transition::Error::Invalid(error)) => return Err(DriveError::Failed(error.to_string())),
+                Err(transition::Error::Store(error)) if attempt.stopping().is_cancelled() => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a run is handed back without its newest text"
+                    );
+                    return Err(DriveError::Stopping);
+                }
+                Err(transition::Error::Store(error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes over what somebody else has made of the run, and returns what this means for its driver. The turn under way
+    /// has cost `usage`.
+    pub(super) async fn reload(
+        &self,
+        run: &mut LeasedRun,
+        found: Option<Versioned>,
+        usage: Usage,
+    ) -> Result<Input, DriveError> {
+        let spec = &run.current.progress.run.spec;
+        let Some(found) = found else {
+            run.live.fail(ApiError::new(
+                Kind::NotFound,
+                format!("Thread {} was deleted while run {} was active.", spec.thread_id, spec.id),
+            ));
+            return Err(DriveError::LeaseLost);
+        };
+        if found.lease != run.current.lease {
+            return Err(DriveError::LeaseLost);
+        }
+        if matches!(found.run.state, RunState::Cancelling { .. }) {
+            // Our text is newer than what is stored of it.
+            run.current.progress.run = found.run;
+            run.current.version = found.version;
+            let _gate = run.live.gate.lock().await;
+            run.live.publish(&run.current.progress, run.current.version, run.current.lease);
+            return Ok(Input::Stopped { usage });
+        }
+        if found.run.state.is_over() {
+            run.current = self.retry(|| self.transitions.load(found.clone())).await?;
+            let _gate = run.live.gate.lock().await;
+            run.live.publish(&run.current.progress, run.current.version, run.current.lease);
+            return Err(DriveError::EndedElsewhere);
+        }
+        Err(DriveError::LeaseLost)
+    }
+
+    /// Reads until the database answers. The attempt ends this when its lease is lost.
+    pub(super) async fn retry<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, store::Error>
+    where
+        F: Future<Output = Result<T, store::Error>>,
+    {
+        for pause in retry_pauses() {
+            match attempt().await {
+                Err(error @ store::Error::Unavailable(_)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the database is away; trying again");
+                    tokio::time::sleep(pause).await;
+                }
+                other => return other,
+            }
+        }
+        unreachable!("the pauses have no end")
+    }
+
+    async fn load_progress(&self, work: &RunWork) -> Result<Progress, DriveError> {
+        let store = &self.dependencies.store;
+        let (steps, message) = self.retry(|| store.progress(&work.run.spec.id)).await?;
+        Ok(Progress { run: work.run.clone(), steps, message })
+    }
+
+    /// Ends the lease of a run that needs no driver.
+    async fn clear_lease(&self, run: &LeasedRun) -> Result<(), DriveError> {
+        let Current { progress, version, .. } = &run.current;
+        let commit = store::Commit {
+            run: &progress.run,
+            version: *version,
+            next_lease: NextLease::None,
+            made_progress: false,
+            steps: &[],
+            removed_steps: &[],
+            new_message: None,
+            changed_message: None,
+        };
+        self.dependencies.store.commit(commit).await?;
+        Ok(())
+    }
+
+    /// Stores the newest text of a run that is handed back.
+    async fn save(&self, run: &LeasedRun) {
+        let Current { progress, version, .. } = &run.current;
+        let Some(message) = &progress.message else { return };
+        let text = SavedText { run: &progress.run.spec.id, version: *version, message };
+        if let Err(error) = self.dependencies.store.save_messages(&[text]).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the text of a run that is handed back is not saved"
+            );
+        }
+    }
+}
+
+/// Whether nobody drives the run after this input.
+fn input_ends_driving(input: &Input) -> bool {
+    match input {
+        Input::Claimed | Input::TextBegan | Input::CallsBegan | Input::OutputsSubmitted(_) | Input::CancelRequested => {
+            false
+        }
+        Input::ModelReplied { .. }
+        | Input::LimitReached(_)
+        | Input::Stopped { .. }
+        | Input::Failed { .. }
+        | Input::DeadlinePassed { .. } => true,
+    }
+}
+
+#[async_trait]
+impl Job for Driver {
+    type Work = RunWork;
+
+    const KIND: JobKind = JobKind::Run;
+
+    fn span(&self, work: &RunWork) -> tracing::Span {
+        let spec = &work.run.spec;
+        tracing::info_span!("run", run.id = %spec.id, thread.id = %spec.thread_id)
+    }
+
+    async fn claim(&self, except: &[String]) -> Result<Option<Claim<RunWork>>, store::Error> {
+        let except: Vec<RunId> = except.iter().map(RunId::from_stored).collect();
+        let after_owner = self.owner().clone();
+        let claimed = self.dependencies.store.claim_run(self.lease, &after_owner, &except).await?;
+        let Some(ClaimedRun { versioned, attempts, last_failure, owner }) = claimed else { return Ok(None) };
+        *self.owner() = owner;
+        let Versioned { run, version, lease, .. } = versioned;
+        Ok(Some(Claim {
+            lease: Lease { id: run.spec.id.to_string(), number: lease },
+            attempts,
+            last_failure,
+            work: RunWork { run, version, lease, progress: None, thread: None },
+        }))
+    }
+
+    async fn drive(&self, work: &mut RunWork, attempt: &Attempt) -> Outcome {
+        match self.run_to_rest(work, attempt).await {
+            Ok(()) => Outcome::Done,
+            Err(DriveError::LeaseLost | DriveError::EndedElsewhere) => Outcome::LeaseLost,
+            Err(DriveError::Stopping) => Outcome::Stopped,
+            Err(DriveError::Failed(cause)) => Outcome::Failed(cause),
+        }
+    }
+
+    /// Fails the run; one that is being cancelled is cancelled.
+    async fn give_up(&self, work: RunWork, attempts: u32, cause: &str) -> Result<(), store::Error> {
+        let spec = work.run.spec.clone();
+        let message = format!("The run was attempted {attempts} times without completing. Last cause: {cause}.");
+        loop {
+            let Some(found) = self.dependencies.store.run(&spec.thread_id, &spec.id).await? else { return Ok(()) };
+            let usage = Usage::default();
+            let input = match &found.run.state {
+                RunState::Queued { .. } | RunState::InProgress { .. } => {
+                    let error = LastError { code: ErrorCode::ServerError, message: message.clone() };
+                    Input::Failed { error, usage }
+                }
+                RunState::Cancelling { .. } => Input::Stopped { usage },
+                _ => return Ok(()),
+            };
+            let current = self.transitions.load(found).await?;
+            match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
+                Ok((current, _)) => {
+                    tracing::warn!(attempts, cause, "run given up");
+                    self.promote_next_run(&current.progress.run).await;
+                    return Ok(());
+                }
+                Err(transition::Error::Stale) => {}
+                Err(transition::Error::Invalid(_)) => return Ok(()),
+                Err(transition::Error::Store(error)) => return Err(error),
+            }
+        }
+    }
+}

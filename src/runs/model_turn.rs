@@ -1,0 +1,391 @@
+//! One model call: reads the thread, builds the prompt within its bounds, and takes the answer into the run.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::drive::{DriveError, Driver, LeasedRun};
+use super::machine::{Effect, Input};
+use super::prompt::{self, Budget, Next, Prompt, PromptBuilder};
+use super::stream::Live;
+use super::turn::{Turn, TurnEvent};
+use crate::api::Message;
+use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec, Usage};
+use crate::llm::{self, ChatRequest, Route, tokens};
+use crate::store::{ConversationPage, Versioned};
+use crate::work::Attempt;
+
+/// Maximum size of one answer, in bytes, its calls' arguments included; a model that writes more is stopped.
+const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Messages read from the store at a time.
+const PAGE_ROWS: u32 = 100;
+/// Bytes of messages read from the store at a time: what a run holds beside its prompt.
+const PAGE_BYTES: usize = 1024 * 1024;
+/// A page up to this size is added to the prompt where it was read: a task of its own costs more.
+const INLINE_BYTES: usize = 32 * 1024;
+/// A prompt up to this size needs no share of the memory for large prompts.
+const SMALL_PROMPT_BYTES: usize = 256 * 1024;
+/// The request is held during the answer up to this size, to count its tokens where the model server reports no usage;
+/// the tokens of a larger one are estimated from its size.
+const COUNTED_REQUEST_BYTES: usize = 16 * 1024;
+/// How many bytes of a prompt a token has, for that estimate.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// What stops a turn from outside.
+enum Interruption {
+    /// Somebody has changed the run, or deleted it.
+    Changed(Option<Box<Versioned>>),
+    DeadlinePassed,
+    Stopping,
+}
+
+/// What is known of a prompt's tokens while the model answers.
+struct PromptTokens {
+    counted: Option<usize>,
+    bytes: usize,
+    request: Option<Arc<ChatRequest>>,
+}
+
+impl Driver {
+    /// Calls the model, and returns what came of it.
+    pub(super) async fn model_turn(&self, run: &mut LeasedRun, attempt: &Attempt) -> Result<Input, DriveError> {
+        if let Some(reason) = run.current.progress.run.limit_reached() {
+            return Ok(Input::LimitReached(reason));
+        }
+        let spec = run.current.progress.run.spec.clone();
+        let mut interrupted = std::pin::pin!(self.interrupted(&spec, run.live.clone(), attempt.stopping()));
+
+        let route = self.dependencies.models.route(&spec.model).await;
+        let window = self.dependencies.models.window(&spec.model, &route.model).await;
+        let budget = prompt::budget(&run.current.progress, window, self.settings.prompt_bytes_max)
+            .counted(self.dependencies.models.ratio(&route.model));
+        let thread = run.thread.take();
+        let built = tokio::select! {
+            biased;
+            interruption = &mut interrupted => return self.resolve(interruption, run, Usage::default()).await,
+            built = self.build_prompt(run, thread, budget) => built?,
+        };
+        let Some((prompt, memory)) = built else {
+            return Ok(Input::LimitReached(RunIncompleteReason::MaxPromptTokens));
+        };
+        self.read_answer(run, attempt, route, prompt, memory, interrupted).await
+    }
+
+    async fn read_answer(
+        &self,
+        run: &mut LeasedRun,
+        attempt: &Attempt,
+        route: Route,
+        prompt: Prompt,
+        memory: Option<OwnedSemaphorePermit>,
+        mut interrupted: std::pin::Pin<&mut impl Future<Output = Interruption>>,
+    ) -> Result<Input, DriveError> {
+        let Prompt { mut request, counted } = prompt;
+        request.model.clone_from(&route.model);
+        let bytes = tokens::at_most(&request);
+        let held = (counted.is_none() && bytes <= COUNTED_REQUEST_BYTES).then(|| Arc::new(request.clone()));
+        let prompt_tokens = PromptTokens { counted, bytes, request: held };
+        let mut answer = route.server.chat(request);
+        let mut memory = memory;
+        let mut turn = Turn::new(!run.current.progress.run.spec.parallel_tool_calls);
+        let mut is_first_text = true;
+        loop {
+            let deltas = tokio::select! {
+                biased;
+                interruption = &mut interrupted => {
+                    drop(answer);
+                    let usage = self.spent(run, &turn, &prompt_tokens).await?;
+                    return self.resolve(interruption, run, usage).await;
+                }
+                deltas = answer.next() => deltas,
+            };
+            // The model server has the prompt: nothing of it is held here any more.
+            memory.take();
+            match deltas {
+                None => return self.replied(run, turn, &route, &prompt_tokens).await,
+                Some(Err(error)) => {
+                    // A request that the model server did not take costs nothing.
+                    let was_answered = is_answered(&turn, run);
+                    let usage =
+                        if was_answered { self.spent(run, &turn, &prompt_tokens).await? } else { Usage::default() };
+                    return Ok(Input::Failed { error: last_error(&error), usage });
+                }
+                Some(Ok(deltas)) => {
+                    let ids = &self.dependencies.ids;
+                    let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids)).collect();
+                    self.apply_deltas(run, attempt, events, &mut is_first_text).await?;
+                    let progress = &run.current.progress;
+                    let written = progress.text().len() + progress.refusal().len() + turn.argument_bytes();
+                    if written > ANSWER_BYTES_MAX {
+                        drop(answer);
+                        let usage = self.spent(run, &turn, &prompt_tokens).await?;
+                        return Ok(too_long(run, usage));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until something stops the turn: a change by somebody else, the deadline, or the end of this server.
+    async fn interrupted(&self, spec: &RunSpec, live: Arc<Live>, stopping: &CancellationToken) -> Interruption {
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return Interruption::Stopping,
+                () = live.changed.notified() => {}
+            }
+            if self.dependencies.clock.now() >= spec.expires_at {
+                return Interruption::DeadlinePassed;
+            }
+            match self.dependencies.store.run(&spec.thread_id, &spec.id).await {
+                Ok(found) if found.as_ref().is_some_and(|found| found.version <= live.version()) => {}
+                Ok(found) => return Interruption::Changed(found.map(Box::new)),
+                // It is looked at again soon.
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a change of the run cannot be read");
+                }
+            }
+        }
+    }
+
+    async fn resolve(
+        &self,
+        interruption: Interruption,
+        run: &mut LeasedRun,
+        usage: Usage,
+    ) -> Result<Input, DriveError> {
+        match interruption {
+            Interruption::Changed(found) => self.reload(run, found.map(|found| *found), usage).await,
+            Interruption::DeadlinePassed => Ok(Input::DeadlinePassed { usage }),
+            Interruption::Stopping => Err(DriveError::Stopping),
+        }
+    }
+
+    /// Builds the prompt from the newest message backwards, and reads no more of the thread than it needs. Returns none
+    /// when what must be in it exceeds the run's own budget.
+    async fn build_prompt(
+        &self,
+        run: &LeasedRun,
+        thread: Option<Vec<Message>>,
+        budget: Budget,
+    ) -> Result<Option<(Prompt, Option<OwnedSemaphorePermit>)>, DriveError> {
+        let spec = run.current.progress.run.spec.clone();
+        let store = &self.dependencies.store;
+        let mut builder = PromptBuilder::new(&run.current.progress, budget);
+        let mut memory = None;
+        let mut read_bytes = 0;
+        // Ends the work on another thread when this future is dropped.
+        let cancelled = CancellationToken::new();
+        let _cancel = cancelled.clone().drop_guard();
+        if let Some(thread) = thread {
+            let newest_first = thread.into_iter().rev().collect();
+            builder = self.push(builder, newest_first, &cancelled).await?.0;
+        } else {
+            let mut before = None;
+            loop {
+                let rows = builder.wanted().map_or(PAGE_ROWS, |wanted| {
+                    // One of them may be the run's own message.
+                    u32::try_from(wanted.saturating_add(1)).unwrap_or(PAGE_ROWS).min(PAGE_ROWS)
+                });
+                let ConversationPage { messages, next } =
+                    self.retry(|| store.conversation_page(&spec.thread_id, &spec.id, before, rows, PAGE_BYTES)).await?;
+                read_bytes += messages.iter().map(prompt::message_bytes).sum::<usize>();
+                if memory.is_none() && read_bytes > SMALL_PROMPT_BYTES {
+                    memory = Some(self.large_prompt_memory().await?);
+                }
+                let (pushed, is_full) = self.push(builder, messages, &cancelled).await?;
+                builder = pushed;
+                before = next;
+                if is_full || before.is_none() {
+                    break;
+                }
+            }
+        }
+        let first = if builder.needs_first() {
+            self.retry(|| store.oldest_message(&spec.thread_id, &spec.id)).await?
+        } else {
+            None
+        };
+        let finished = in_background(move || builder.finish(first.as_ref())).await?;
+        Ok(finished.ok().map(|prompt| (prompt, memory)))
+    }
+
+    /// Adds messages to a prompt, newest first; says as well whether it is full.
+    async fn push(
+        &self,
+        builder: PromptBuilder,
+        newest_first: Vec<Message>,
+        cancelled: &CancellationToken,
+    ) -> Result<(PromptBuilder, bool), DriveError> {
+        let bytes: usize = newest_first.iter().map(prompt::message_bytes).sum();
+        let cancelled = cancelled.clone();
+        let push = move || {
+            let mut builder = builder;
+            for message in newest_first {
+                match builder.push(&message, &|| cancelled.is_cancelled()) {
+                    Next::More => {}
+                    Next::Full | Next::Cancelled => return (builder, true),
+                }
+            }
+            (builder, false)
+        };
+        if bytes <= INLINE_BYTES { Ok(push()) } else { in_background(push).await }
+    }
+
+    /// Waits for a share of the memory that large prompts have together: as much as one may need.
+    async fn large_prompt_memory(&self) -> Result<OwnedSemaphorePermit, DriveError> {
+        let wanted = self.settings.prompt_bytes_max.min(self.settings.prompt_memory_max) / 1024;
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let permit = self.prompt_memory.clone().acquire_many_owned(wanted).await;
+        permit.map_err(|_| DriveError::Stopping)
+    }
+
+    /// What the end of the model's answer means for the run.
+    async fn replied(
+        &self,
+        run: &LeasedRun,
+        turn: Turn,
+        route: &Route,
+        prompt_tokens: &PromptTokens,
+    ) -> Result<Input, DriveError> {
+        if let (Some(ours), Some(usage)) = (prompt_tokens.counted, &turn.usage) {
+            self.dependencies.models.learn_ratio(&route.model, ours, usage.prompt_tokens);
+        }
+        let usage = self.spent(run, &turn, prompt_tokens).await?;
+        let finish = turn.finish.unwrap_or(FinishReason::Stop);
+        let progress = &run.current.progress;
+        let rounds = progress.rounds();
+        if rounds > self.settings.tool_rounds_max && progress.open_calls().is_some() {
+            return Ok(failed(
+                format!("The model called tools in {rounds} turns and was still not done (max_tool_rounds)."),
+                usage,
+            ));
+        }
+        let known = prompt::functions(&progress.run.spec);
+        Ok(match turn.into_calls(&known) {
+            Ok(calls) => Input::ModelReplied { usage, finish, calls },
+            Err(cause) => failed(cause, usage),
+        })
+    }
+
+    /// Takes what the model has sent into the run, and publishes it.
+    async fn apply_deltas(
+        &self,
+        run: &mut LeasedRun,
+        attempt: &Attempt,
+        events: Vec<TurnEvent>,
+        is_first_text: &mut bool,
+    ) -> Result<(), DriveError> {
+        for event in events {
+            match event {
+                TurnEvent::Text(text) => {
+                    self.begin_message(run, attempt).await?;
+                    // A later turn continues the text of the turns before after an empty line.
+                    let continues = std::mem::take(is_first_text) && !run.current.progress.text().is_empty();
+                    let text = if continues { format!("\n\n{text}") } else { text };
+                    run.current.progress.append(&text);
+                    run.live.push_text(&text);
+                }
+                TurnEvent::Refusal(words) => {
+                    self.begin_message(run, attempt).await?;
+                    run.current.progress.append_refusal(&words);
+                    run.live.push_refusal(&words);
+                }
+                TurnEvent::Call(index, growth) => {
+                    if run.current.progress.open_calls().is_none() {
+                        self.begin(run, attempt, Input::CallsBegan).await?;
+                    }
+                    run.live.push_call(index, &growth);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin_message(&self, run: &mut LeasedRun, attempt: &Attempt) -> Result<(), DriveError> {
+        if run.current.progress.message.is_some() {
+            return Ok(());
+        }
+        self.begin(run, attempt, Input::TextBegan).await
+    }
+
+    /// Moves the run in the middle of a turn. When it has ended instead, because somebody else was faster, so has the
+    /// turn.
+    async fn begin(&self, run: &mut LeasedRun, attempt: &Attempt, input: Input) -> Result<(), DriveError> {
+        match self.apply(run, attempt, input).await? {
+            Effect::ReadAnswer | Effect::CallModel => Ok(()),
+            Effect::StopModel | Effect::Enqueue | Effect::AwaitClient | Effect::Finish => {
+                Err(DriveError::EndedElsewhere)
+            }
+        }
+    }
+
+    /// The tokens of a turn: as the model server reports them, else by our own count.
+    async fn spent(&self, run: &LeasedRun, turn: &Turn, prompt: &PromptTokens) -> Result<Usage, DriveError> {
+        if let Some(usage) = turn.usage {
+            return Ok(usage);
+        }
+        let progress = &run.current.progress;
+        let settled = progress.settled();
+        let texts: Vec<String> = turn
+            .call_texts()
+            .chain([&progress.text()[settled.text..], &progress.refusal()[settled.refusal..]])
+            .map(str::to_owned)
+            .collect();
+        let (counted, bytes, request) = (prompt.counted, prompt.bytes, prompt.request.clone());
+        in_background(move || {
+            let written = texts.iter().map(|text| tokens::estimate(text)).sum();
+            let estimated = || request.map_or(bytes / BYTES_PER_TOKEN, |request| tokens::count_request(&request));
+            Usage::counted(counted.unwrap_or_else(estimated), written)
+        })
+        .await
+    }
+}
+
+/// Whether the model server has begun to answer.
+fn is_answered(turn: &Turn, run: &LeasedRun) -> bool {
+    let progress = &run.current.progress;
+    let settled = progress.settled();
+    turn.usage.is_some()
+        || turn.argument_bytes() > 0
+        || progress.open_calls().is_some()
+        || progress.text().len() > settled.text
+        || progress.refusal().len() > settled.refusal
+}
+
+/// Runs work off the threads that serve others.
+///
+/// # Errors
+/// When the work panics: the attempt fails, and says so.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, DriveError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| DriveError::Failed(format!("work on the prompt did not end: {error}")))
+}
+
+/// What the stop of an endless answer means for the run: calls that are not complete cannot be made.
+fn too_long(run: &LeasedRun, usage: Usage) -> Input {
+    if run.current.progress.open_calls().is_some() {
+        return failed("The model called a function and did not come to an end.".to_owned(), usage);
+    }
+    Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new() }
+}
+
+fn failed(message: String, usage: Usage) -> Input {
+    Input::Failed { error: LastError { code: ErrorCode::ServerError, message }, usage }
+}
+
+fn last_error(error: &llm::Error) -> LastError {
+    let code = match error {
+        llm::Error::RateLimited(_) => ErrorCode::RateLimitExceeded,
+        llm::Error::Unavailable(_) | llm::Error::Refused(_) => ErrorCode::ServerError,
+    };
+    // Clients know the service's text for errors that may pass, and some retry when they read it.
+    let message = match error {
+        llm::Error::Unavailable(cause) => format!("Sorry, something went wrong. {cause}"),
+        llm::Error::RateLimited(cause) | llm::Error::Refused(cause) => cause.clone(),
+    };
+    LastError { code, message }
+}

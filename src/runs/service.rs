@@ -1,0 +1,568 @@
+//! What handlers call: creates, resumes, cancels and retrieves runs.
+//!
+//! The part of a request that changes a run is carried out to its end, also when the client hangs up in the middle.
+
+use std::sync::Arc;
+
+use super::drive::{Driver, RunWork};
+use super::machine::{Effect, Input, Progress};
+use super::stream::{Listener, Registry, Transcript};
+use super::transition::{self, Current, Mover, Transitions};
+use super::{Dependencies, Settings, sweeper};
+use crate::api::error::{Error, Kind};
+use crate::api::id::Id;
+use crate::api::run::{FunctionCall, RunState, ToolOutput, Usage};
+use crate::api::run_step::{StepDetails, StepState};
+use crate::api::tool::ToolResources;
+use crate::api::{
+    CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, SubmitToolOutputs,
+    Thread, ThreadId, Timestamp,
+};
+use crate::store::{self, FIRST_VERSION, NewRun, NextLease, RunContext, Start, Versioned};
+use crate::work::{self, Queue, Worker};
+
+/// The number of the lease under which a run is created in progress.
+const FIRST_LEASE: i64 = 1;
+
+/// Why a request about a run was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The request was refused; the client is sent this error.
+    #[error(transparent)]
+    Refused(#[from] Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// What handlers call; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RunService {
+    pub(super) dependencies: Dependencies,
+    pub(super) settings: Settings,
+    pub(super) transitions: Transitions,
+    pub(super) driver: Arc<Driver>,
+    pub(super) worker: Arc<Worker<Driver>>,
+    pub(super) queue: Arc<Queue>,
+}
+
+/// A run that was just created or resumed, and its stream when one was asked for.
+#[derive(Debug)]
+pub struct CreatedRun {
+    /// The run as it began: queued.
+    pub run: Run,
+    /// Its events from the beginning.
+    pub listener: Option<Listener>,
+}
+
+/// A new run and what is stored with it.
+struct NewRunParts {
+    run: Run,
+    /// The thread, when the request creates it.
+    thread: Option<Thread>,
+    messages: Vec<Message>,
+    owner: String,
+    streamed: bool,
+}
+
+impl RunService {
+    /// Creates and drives runs; `work` says how many at a time, and under which leases.
+    #[must_use]
+    pub fn new(dependencies: Dependencies, settings: Settings, work: work::Settings) -> Self {
+        let transitions = Transitions::new(dependencies.clone(), Arc::new(Registry::default()));
+        let queue = Arc::new(Queue::default());
+        let driver =
+            Driver::new(dependencies.clone(), settings.clone(), transitions.clone(), work.lease, queue.clone());
+        let driver = Arc::new(driver);
+        let worker = Worker::new(driver.clone(), dependencies.store.clone(), queue.clone(), work);
+        Self { dependencies, settings, transitions, driver, worker, queue }
+    }
+
+    /// The worker that drives runs on this server.
+    #[must_use]
+    pub fn worker(&self) -> &Arc<Worker<Driver>> {
+        &self.worker
+    }
+
+    /// Whether the server is stopping and starts no new runs.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.worker.is_draining()
+    }
+
+    /// Whether a thread with an active run accepts messages, and runs that wait.
+    #[must_use]
+    pub fn queues_on_busy_thread(&self) -> bool {
+        self.settings.queues_on_busy_thread()
+    }
+
+    /// Creates a run on a thread, on behalf of `owner`. While another run is active it waits for its turn, where the
+    /// settings say so.
+    ///
+    /// # Errors
+    /// 404 for an unknown thread or assistant; 400 while another run is active, and for an empty thread without
+    /// instructions.
+    pub async fn create_run(
+        &self,
+        thread_id: &ThreadId,
+        request: CreateRun,
+        owner: String,
+    ) -> Result<CreatedRun, Failure> {
+        self.check_draining()?;
+        let context = self.dependencies.store.run_context(Some(thread_id), &request.assistant_id).await?;
+        if context.thread.is_none() {
+            return Err(thread_id.not_found().into());
+        }
+        self.create(None, thread_id, request, ToolResources::default(), context, owner).await
+    }
+
+    /// Creates a thread and a run on it, on behalf of `owner`.
+    ///
+    /// # Errors
+    /// As [`RunService::create_run`].
+    pub async fn create_thread_and_run(
+        &self,
+        request: CreateThreadAndRun,
+        owner: String,
+    ) -> Result<CreatedRun, Failure> {
+        self.check_draining()?;
+        let Dependencies { store, clock, ids, .. } = &self.dependencies;
+        let (thread, run, tool_resources) = request.split();
+        let thread = thread.unwrap_or(CreateThread { messages: None, tool_resources: None, metadata: None });
+        let (thread, messages) = thread.into_thread(ids.make(), clock.now());
+        let context =
+            RunContext { has_messages: !messages.is_empty(), ..store.run_context(None, &run.assistant_id).await? };
+        let run = CreateRun { additional_messages: Some(messages), ..run };
+        let thread_id = thread.id.clone();
+        self.create(Some(thread), &thread_id, run, tool_resources, context, owner).await
+    }
+
+    fn check_draining(&self) -> Result<(), Error> {
+        if self.is_draining() {
+            return Err(Error::new(Kind::Unavailable, "The server is stopping and starts no new runs."));
+        }
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        thread: Option<Thread>,
+        thread_id: &ThreadId,
+        request: CreateRun,
+        tool_resources: ToolResources,
+        context: RunContext,
+        owner: String,
+    ) -> Result<CreatedRun, Failure> {
+        let Dependencies { clock, ids, .. } = &self.dependencies;
+        let assistant = context.assistant.ok_or_else(|| request.assistant_id.not_found())?;
+        let streamed = request.stream == Some(true);
+        let now = clock.now();
+        let (run, messages) =
+            request.into_run(ids, thread_id, &assistant, tool_resources, now, self.settings.expires_after_s);
+        run.spec.tool_choice.check(&run.spec.tools)?;
+        if !context.has_messages && messages.is_empty() && run.spec.instructions.is_empty() {
+            return Err(Error::invalid(
+                "Run creation requires a Thread with a user message or an assistant with instructions.",
+            )
+            .code("invalid_thread")
+            .into());
+        }
+        let messages: Vec<_> = messages.into_iter().map(|message| message.into_message(ids, thread_id, now)).collect();
+        let new = NewRunParts { run, thread, messages, owner, streamed };
+        let service = self.clone();
+        self.worker.uninterrupted(async move { service.store_and_start(new).await }).await
+    }
+
+    /// Stores a new run and starts it. With a free slot it is created in progress, which saves a claim; without one it
+    /// waits in the store.
+    async fn store_and_start(&self, new: NewRunParts) -> Result<CreatedRun, Failure> {
+        let NewRunParts { run, thread, messages, owner, streamed } = new;
+        let queued = Progress::new(run.clone());
+        let mut slot = self.worker.slot();
+        let started = match &slot {
+            Some(_) => self.transitions.step(&queued, vec![Input::Claimed]).map_err(|error| invalid(&error))?.progress,
+            None => queued.clone(),
+        };
+        let start = if slot.is_some() { Start::Leased(self.worker.lease()) } else { Start::Due };
+        let row = NewRun { run: &started.run, thread: thread.as_ref(), messages: &messages, owner: &owner, start };
+        let is_busy = match self.transitions.create(&row).await {
+            Err(store::Error::ThreadBusy(_)) if self.queues_on_busy_thread() => {
+                slot = None;
+                let waiting = NewRun { run: &run, start: Start::Waiting, ..row };
+                let stored = self.transitions.create(&waiting).await;
+                stored.map_err(|error| busy_thread_error(error, &run.spec.thread_id, Addition::Run))?;
+                true
+            }
+            stored => {
+                stored.map_err(|error| busy_thread_error(error, &run.spec.thread_id, Addition::Run))?;
+                false
+            }
+        };
+        let (progress, lease) = if slot.is_some() { (started, FIRST_LEASE) } else { (queued, 0) };
+        let live = self.transitions.registry().open(&run.spec.id);
+        let whole_thread = thread.is_some().then_some(messages);
+        live.publish(&progress, FIRST_VERSION, lease);
+        if let Some(thread) = thread {
+            live.publish_thread(thread);
+        }
+        let listener = streamed.then(|| live.subscribe(Transcript::of_new_run()));
+        match slot {
+            Some(slot) => {
+                let current = Current { progress, version: FIRST_VERSION, lease };
+                self.worker.start(slot, RunWork::leased(current, whole_thread));
+            }
+            // The run before may have ended just now, and found nobody to promote.
+            None if is_busy => self.driver.promote_next_run(&run).await,
+            None => self.queue.wake(),
+        }
+        Ok(CreatedRun { run, listener })
+    }
+
+    /// Returns a run; one whose deadline has passed has expired.
+    ///
+    /// # Errors
+    /// 404 for an unknown run.
+    pub async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+        let found = self.find(thread, id).await?;
+        if self.may_expire(&found) {
+            return Ok(self.expire(found).await?);
+        }
+        Ok(found.run)
+    }
+
+    async fn find(&self, thread: &ThreadId, id: &RunId) -> Result<Versioned, Failure> {
+        Ok(self.dependencies.store.run(thread, id).await?.ok_or_else(|| id.not_found())?)
+    }
+
+    /// Returns a page of a thread's runs; those whose deadline has passed have expired.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, store::Error> {
+        let Dependencies { store, clock, .. } = &self.dependencies;
+        let mut page = store.list_runs(thread, query).await?;
+        let now = clock.now();
+        for run in page.data.iter_mut().filter(|run| run.is_overdue(now)) {
+            match store.run(thread, &run.spec.id).await? {
+                Some(found) if self.may_expire(&found) => *run = self.expire(found).await?,
+                Some(_) | None => {}
+            }
+        }
+        Ok(page)
+    }
+
+    /// Changes a run's metadata.
+    ///
+    /// # Errors
+    /// 404 for an unknown run; 400 while it is in progress, as recorded.
+    pub async fn modify_run(&self, thread: &ThreadId, id: &RunId, request: ModifyRun) -> Result<Run, Failure> {
+        let mut run = self.run(thread, id).await?;
+        if let RunState::InProgress { .. } = run.state {
+            let status = run.state.status();
+            return Err(Error::invalid(format!("Cannot update run with status '{status}'.")).into());
+        }
+        request.metadata.apply(&mut run.metadata);
+        let modified = self.dependencies.store.modify_run(thread, id, &run.metadata).await?;
+        Ok(modified.ok_or_else(|| id.not_found())?)
+    }
+
+    /// Asks for a run to be cancelled, and returns it as `cancelling`. It is `cancelled` as soon as its driver has
+    /// stopped; at once where there is none.
+    ///
+    /// # Errors
+    /// 404 for an unknown run; 400 for one that is over or being cancelled.
+    pub async fn cancel_run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+        let (service, thread, id) = (self.clone(), thread.clone(), id.clone());
+        self.worker.uninterrupted(async move { service.cancel(&thread, &id).await }).await
+    }
+
+    async fn cancel(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+        loop {
+            let found = self.find(thread, id).await?;
+            if self.may_expire(&found) {
+                self.expire(found).await?;
+                continue;
+            }
+            if found.run.state.is_over() || matches!(found.run.state, RunState::Cancelling { .. }) {
+                let status = found.run.state.status();
+                return Err(Error::invalid(format!("Cannot cancel run with status '{status}'.")).into());
+            }
+            let is_driven = found.due_at.is_some_and(|due_at| due_at > self.dependencies.clock.now());
+            let started_at = found.run.state.started_at();
+            let current = self.transitions.load(found).await?;
+            let (inputs, next_lease) = if is_driven {
+                (vec![Input::CancelRequested], NextLease::Keep)
+            } else {
+                (vec![Input::CancelRequested, Input::Stopped { usage: Usage::default() }], NextLease::None)
+            };
+            match self.transitions.apply(&current, inputs, next_lease, Mover::Service).await {
+                Ok((current, effect)) => {
+                    self.perform(effect, &current.progress.run).await;
+                    // Also a run that is cancelled already is answered as the service answered.
+                    return Ok(Run { state: RunState::Cancelling { started_at }, ..current.progress.run });
+                }
+                Err(transition::Error::Stale | transition::Error::Invalid(_)) => {}
+                Err(transition::Error::Store(error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Stores the outputs of all calls of a run, so that it continues; returns it as queued.
+    ///
+    /// A client that retries (`is_retry`) because it had no answer, with the same outputs, is answered as the first time.
+    ///
+    /// # Errors
+    /// 404 for an unknown run; 400 when it awaits no outputs, and when they are not one for each call. Of two callers
+    /// at once, one wins.
+    pub async fn submit_tool_outputs(
+        &self,
+        thread: &ThreadId,
+        id: &RunId,
+        request: SubmitToolOutputs,
+        is_retry: bool,
+    ) -> Result<CreatedRun, Failure> {
+        if self.is_draining() {
+            let message = "The server is stopping and accepts no tool outputs.";
+            return Err(Error::new(Kind::Unavailable, message).into());
+        }
+        let (service, thread, id) = (self.clone(), thread.clone(), id.clone());
+        self.worker.uninterrupted(async move { service.submit(&thread, &id, request, is_retry).await }).await
+    }
+
+    async fn submit(
+        &self,
+        thread: &ThreadId,
+        id: &RunId,
+        request: SubmitToolOutputs,
+        is_retry: bool,
+    ) -> Result<CreatedRun, Failure> {
+        let streamed = request.stream == Some(true);
+        loop {
+            let mut found = self.find(thread, id).await?;
+            if self.may_expire(&found) {
+                found.run = self.expire(found.clone()).await?;
+            }
+            let current = self.transitions.load(found).await?;
+            let RunState::RequiresAction { calls, .. } = &current.progress.run.state else {
+                let before = is_retry.then(|| before_outputs(&current.progress, &request.tool_outputs)).flatten();
+                let before = before.ok_or_else(|| not_accepting(&current.progress.run))?;
+                return Ok(self.resubmitted(&current, &before, streamed));
+            };
+            let outputs = outputs_in_order(calls, request.tool_outputs.clone())?;
+            match self.resume(&current, outputs, streamed).await {
+                Err(transition::Error::Stale) => {}
+                Err(transition::Error::Invalid(error)) => return Err(invalid(&error)),
+                Err(transition::Error::Store(error)) => return Err(error.into()),
+                Ok(resumed) => return Ok(resumed),
+            }
+        }
+    }
+
+    /// With a free slot the run continues in the same commit; without one it waits in the store.
+    async fn resume(
+        &self,
+        before: &Current,
+        outputs: Vec<String>,
+        streamed: bool,
+    ) -> Result<CreatedRun, transition::Error> {
+        let slot = self.worker.slot();
+        let submitted = Input::OutputsSubmitted(outputs);
+        let (inputs, next_lease) = match &slot {
+            Some(_) => (vec![submitted, Input::Claimed], NextLease::Take(self.worker.lease())),
+            None => (vec![submitted], NextLease::Due),
+        };
+        let started_at = before.progress.run.state.started_at();
+        let (current, effect) = self.transitions.apply(before, inputs, next_lease, Mover::Service).await?;
+        // Readers of the stream before keep theirs; this part of the run's life has a stream of its own.
+        let live = self.transitions.registry().renew(&before.progress.run.spec.id);
+        live.publish(&current.progress, current.version, current.lease);
+        let listener = streamed.then(|| live.subscribe(Transcript::of_resumed_run(&before.progress)));
+        let run = Run { state: RunState::Queued { started_at }, ..current.progress.run.clone() };
+        match slot {
+            Some(slot) => self.worker.start(slot, RunWork::leased(current, None)),
+            None => self.perform(effect, &run).await,
+        }
+        Ok(CreatedRun { run, listener })
+    }
+
+    /// Answers a client that has submitted the same outputs before.
+    fn resubmitted(&self, current: &Current, before: &Progress, streamed: bool) -> CreatedRun {
+        let run = &current.progress.run;
+        let live = self.transitions.registry().open(&run.spec.id);
+        if !live.is_driven() {
+            live.publish(&current.progress, current.version, current.lease);
+        }
+        let listener = streamed.then(|| live.subscribe(Transcript::of_resumed_run(before)));
+        CreatedRun { run: run.clone(), listener }
+    }
+
+    /// Whether a run's deadline has passed and no driver is about to end it, with its newest text.
+    fn may_expire(&self, found: &Versioned) -> bool {
+        let now = self.dependencies.clock.now();
+        let is_driven = found.due_at.is_some_and(|due_at| due_at > now);
+        let grace = if is_driven { sweeper::GRACE_S } else { 0 };
+        found.run.is_overdue(Timestamp(now.0 - grace))
+    }
+
+    /// Ends a run whose deadline has passed, and returns what it has become: expired, or the end that came first.
+    pub(super) async fn expire(&self, found: Versioned) -> Result<Run, store::Error> {
+        let before = found.run.clone();
+        let usage = Usage::default();
+        if let Some(run) = self.end(found, Input::DeadlinePassed { usage }).await? {
+            return Ok(run);
+        }
+        let spec = &before.spec;
+        let found = self.dependencies.store.run(&spec.thread_id, &spec.id).await?;
+        Ok(found.map_or(before, |found| found.run))
+    }
+
+    /// Ends a run from outside its driver. Returns none when somebody else was faster.
+    pub(super) async fn end(&self, found: Versioned, input: Input) -> Result<Option<Run>, store::Error> {
+        let current = self.transitions.load(found).await?;
+        match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
+            Ok((current, effect)) => {
+                self.perform(effect, &current.progress.run).await;
+                Ok(Some(current.progress.run))
+            }
+            Err(transition::Error::Stale | transition::Error::Invalid(_)) => Ok(None),
+            Err(transition::Error::Store(error)) => Err(error),
+        }
+    }
+
+    /// Does what a transition of the service asks for.
+    async fn perform(&self, effect: Effect, run: &Run) {
+        match effect {
+            Effect::StopModel => self.notify_driver(&run.spec.id).await,
+            Effect::Enqueue | Effect::CallModel => self.queue.wake(),
+            Effect::Finish => self.driver.promote_next_run(run).await,
+            Effect::ReadAnswer | Effect::AwaitClient => {}
+        }
+    }
+
+    /// Has the server that drives a run look at it. Should that fail, it looks by itself within a second.
+    async fn notify_driver(&self, id: &RunId) {
+        // A driver of this server was notified by the transition.
+        if self.transitions.registry().get(id).is_some_and(|live| live.is_driven()) {
+            return;
+        }
+        if let Err(error) = self.dependencies.store.notify_run_changed(id).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %id, "NOTIFY failed");
+        }
+    }
+
+    /// Starts nothing new from now on.
+    pub fn start_drain(&self) {
+        self.worker.start_drain();
+    }
+
+    /// Waits until all runs and requests under way have ended.
+    pub async fn drained(&self) {
+        self.worker.drained().await;
+    }
+
+    /// Hands the runs under way to other servers, and ends the streams that follow runs.
+    pub async fn stop_now(&self) {
+        self.worker.stop_now();
+        for live in self.transitions.registry().all() {
+            if !live.is_driven() {
+                live.fail(Transitions::stopping_error(live.run()));
+            }
+        }
+        self.worker.drained().await;
+    }
+}
+
+/// What a run was before it was given these outputs; none when its newest outputs are others.
+fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progress> {
+    let index = progress.steps.iter().rposition(|step| step.turn.is_some() && !step.is_open())?;
+    let step = &progress.steps[index];
+    let StepDetails::ToolCalls { tool_calls } = &step.details else { return None };
+    let is_same = tool_calls.len() == outputs.len()
+        && tool_calls.iter().all(|call| {
+            outputs.iter().any(|output| {
+                output.tool_call_id.as_deref() == Some(call.id.as_str())
+                    && output.output.as_deref().unwrap_or_default()
+                        == call.function.output.as_deref().unwrap_or_default()
+            })
+        });
+    if !is_same || !matches!(step.state, StepState::Completed { .. }) {
+        return None;
+    }
+    let turn = step.turn.clone()?;
+    let mut before = progress.clone();
+    before.steps.truncate(index + 1);
+    before.steps[index].state = StepState::InProgress;
+    for step in before.steps.iter_mut().filter(|step| step.makes_message()) {
+        step.state = StepState::InProgress;
+    }
+    let calls = tool_calls
+        .iter()
+        .map(|call| FunctionCall {
+            id: call.id.clone(),
+            name: call.function.name.clone(),
+            arguments: call.function.arguments.clone(),
+        })
+        .collect();
+    let started_at = progress.run.state.started_at().unwrap_or(progress.run.spec.created_at);
+    before.run.state = RunState::RequiresAction { started_at, calls };
+    if before.steps.iter().any(crate::api::RunStep::makes_message) {
+        before.truncate(turn.text_bytes, turn.refusal_bytes);
+    } else {
+        before.message = None;
+    }
+    Some(before)
+}
+
+fn invalid(error: &super::machine::InvalidTransition) -> Failure {
+    Error::new(Kind::Server, error.to_string()).into()
+}
+
+fn not_accepting(run: &Run) -> Failure {
+    Error::invalid(format!("Runs in status \"{}\" do not accept tool outputs.", run.state.status())).into()
+}
+
+/// Returns the outputs in the order of the calls; there must be one for each.
+fn outputs_in_order(calls: &[FunctionCall], given: Vec<ToolOutput>) -> Result<Vec<String>, Error> {
+    let mut given: Vec<(String, String)> = given
+        .into_iter()
+        .map(|output| (output.tool_call_id.unwrap_or_default(), output.output.unwrap_or_default()))
+        .collect();
+    let list = |ids: Vec<&str>| ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ");
+    let expected = list(calls.iter().map(|call| call.id.as_str()).collect());
+    let got = list(given.iter().map(|(id, _)| id.as_str()).collect());
+    let refused = || Error::invalid(format!("Expected tool outputs for call_ids [{expected}], got [{got}]"));
+    if given.len() != calls.len() {
+        return Err(refused());
+    }
+    calls
+        .iter()
+        .map(|call| {
+            let index = given.iter().position(|(id, _)| id == call.id.as_str()).ok_or_else(refused)?;
+            Ok(given.swap_remove(index).1)
+        })
+        .collect()
+}
+
+/// What was to be added to a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addition {
+    /// A message.
+    Message,
+    /// A run.
+    Run,
+}
+
+/// The client's error for a thread that does not exist or is locked, in the recorded words that clients match on.
+#[must_use]
+pub fn busy_thread_error(error: store::Error, thread: &ThreadId, addition: Addition) -> Failure {
+    match (error, addition) {
+        (store::Error::NoThread, _) => thread.not_found().into(),
+        (store::Error::ThreadBusy(run), Addition::Message) => {
+            Error::invalid(format!("Can't add messages to {thread} while a run {run} is active.")).into()
+        }
+        (store::Error::ThreadBusy(run), Addition::Run) => {
+            Error::invalid(format!("Thread {thread} already has an active run {run}.")).into()
+        }
+        (error, _) => error.into(),
+    }
+}

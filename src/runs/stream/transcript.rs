@@ -1,0 +1,600 @@
+//! Which events a reader of a stream is sent, whatever happened to the run. Pure.
+//!
+//! The sequence of a stream follows from the run's snapshot: the start, the steps in their order with the message's text,
+//! and the end. A reader has been sent the beginning of the sequence and gets the rest. What makes it more than a list:
+//!
+//! - Strict readers allow one open step at a time. A step that begins beside an open one is not sent; a client learns of
+//!   calls beside an open message by `thread.run.requires_action`.
+//! - Calls that the client must answer end the stream with `thread.run.requires_action`, also when the run has moved on.
+//! - A stream of `submit_tool_outputs` begins with the completed calls. A message that was open before is introduced
+//!   again, with the text so far, when it grows or ends.
+//! - When a run is claimed again after a failed attempt, text and calls of the unfinished turn are written anew. A reader
+//!   that was sent some of them gets an `error` event, and the stream ends.
+//!
+//! Source: `contract/events.md`, "Sequences" and "What strict clients enforce".
+
+use crate::api::error::{Error, Kind};
+use crate::api::message::{Content, MessageState};
+use crate::api::run::{FunctionCall, RunState};
+use crate::api::run_step::{StepDetails, StepState, ToolCall};
+use crate::api::stream::{CallGrowth, MessageDelta, MessageEvent, RefusalDelta, RunEvent, StepDelta, StepEvent};
+use crate::api::{Message, Run, RunStep, RunStepId, StreamEvent, Thread, Timestamp, ToolCallId};
+use crate::runs::machine::{Progress, Settled};
+
+/// Maximum size of one delta, in bytes, where the text does not come in pieces.
+const DELTA_BYTES_MAX: usize = 16 * 1024;
+
+/// A run at one moment: what is stored of it, and what its model is writing.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The thread, when the run's request created it.
+    pub thread: Option<Thread>,
+    /// The run, its steps and its message with the newest text.
+    pub progress: Progress,
+    /// The calls that the model is writing, of the open `tool_calls` step that has none stored.
+    pub calls: Vec<LiveCall>,
+    /// The number of the lease under which this was written; it rises when the run is claimed again.
+    pub lease: i64,
+    /// Where the pieces of the text end, in bytes, ascending; may cover a part of the text only.
+    pub text_pieces: Vec<usize>,
+    /// The same of the refusal.
+    pub refusal_pieces: Vec<usize>,
+    /// The stream cannot go on: it ends with this error.
+    pub error: Option<Error>,
+}
+
+/// A call that the model is writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveCall {
+    /// Our id for it.
+    pub id: ToolCallId,
+    /// Which function.
+    pub name: String,
+    /// Its arguments so far.
+    pub arguments: String,
+    /// Where the pieces of the arguments end, in bytes, ascending; may cover a part of them only.
+    pub pieces: Vec<usize>,
+}
+
+/// What one reader was sent.
+#[derive(Debug)]
+pub struct Transcript {
+    start: Start,
+    sent: SentRun,
+    is_closed: bool,
+    /// The lease of the newest snapshot seen.
+    lease: Option<i64>,
+    steps: Vec<SentStep>,
+    message: SentMessage,
+}
+
+/// What was sent of the run itself, but for its end.
+#[derive(Debug, Default)]
+struct SentRun {
+    is_started: bool,
+    is_in_progress: bool,
+    is_cancelling: bool,
+}
+
+/// Where the stream begins.
+#[derive(Debug)]
+enum Start {
+    /// With the run.
+    Created,
+    /// With the outputs that a client has submitted.
+    Resumed {
+        /// When the run was last claimed before.
+        started_at: Option<Timestamp>,
+        /// The steps that are not sent; the calls that were answered are sent as completed.
+        before: Vec<(RunStepId, Before)>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Ended,
+    Answered,
+    /// The step of the open message, to be introduced again.
+    Message,
+}
+
+#[derive(Debug)]
+struct SentStep {
+    id: RunStepId,
+    is_shown: bool,
+    is_open: bool,
+    calls: Vec<SentCall>,
+}
+
+#[derive(Debug)]
+struct SentCall {
+    id: ToolCallId,
+    argument_bytes: usize,
+}
+
+/// How much of the message was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SentMessage {
+    /// Nothing; so much of it was written before the stream began.
+    Nothing { before: Settled },
+    /// Its step is not shown on this stream, nor is the message.
+    Hidden,
+    /// So much of it.
+    Open(Settled),
+    /// All of it.
+    Ended,
+}
+
+/// The reader has enough for now.
+struct Full;
+
+/// The events of one call of [`Transcript::advance`].
+struct Events {
+    list: Vec<StreamEvent>,
+    bytes_left: usize,
+}
+
+impl Events {
+    fn push(&mut self, event: StreamEvent) {
+        self.list.push(event);
+    }
+
+    fn push_text(&mut self, event: StreamEvent, bytes: usize) -> Result<(), Full> {
+        self.list.push(event);
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+        if self.bytes_left == 0 { Err(Full) } else { Ok(()) }
+    }
+}
+
+impl Transcript {
+    fn new(start: Start, before: Settled) -> Self {
+        Self {
+            start,
+            sent: SentRun::default(),
+            is_closed: false,
+            lease: None,
+            steps: Vec::new(),
+            message: SentMessage::Nothing { before },
+        }
+    }
+
+    /// A stream that begins with its run.
+    #[must_use]
+    pub fn of_new_run() -> Self {
+        Self::new(Start::Created, Settled::default())
+    }
+
+    /// A stream that begins with the outputs of a run's calls; `before` is the run while it awaited them.
+    #[must_use]
+    pub fn of_resumed_run(before: &Progress) -> Self {
+        let kind = |step: &RunStep| match (step.is_open(), step.makes_message()) {
+            (false, _) => Before::Ended,
+            (true, true) => Before::Message,
+            (true, false) => Before::Answered,
+        };
+        let steps = before.steps.iter().map(|step| (step.id.clone(), kind(step))).collect();
+        let written = Settled { text: before.text().len(), refusal: before.refusal().len() };
+        Self::new(Start::Resumed { started_at: before.run.state.started_at(), before: steps }, written)
+    }
+
+    /// Whether the last event was returned.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Returns the events that follow; fewer of them, when the text would exceed about `max_bytes`.
+    pub fn advance(&mut self, now: &Snapshot, max_bytes: usize) -> Vec<StreamEvent> {
+        let mut events = Events { list: Vec::new(), bytes_left: max_bytes.max(1) };
+        if self.is_closed {
+            return events.list;
+        }
+        if self.was_restarted(now) {
+            self.is_closed = true;
+            events.push(StreamEvent::Error(restarted(&now.progress.run)));
+            return events.list;
+        }
+        self.lease = Some(now.lease);
+        if self.send(now, &mut events).is_ok()
+            && let Some(error) = now.error.clone().filter(|_| !self.is_closed)
+        {
+            self.is_closed = true;
+            events.push(StreamEvent::Error(error));
+        }
+        events.list
+    }
+
+    /// Whether the run was claimed again, and what was sent of its unfinished turn is written anew.
+    fn was_restarted(&self, now: &Snapshot) -> bool {
+        let progress = &now.progress;
+        let stored = |id: &RunStepId| progress.steps.iter().find(|step| step.id == *id);
+        let is_claimed_again = self.lease.is_some_and(|lease| now.lease > lease);
+        let is_step_lost = self.steps.iter().filter(|step| step.is_shown).any(|sent| match stored(&sent.id) {
+            None => true,
+            Some(RunStep { details: StepDetails::ToolCalls { tool_calls }, .. }) if tool_calls.is_empty() => {
+                is_claimed_again && !sent.calls.is_empty()
+            }
+            Some(RunStep { details: StepDetails::ToolCalls { tool_calls }, .. }) => {
+                sent.calls.iter().enumerate().any(|(index, call)| {
+                    tool_calls.get(index).is_none_or(|stored| {
+                        stored.id != call.id || stored.function.arguments.len() < call.argument_bytes
+                    })
+                })
+            }
+            Some(_) => false,
+        });
+        let SentMessage::Open(sent) = self.message else { return is_step_lost };
+        let stands = if is_claimed_again {
+            progress.settled()
+        } else {
+            Settled { text: progress.text().len(), refusal: progress.refusal().len() }
+        };
+        let is_text_lost = sent.text > stands.text || sent.refusal > stands.refusal;
+        is_step_lost || progress.message.is_some() && is_text_lost
+    }
+
+    fn send(&mut self, now: &Snapshot, events: &mut Events) -> Result<(), Full> {
+        self.send_start(now, events);
+        let steps = &now.progress.steps;
+        let position = |step: &&RunStep| self.before(&step.id).is_none() && step.turn.is_some();
+        // The calls that the client must answer: the stream ends with them.
+        let asked = steps.iter().find(position).cloned();
+        let until = asked.as_ref().and_then(|step| step.turn.as_ref()).map_or(
+            Settled { text: now.progress.text().len(), refusal: now.progress.refusal().len() },
+            |turn| Settled {
+                text: now.progress.text().floor_char_boundary(turn.text_bytes),
+                refusal: now.progress.refusal().floor_char_boundary(turn.refusal_bytes),
+            },
+        );
+        for step in steps {
+            match self.before(&step.id) {
+                Some(Before::Ended | Before::Answered) => continue,
+                Some(Before::Message) | None if step.makes_message() => {
+                    self.send_message(now, step, until, asked.is_some(), events)?;
+                }
+                Some(Before::Message) | None => self.send_calls(now, step, events),
+            }
+            if asked.as_ref().is_some_and(|asked| asked.id == step.id) {
+                break;
+            }
+        }
+        match asked {
+            Some(step) => self.ask(now, &step, events),
+            None => self.send_end(now, events),
+        }
+        Ok(())
+    }
+
+    fn before(&self, id: &RunStepId) -> Option<Before> {
+        match &self.start {
+            Start::Created => None,
+            Start::Resumed { before, .. } => before.iter().find(|(known, _)| known == id).map(|(_, kind)| *kind),
+        }
+    }
+
+    fn send_start(&mut self, now: &Snapshot, events: &mut Events) {
+        let run = &now.progress.run;
+        let with = |state| Run { state, ..run.clone() };
+        let mut queued_at = None;
+        if let Start::Resumed { started_at, .. } = &self.start {
+            queued_at = *started_at;
+        }
+        if !self.sent.is_started {
+            self.sent.is_started = true;
+            match &self.start {
+                Start::Created => {
+                    if let Some(thread) = &now.thread {
+                        events.push(StreamEvent::ThreadCreated(thread.clone()));
+                    }
+                    let queued = with(RunState::Queued { started_at: None });
+                    events.push(StreamEvent::Run(RunEvent::Created, queued));
+                }
+                Start::Resumed { before, .. } => {
+                    let answered = |step: &&RunStep| {
+                        before.iter().any(|(id, kind)| step.id == *id && *kind == Before::Answered) && !step.is_open()
+                    };
+                    for step in now.progress.steps.iter().filter(answered) {
+                        if let Some(event) = step_end(step) {
+                            events.push(StreamEvent::Step(event, step.clone()));
+                        }
+                    }
+                }
+            }
+            events.push(StreamEvent::Run(RunEvent::Queued, with(RunState::Queued { started_at: queued_at })));
+        }
+        if !self.sent.is_in_progress
+            && self.has_started(now, queued_at)
+            && let Some(started_at) = run.state.started_at()
+        {
+            self.sent.is_in_progress = true;
+            events.push(StreamEvent::Run(RunEvent::InProgress, with(RunState::InProgress { started_at })));
+        }
+    }
+
+    /// Whether the run was claimed since it was queued. A resumed run keeps the time of its earlier claim.
+    fn has_started(&self, now: &Snapshot, queued_at: Option<Timestamp>) -> bool {
+        let progress = &now.progress;
+        match &progress.run.state {
+            RunState::Queued { .. } => false,
+            RunState::InProgress { .. }
+            | RunState::RequiresAction { .. }
+            | RunState::Completed { .. }
+            | RunState::Incomplete { .. } => true,
+            RunState::Cancelling { .. }
+            | RunState::Cancelled { .. }
+            | RunState::Failed { .. }
+            | RunState::Expired { .. } => {
+                progress.run.state.started_at() != queued_at
+                    || progress.steps.iter().any(|step| step.is_open() && self.before(&step.id).is_none())
+                    || matches!(progress.run.state, RunState::Failed { started_at: Some(_), .. })
+            }
+        }
+    }
+
+    /// Sends a step's beginning, unless another step is open. Returns whether the step is shown on this stream.
+    fn send_step_begin(&mut self, step: &RunStep, events: &mut Events) -> bool {
+        if let Some(sent) = self.steps.iter().find(|sent| sent.id == step.id) {
+            return sent.is_shown;
+        }
+        let is_shown = !self.steps.iter().any(|sent| sent.is_shown && sent.is_open);
+        self.steps.push(SentStep { id: step.id.clone(), is_shown, is_open: true, calls: Vec::new() });
+        if is_shown {
+            let details = match &step.details {
+                StepDetails::ToolCalls { .. } => StepDetails::ToolCalls { tool_calls: Vec::new() },
+                details @ StepDetails::MessageCreation { .. } => details.clone(),
+            };
+            let begun = RunStep { state: StepState::InProgress, details, ..step.clone() };
+            events.push(StreamEvent::Step(StepEvent::Created, begun.clone()));
+            events.push(StreamEvent::Step(StepEvent::InProgress, begun));
+        }
+        is_shown
+    }
+
+    /// Sends what the message has gained, up to the end of the turn that the stream ends with.
+    fn send_message(
+        &mut self,
+        now: &Snapshot,
+        step: &RunStep,
+        until: Settled,
+        is_cut: bool,
+        events: &mut Events,
+    ) -> Result<(), Full> {
+        let Some(message) = &now.progress.message else { return Ok(()) };
+        if let SentMessage::Nothing { before } = self.message {
+            let before = Settled { text: before.text.min(until.text), refusal: before.refusal.min(until.refusal) };
+            let is_new = self.before(&step.id).is_none();
+            let has_grown = until.text > before.text || until.refusal > before.refusal;
+            let has_ended = message.state != MessageState::InProgress && !is_cut;
+            if !is_new && !has_grown && !has_ended {
+                return Ok(());
+            }
+            if !self.send_step_begin(step, events) {
+                self.message = SentMessage::Hidden;
+                return Ok(());
+            }
+            let begun = Message {
+                state: MessageState::InProgress,
+                content: beginning(&message.content, before),
+                ..message.clone()
+            };
+            events.push(StreamEvent::Message(MessageEvent::Created, begun.clone()));
+            events.push(StreamEvent::Message(MessageEvent::InProgress, begun));
+            self.message = SentMessage::Open(before);
+        }
+        // In the order in which the parts began.
+        for (part, index) in message.content.iter().zip(0_u32..) {
+            match part {
+                Content::Text { text } => self.send_text(now, message, index, &text.value, until.text, events)?,
+                Content::Refusal { refusal } => {
+                    self.send_refusal(now, message, index, refusal, until.refusal, events)?;
+                }
+                Content::ImageUrl { .. } | Content::ImageFile { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn send_text(
+        &mut self,
+        now: &Snapshot,
+        message: &Message,
+        index: u32,
+        text: &str,
+        until: usize,
+        events: &mut Events,
+    ) -> Result<(), Full> {
+        while let SentMessage::Open(sent) = &mut self.message
+            && sent.text < until
+        {
+            let from = sent.text;
+            let end = next_piece(text, &now.text_pieces, from, until);
+            sent.text = end;
+            let value = text[from..end].to_owned();
+            let bytes = value.len();
+            let delta = MessageDelta { message_id: message.id.clone(), index, value, first: from == 0 };
+            events.push_text(StreamEvent::MessageDelta(delta), bytes)?;
+        }
+        Ok(())
+    }
+
+    fn send_refusal(
+        &mut self,
+        now: &Snapshot,
+        message: &Message,
+        index: u32,
+        refusal: &str,
+        until: usize,
+        events: &mut Events,
+    ) -> Result<(), Full> {
+        while let SentMessage::Open(sent) = &mut self.message
+            && sent.refusal < until
+        {
+            let from = sent.refusal;
+            let end = next_piece(refusal, &now.refusal_pieces, from, until);
+            sent.refusal = end;
+            let delta = RefusalDelta { message_id: message.id.clone(), index, value: refusal[from..end].to_owned() };
+            events.push_text(StreamEvent::RefusalDelta(delta), end - from)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what the calls of a step have gained, and the step's end, where it ends without the client.
+    fn send_calls(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
+        let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
+        if !self.send_step_begin(step, events) {
+            return;
+        }
+        let stored;
+        let calls: &[LiveCall] = if tool_calls.is_empty() {
+            &now.calls
+        } else {
+            let whole = |(index, call)| whole_call(call, now.calls.get(index));
+            stored = tool_calls.iter().enumerate().map(whole).collect::<Vec<_>>();
+            &stored
+        };
+        let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step.id) else { return };
+        for (call, index) in calls.iter().zip(0_u32..) {
+            let position = index as usize;
+            if position >= sent.calls.len() {
+                sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0 });
+                let growth = CallGrowth::Begun { id: call.id.clone(), name: call.name.clone() };
+                events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
+            }
+            let sent = &mut sent.calls[position].argument_bytes;
+            while *sent < call.arguments.len() {
+                let end = next_piece(&call.arguments, &call.pieces, *sent, call.arguments.len());
+                let growth = CallGrowth::Arguments(call.arguments[*sent..end].to_owned());
+                events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
+                *sent = end;
+            }
+        }
+    }
+
+    /// Ends the stream: the client must answer the calls of `step`.
+    fn ask(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
+        let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
+        let calls = tool_calls
+            .iter()
+            .map(|ToolCall { id, function, .. }| FunctionCall {
+                id: id.clone(),
+                name: function.name.clone(),
+                arguments: function.arguments.clone(),
+            })
+            .collect();
+        let run = &now.progress.run;
+        let started_at = run.state.started_at().unwrap_or(step.created_at);
+        let asking = Run { state: RunState::RequiresAction { started_at, calls }, ..run.clone() };
+        events.push(StreamEvent::Run(RunEvent::RequiresAction, asking));
+        self.is_closed = true;
+    }
+
+    fn send_end(&mut self, now: &Snapshot, events: &mut Events) {
+        let run = &now.progress.run;
+        if !self.sent.is_cancelling && matches!(run.state, RunState::Cancelling { .. } | RunState::Cancelled { .. }) {
+            self.sent.is_cancelling = true;
+            let started_at = run.state.started_at();
+            let cancelling = Run { state: RunState::Cancelling { started_at }, ..run.clone() };
+            events.push(StreamEvent::Run(RunEvent::Cancelling, cancelling));
+        }
+        if let (SentMessage::Open(_), Some(message)) = (self.message, &now.progress.message)
+            && let Some(event) = message_end(message)
+        {
+            self.message = SentMessage::Ended;
+            events.push(StreamEvent::Message(event, message.clone()));
+        }
+        // The message's step first, as recorded.
+        let steps = &now.progress.steps;
+        let by_kind = steps.iter().filter(|step| step.makes_message());
+        for step in by_kind.chain(steps.iter().filter(|step| !step.makes_message())) {
+            let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
+            if let (Some(sent), Some(event)) = (sent, step_end(step)) {
+                sent.is_open = false;
+                events.push(StreamEvent::Step(event, step.clone()));
+            }
+        }
+        if let Some(event) = run_end(&run.state) {
+            self.is_closed = true;
+            events.push(StreamEvent::Run(event, run.clone()));
+        }
+    }
+}
+
+/// A message's content as it was when so much of it was written.
+fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
+    let part = |part: &Content| match part {
+        Content::Text { text } => {
+            let value = &text.value[..text.value.floor_char_boundary(written.text)];
+            (!value.is_empty()).then(|| Content::text(value))
+        }
+        Content::Refusal { refusal } => {
+            let refusal = refusal[..refusal.floor_char_boundary(written.refusal)].to_owned();
+            (!refusal.is_empty()).then_some(Content::Refusal { refusal })
+        }
+        other @ (Content::ImageUrl { .. } | Content::ImageFile { .. }) => Some(other.clone()),
+    };
+    content.iter().filter_map(part).collect()
+}
+
+/// The end of the next piece of a text, as it came; a part that did not come in pieces is cut where it is long.
+fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize {
+    let piece = pieces.get(pieces.partition_point(|end| *end <= from)).copied();
+    if let Some(end) = piece.filter(|end| *end <= until && text.is_char_boundary(*end)) {
+        return end;
+    }
+    let end = text.floor_char_boundary(until.min(from + DELTA_BYTES_MAX));
+    if end > from { end } else { until }
+}
+
+/// A stored call, in the pieces in which it was written where that is known.
+fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> LiveCall {
+    let live = live.filter(|live| live.id == call.id && live.arguments == call.function.arguments);
+    LiveCall {
+        id: call.id.clone(),
+        name: call.function.name.clone(),
+        arguments: call.function.arguments.clone(),
+        pieces: live.map(|live| live.pieces.clone()).unwrap_or_default(),
+    }
+}
+
+fn message_end(message: &Message) -> Option<MessageEvent> {
+    match message.state {
+        MessageState::InProgress => None,
+        MessageState::Completed { .. } => Some(MessageEvent::Completed),
+        MessageState::Incomplete { .. } => Some(MessageEvent::Incomplete),
+    }
+}
+
+fn step_end(step: &RunStep) -> Option<StepEvent> {
+    match step.state {
+        StepState::InProgress => None,
+        StepState::Completed { .. } => Some(StepEvent::Completed),
+        StepState::Cancelled { .. } => Some(StepEvent::Cancelled),
+        StepState::Failed { .. } => Some(StepEvent::Failed),
+        StepState::Expired { .. } => Some(StepEvent::Expired),
+    }
+}
+
+fn run_end(state: &RunState) -> Option<RunEvent> {
+    match state {
+        RunState::Queued { .. }
+        | RunState::InProgress { .. }
+        | RunState::RequiresAction { .. }
+        | RunState::Cancelling { .. } => None,
+        RunState::Cancelled { .. } => Some(RunEvent::Cancelled),
+        RunState::Failed { .. } => Some(RunEvent::Failed),
+        RunState::Completed { .. } => Some(RunEvent::Completed),
+        RunState::Incomplete { .. } => Some(RunEvent::Incomplete),
+        RunState::Expired { .. } => Some(RunEvent::Expired),
+    }
+}
+
+fn restarted(run: &Run) -> Error {
+    Error::new(
+        Kind::Server,
+        format!(
+            "The server processing this run was lost and the run restarted; this stream cannot continue. Retrieve run \
+             {} for its result.",
+            run.spec.id
+        ),
+    )
+}

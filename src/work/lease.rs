@@ -1,0 +1,228 @@
+//! The leases that this server holds, and their renewal beside the driven work.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::lock;
+use crate::store::{self, JobKind, Jobs, Lease};
+
+/// Pause before a renewal that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// All leases that this server holds, by job.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    held: Mutex<HashMap<String, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    number: i64,
+    /// Until then no other server can have claimed the job.
+    until: Instant,
+    /// When it was taken; a renewal that was sent before says nothing about it.
+    since: Instant,
+    lost: CancellationToken,
+    critical: Arc<AtomicUsize>,
+}
+
+/// One attempt at a job, under a lease that is renewed for as long as this value lives.
+#[derive(Debug)]
+pub struct Attempt {
+    lease: Lease,
+    lost: CancellationToken,
+    stopping: CancellationToken,
+    critical: Arc<AtomicUsize>,
+    leases: Arc<Leases>,
+}
+
+/// While it lives, the loss of the lease does not end the attempt: a commit and what belongs to it run to their end.
+#[derive(Debug)]
+pub struct Critical {
+    count: Arc<AtomicUsize>,
+}
+
+impl Attempt {
+    /// The lease.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Resolves when the lease was lost.
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Is cancelled when the server hands back what is under way.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Begins a part of the work that must not be dropped in the middle.
+    #[must_use]
+    pub fn critical(&self) -> Critical {
+        self.critical.fetch_add(1, Ordering::AcqRel);
+        Critical { count: self.critical.clone() }
+    }
+}
+
+impl Drop for Critical {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let mut held = lock(&self.leases.held);
+        if held.get(&self.lease.id).is_some_and(|held| held.number == self.lease.number) {
+            held.remove(&self.lease.id);
+        }
+    }
+}
+
+impl Leases {
+    /// Begins to renew a lease that was just taken.
+    pub(super) fn hold(leases: &Arc<Self>, lease: Lease, duration: Duration, stopping: CancellationToken) -> Attempt {
+        let now = Instant::now();
+        let (lost, critical) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+        let held = Held {
+            number: lease.number,
+            until: now + duration,
+            since: now,
+            lost: lost.clone(),
+            critical: critical.clone(),
+        };
+        // An older lease on the same job cannot stand any more.
+        if let Some(before) = lock(&leases.held).insert(lease.id.clone(), held) {
+            before.lost.cancel();
+        }
+        Attempt { lease, lost, stopping, critical, leases: leases.clone() }
+    }
+
+    /// The jobs whose lease has lapsed without a word that it was lost: this server still drives them.
+    pub(super) fn lapsed(&self) -> Vec<String> {
+        let now = Instant::now();
+        lock(&self.held).iter().filter(|(_, held)| held.until <= now).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Renews all leases at a third of their duration, without end.
+    pub(super) async fn renew(&self, jobs: &dyn Jobs, kind: JobKind, duration: Duration) {
+        let mut pause = duration / 3;
+        loop {
+            tokio::time::sleep(pause).await;
+            let sent_at = Instant::now();
+            let leases: Vec<Lease> =
+                lock(&self.held).iter().map(|(id, held)| Lease { id: id.clone(), number: held.number }).collect();
+            pause = duration / 3;
+            if leases.is_empty() {
+                continue;
+            }
+            match jobs.renew_leases(kind, &leases, duration).await {
+                Ok(renewed) => self.apply(&leases, renewed, sent_at, duration),
+                Err(error) => {
+                    pause = RETRY_AFTER;
+                    report(&error, leases.len());
+                }
+            }
+        }
+    }
+
+    fn apply(&self, asked: &[Lease], renewed: Vec<String>, sent_at: Instant, duration: Duration) {
+        let renewed: std::collections::HashSet<String> = renewed.into_iter().collect();
+        let mut held = lock(&self.held);
+        for lease in asked {
+            let Some(entry) = held.get_mut(&lease.id).filter(|held| held.number == lease.number) else { continue };
+            if renewed.contains(&lease.id) {
+                entry.until = sent_at + duration;
+            } else if entry.since < sent_at && entry.critical.load(Ordering::Acquire) == 0 {
+                // A job in its last commit has no lease any more, and ends by itself.
+                entry.lost.cancel();
+            }
+        }
+    }
+}
+
+fn report(error: &store::Error, leases: usize) {
+    tracing::warn!(error = error as &dyn std::error::Error, leases, "leases cannot be renewed; trying again");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(id: &str, number: i64) -> Lease {
+        Lease { id: id.to_owned(), number }
+    }
+
+    fn hold(leases: &Arc<Leases>, id: &str, number: i64, duration: Duration) -> Attempt {
+        Leases::hold(leases, lease(id, number), duration, CancellationToken::new())
+    }
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    #[test]
+    fn a_lease_that_another_server_took_is_lost_and_the_others_stand() {
+        let leases = Arc::new(Leases::default());
+        let (mine, taken) = (hold(&leases, "a", 1, LONG), hold(&leases, "b", 1, LONG));
+
+        let asked = [lease("a", 1), lease("b", 1)];
+        leases.apply(&asked, vec!["a".to_owned()], Instant::now(), LONG);
+
+        assert!(!mine.lost.is_cancelled());
+        assert!(taken.lost.is_cancelled());
+    }
+
+    #[test]
+    fn a_renewal_that_was_sent_before_the_lease_was_taken_does_not_end_it() {
+        let leases = Arc::new(Leases::default());
+        let sent_at = Instant::now();
+        let later = hold(&leases, "a", 2, LONG);
+
+        leases.apply(&[lease("a", 1), lease("a", 2)], Vec::new(), sent_at, LONG);
+
+        assert!(!later.lost.is_cancelled());
+    }
+
+    #[test]
+    fn a_commit_runs_to_its_end_although_the_lease_is_gone() {
+        let leases = Arc::new(Leases::default());
+        let attempt = hold(&leases, "a", 1, LONG);
+        let critical = attempt.critical();
+
+        leases.apply(&[lease("a", 1)], Vec::new(), Instant::now(), LONG);
+        assert!(!attempt.lost.is_cancelled());
+
+        drop(critical);
+        leases.apply(&[lease("a", 1)], Vec::new(), Instant::now(), LONG);
+        assert!(attempt.lost.is_cancelled());
+    }
+
+    #[test]
+    fn a_lapsed_lease_is_known_until_its_attempt_ends() {
+        let leases = Arc::new(Leases::default());
+        let attempt = hold(&leases, "a", 1, Duration::ZERO);
+
+        assert_eq!(leases.lapsed(), ["a"]);
+        drop(attempt);
+        assert!(leases.lapsed().is_empty());
+    }
+
+    #[test]
+    fn a_second_lease_on_a_job_ends_the_first() {
+        let leases = Arc::new(Leases::default());
+        let first = hold(&leases, "a", 1, LONG);
+        let second = hold(&leases, "a", 2, LONG);
+
+        drop(first);
+        assert!(!second.lost.is_cancelled(), "the end of the first attempt leaves the second one alone");
+        assert_eq!(lock(&leases.held)["a"].number, 2);
+    }
+}
