@@ -89,9 +89,10 @@ impl Server {
         let dependencies =
             Dependencies { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
-        let liveness = Arc::new(Liveness::default());
         let keys = Keys::new(settings.api_keys.iter().map(String::as_str));
+        let liveness = Arc::new(Liveness::default());
         let app = App {
+            liveness: liveness.clone(),
             store: database.clone(),
             runs: runs.clone(),
             models: models.clone(),
@@ -111,7 +112,7 @@ impl Server {
         let known = models.clone();
         supervisor.keep("model lists", move || {
             let known = known.clone();
-            async move { known.keep_known().await }
+            async move { known.refresh_lists().await }
         });
         let header_timeout = Duration::from_secs(settings.header_timeout_s);
         tasks.spawn(accept(listener, http::router(app), header_timeout, closing.clone()));
@@ -191,10 +192,10 @@ async fn models(settings: &Settings) -> (Models, String, String) {
         entries.push(Entry { model: upstream(&more.url, &more.api_key), names: more.models.clone() });
     }
     let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
-    let mut place = entries.first().map(|entry| entry.model.place()).unwrap_or_default();
+    let mut place = entries.first().map(|entry| entry.model.display_name()).unwrap_or_default();
     if entries.is_empty() {
         let (model, found_place, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
-            Some((server, model, name)) => (model.clone(), format!("{server} at {}", model.place()), name),
+            Some((server, model, name)) => (model.clone(), format!("{server} at {}", model.display_name()), name),
             None => (
                 Arc::new(Echo),
                 "built in, because no model server is set or found (set ASSISTD_UPSTREAM_URL)".to_owned(),

@@ -18,11 +18,14 @@ async fn health() -> Json<Value> {
     Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// Ready for requests: the store answers, its schema is up to date (else the server would not have started), and the
-/// server is not stopping.
+/// Ready for requests: the store answers and can write, all background loops run, and the server is not stopping.
 async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
     if app.runs.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "draining"})));
+    }
+    let down = app.liveness.down();
+    if !down.is_empty() {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "background loops are down", "loops": down})));
     }
     match app.store.check().await {
         Ok(()) => (StatusCode::OK, Json(json!({"status": "ready"}))),

@@ -7,6 +7,7 @@ use super::auth::Keys;
 use super::limit::Limits;
 use crate::api::Ids;
 use crate::clock::Clock;
+use crate::liveness::Liveness;
 use crate::llm::Models;
 use crate::runs::service::RunService;
 use crate::store::Store;
@@ -24,6 +25,8 @@ pub struct App {
     pub clock: Arc<Clock>,
     /// Names for what is made.
     pub ids: Arc<Ids>,
+    /// Which background loops are down.
+    pub liveness: Arc<Liveness>,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// How often each of them may.

@@ -1,4 +1,4 @@
-//! Finds a model server on this machine, for a first start without settings.
+//! Finds a model server on this machine, for a start without settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,43 +6,43 @@ use std::time::Duration;
 use super::openai::{Settings, Upstream};
 use super::{ChatModel, ModelObject};
 
-/// The usual ports of model servers, the likeliest first.
-const USUAL: [(&str, &str); 4] = [
+/// The default endpoints of model servers, the most likely first.
+const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
     ("Ollama", "http://127.0.0.1:11434/v1"),
     ("LM Studio", "http://127.0.0.1:1234/v1"),
     ("llama.cpp", "http://127.0.0.1:8080/v1"),
     ("vLLM", "http://127.0.0.1:8000/v1"),
 ];
 
-/// A server on loopback answers at once or is not there.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Time limit for the list of models. A server on loopback answers at once.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Finds a server on the usual ports, as [`find`] does.
+/// Finds a server on the default endpoints, as [`find`] does.
 pub async fn discover(settings: &Settings) -> Option<(&'static str, Arc<dyn ChatModel>, String)> {
-    find(settings, &USUAL).await
+    find(settings, &DEFAULT_ENDPOINTS).await
 }
 
-/// Asks all places at once, and gives the first in their order whose server lists a chat model: the place's name, the
-/// server, and the model's name.
+/// Asks all candidates at once; returns the first one, in their order, that lists a chat model: the candidate's name,
+/// the server, and the model's name.
 pub async fn find<'a>(
     settings: &Settings,
-    places: &[(&'a str, &str)],
+    candidates: &[(&'a str, &str)],
 ) -> Option<(&'a str, Arc<dyn ChatModel>, String)> {
-    let asked = places.iter().map(|(name, url)| async move {
+    let answers = candidates.iter().map(|(name, url)| async move {
         let server = Upstream::new(url, None, settings.clone());
-        let models = tokio::time::timeout(PATIENCE, server.list()).await.ok()?.ok()?;
-        let model = pick(&models)?;
+        let models = tokio::time::timeout(DISCOVERY_TIMEOUT, server.list()).await.ok()?.ok()?;
+        let model = first_chat_model(&models)?;
         Some((*name, Arc::new(server) as Arc<dyn ChatModel>, model))
     });
-    futures_util::future::join_all(asked).await.into_iter().flatten().next()
+    futures_util::future::join_all(answers).await.into_iter().flatten().next()
 }
 
-/// The first model that is not one for embeddings, to tell by its name.
-fn pick(models: &[ModelObject]) -> Option<String> {
-    let chats = |model: &&ModelObject| {
+/// Returns the first model that is not an embedding model, by its name.
+fn first_chat_model(models: &[ModelObject]) -> Option<String> {
+    let is_chat_model = |model: &&ModelObject| {
         !["embed", "bge-", "minilm", "rerank"].iter().any(|word| model.id.to_lowercase().contains(word))
     };
-    models.iter().find(chats).map(|model| model.id.clone())
+    models.iter().find(is_chat_model).map(|model| model.id.clone())
 }
 
 #[cfg(test)]
@@ -50,10 +50,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_for_embeddings_is_not_picked() {
+    fn an_embedding_model_is_not_chosen() {
         let models = ["nomic-embed-text", "all-MiniLM-L6", "qwen3:8b"].map(ModelObject::ours);
 
-        assert_eq!(pick(&models), Some("qwen3:8b".to_owned()));
-        assert_eq!(pick(&models[..2]), None);
+        assert_eq!(first_chat_model(&models), Some("qwen3:8b".to_owned()));
+        assert_eq!(first_chat_model(&models[..2]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The built-in model: it says back what it hears, for when there is no other.
+//! The built-in model: repeats the last user message. Used when no model server is configured or found.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ use serde_json::{Map, Value, json};
 use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
 use crate::api::run::{FinishReason, Usage};
 
-/// Slow enough that a person sees the words come one by one.
+/// Pause before each word, long enough to see that the answer streams.
 const PAUSE: Duration = Duration::from_millis(15);
 
-/// Streams the last user message back word by word, and says that it is the echo model.
+/// Streams the last user message back word by word, after a sentence that names the echo model.
 #[derive(Debug)]
 pub struct Echo;
 
 impl Echo {
-    /// The name that it lists itself under.
+    /// The model name.
     pub const NAME: &'static str = "echo";
 }
 
 #[async_trait]
 impl ChatModel for Echo {
     fn chat(&self, request: ChatRequest) -> ChatStream {
-        let heard: Vec<&Value> =
+        let prompts: Vec<&Value> =
             request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
-        let words = reply(heard.last().copied());
-        // It has no tokens: it counts words.
+        let words = reply(prompts.last().copied());
+        // The echo model has no tokenizer: it counts words.
         let usage =
-            Usage::counted(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+            Usage::counted(prompts.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
         let ending = vec![ChatDelta::Finish(FinishReason::Stop), ChatDelta::Usage(usage)];
         stream::iter(words)
             .then(|word| async move {
@@ -44,11 +44,11 @@ impl ChatModel for Echo {
 
     async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error> {
         let messages = request.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let heard: Vec<&Value> =
+        let prompts: Vec<&Value> =
             messages.iter().filter(|message| message["role"] == "user").map(|message| &message["content"]).collect();
-        let words = reply(heard.last().copied());
+        let words = reply(prompts.last().copied());
         let usage =
-            Usage::counted(heard.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
+            Usage::counted(prompts.iter().map(|content| text(content).split_whitespace().count()).sum(), words.len());
         let head = json!({"id": "chatcmpl-echo", "created": 0, "model": Self::NAME});
         if request.get("stream") == Some(&Value::Bool(true)) {
             let with_usage = request.get("stream_options").is_some_and(|options| options["include_usage"] == true);
@@ -62,7 +62,8 @@ impl ChatModel for Echo {
                 .map(|choices| with(&head, &[("object", json!("chat.completion.chunk")), ("choices", choices)]))
                 .collect();
             if with_usage {
-                let last = [("object", json!("chat.completion.chunk")), ("choices", json!([])), ("usage", told(usage))];
+                let last =
+                    [("object", json!("chat.completion.chunk")), ("choices", json!([])), ("usage", usage_json(usage))];
                 chunks.push(with(&head, &last));
             }
             let frames = chunks.into_iter().map(|chunk| format!("data: {chunk}\n\n"));
@@ -83,7 +84,7 @@ impl ChatModel for Echo {
             &[
                 ("object", json!("chat.completion")),
                 ("choices", json!([{"index": 0, "message": message, "finish_reason": "stop", "logprobs": null}])),
-                ("usage", told(usage)),
+                ("usage", usage_json(usage)),
             ],
         );
         Ok(Proxied {
@@ -97,7 +98,7 @@ impl ChatModel for Echo {
         Ok(vec![ModelObject::ours(Self::NAME)])
     }
 
-    fn place(&self) -> String {
+    fn display_name(&self) -> String {
         "built in".to_owned()
     }
 }
@@ -110,10 +111,10 @@ fn with(head: &Value, members: &[(&str, Value)]) -> Value {
     whole
 }
 
-/// The words of the answer, each with the space behind it.
-fn reply(heard: Option<&Value>) -> Vec<String> {
-    let heard = heard.map(text).unwrap_or_default();
-    let whole = format!("I am the built-in echo model of assistd. You said: {heard}");
+/// Returns the words of the answer, each with the space after it.
+fn reply(prompt: Option<&Value>) -> Vec<String> {
+    let prompt = prompt.map(text).unwrap_or_default();
+    let whole = format!("I am the built-in echo model of assistd. You said: {prompt}");
     whole.split_inclusive(' ').map(str::to_owned).collect()
 }
 
@@ -125,8 +126,8 @@ fn text(content: &Value) -> String {
     }
 }
 
-/// The usage as chat completions name its members.
-fn told(usage: Usage) -> Value {
+/// Returns the usage with the member names of chat completions.
+fn usage_json(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

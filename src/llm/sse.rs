@@ -1,33 +1,33 @@
-//! Server-sent events: bytes in, events out. Pure.
+//! Parses server-sent events. Pure.
 
-/// Most bytes of one event. A model server's largest is a whole answer in one chunk.
+/// Maximum size of one event, in bytes. The largest that model servers send is a whole answer in one chunk.
 const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Cuts a byte stream into the data of its events.
+/// Splits a byte stream into the data of its events.
 #[derive(Debug, Default)]
 pub struct Parser {
-    /// Bytes of a line that has not ended yet.
+    /// Bytes of the current, incomplete line.
     line: Vec<u8>,
-    /// The data lines of the event so far, joined by line feeds.
+    /// The data lines of the current event, joined by line feeds.
     data: Vec<u8>,
-    /// Whether the event has a data line, even an empty one.
+    /// Whether the current event has a data line, even an empty one.
     has_data: bool,
-    /// Whether the last byte was a carriage return, whose line feed is still to come.
+    /// Whether the last byte was a carriage return; a line feed may follow.
     after_return: bool,
 }
 
-/// One event is larger than anything sensible.
+/// An event is larger than the maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event is larger than {EVENT_BYTES_MAX} bytes")]
 pub struct TooLarge;
 
 impl Parser {
-    /// Takes the next bytes and gives the data of each event that they end.
+    /// Parses the next bytes and returns the data of each event that they complete.
     ///
-    /// Bytes that are no UTF-8 are replaced. Comments, names and ids are dropped: chat completions use data alone.
+    /// Replaces invalid UTF-8. Ignores comments, names and ids: chat completions use data only.
     ///
     /// # Errors
-    /// [`TooLarge`]; the stream is of no use after that.
+    /// [`TooLarge`]; the stream cannot be parsed any further.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLarge> {
         let mut events = Vec::new();
         let mut rest = bytes;
@@ -49,7 +49,7 @@ impl Parser {
         if self.line.len() + self.data.len() > EVENT_BYTES_MAX { Err(TooLarge) } else { Ok(events) }
     }
 
-    /// Gives the event that the end of the stream cut off, if any: some servers leave out the last empty line.
+    /// Returns the last event if the stream ended without its empty line, as some servers do.
     pub fn end(&mut self) -> Option<String> {
         self.end_line().or_else(|| self.end_event())
     }
@@ -92,20 +92,20 @@ mod tests {
     }
 
     #[test]
-    fn comments_names_and_ids_are_dropped_and_data_lines_joined() {
+    fn comments_names_and_ids_are_ignored_and_data_lines_are_joined() {
         let stream = b": hello\nevent: x\nid: 1\ndata: a\ndata:b\n\ndata:\n\n\n: bye\n";
 
         assert_eq!(parse(&[stream]), ["a\nb", ""]);
     }
 
     #[test]
-    fn an_event_without_its_last_empty_line_is_given_at_the_end() {
+    fn an_event_without_its_empty_line_is_returned_at_the_end() {
         assert_eq!(parse(&[b"data: a\n\ndata: [DONE]"]), ["a", "[DONE]"]);
     }
 
     proptest! {
         #[test]
-        fn the_events_are_the_same_wherever_the_bytes_are_cut(
+        fn the_events_are_the_same_wherever_the_bytes_are_split(
             lines in prop::collection::vec("(data: ?)?[a-zé:]{0,5}", 0..20),
             ending in prop::sample::select(vec!["\n", "\r\n", "\r"]),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
@@ -113,10 +113,10 @@ mod tests {
             let stream = lines.join(ending);
             let whole = parse(&[stream.as_bytes()]);
 
-            let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
-            places.extend([0, stream.len()]);
-            places.sort_unstable();
-            let pieces: Vec<&[u8]> = places.windows(2).map(|pair| &stream.as_bytes()[pair[0]..pair[1]]).collect();
+            let mut offsets: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            offsets.extend([0, stream.len()]);
+            offsets.sort_unstable();
+            let pieces: Vec<&[u8]> = offsets.windows(2).map(|pair| &stream.as_bytes()[pair[0]..pair[1]]).collect();
 
             prop_assert_eq!(parse(&pieces), whole);
         }

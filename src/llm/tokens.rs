@@ -1,198 +1,374 @@
-//! How many tokens a prompt has, before a model counts them.
+//! Counts tokens. Pure.
 //!
-//! Models differ in their tokenizers; OpenAI's newest stands for all of them. For other families it is some percent off
-//! in either direction, which is why a prompt is given less than a whole window.
+//! Models differ in their tokenizers; OpenAI's newest stands for all of them. For other families it is some percent
+//! too high or too low, which is why a prompt does not fill a whole context window.
+//!
+//! Every function that counts does so in slices, so that it can stop early: at a maximum, or when the caller is
+//! cancelled. [`at_most`] costs almost nothing; [`estimate`] and [`PromptSample`] take bounded time.
+
+use std::borrow::Cow;
+use std::ops::Range;
 
 use serde_json::Value;
 
 use super::{ChatMessage, ChatRequest};
 
-/// What a chat template adds to each message: its role and its ends.
+/// Tokens that a chat template adds to each message: its role and its delimiters.
 const TEMPLATE_TOKENS: usize = 4;
-/// What one picture costs, whatever its size: what OpenAI's models take for a large one.
+/// Tokens of one picture, whatever its size: what OpenAI's models take for a large one.
 const PICTURE_TOKENS: usize = 1_100;
-
-/// Size of the slices in which long texts are counted, in bytes: between two, the work can be cancelled.
+/// Length of the slices that are counted at a time, in bytes. Counting one takes a few milliseconds.
 const SLICE_BYTES: usize = 16 * 1024;
-/// Texts up to this size are counted exactly by [`estimate`], in bytes.
-const EXACT_BYTES: usize = 64 * 1024;
+/// Longest text that [`estimate`] counts as a whole, in bytes.
+const ESTIMATE_BYTES_MAX: usize = 64 * 1024;
+/// Maximum size of a [`PromptSample`], in bytes: one is in memory for each answer that streams.
+const SAMPLE_BYTES_MAX: usize = 8 * 1024;
+/// Number of pieces of a text that is sampled.
+const SAMPLE_PIECES: usize = 16;
 
-/// What came of counting up to a maximum.
+/// The result of a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {
-    /// So many tokens.
+    /// The number of tokens; at most the maximum.
     Tokens(usize),
-    /// More than the maximum; the rest was not counted.
-    MoreThanMax,
-    /// The work was cancelled.
+    /// There are more tokens than this maximum.
+    MoreThan(usize),
+    /// The caller was cancelled.
     Cancelled,
 }
 
-/// Tokens of a text. The first call in a process loads the tokenizer, which takes a fraction of a second.
+/// Counts the tokens of a text up to `max`. Calls `is_cancelled` before each slice of 16 KB.
+///
+/// The first call in a process loads the tokenizer, which takes a fraction of a second. A slice ends between two words
+/// where it can; elsewhere the end may add a token to the count.
 #[must_use]
-pub fn count(text: &str) -> usize {
+pub fn count_up_to(text: &str, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
+    count_texts_up_to(0, std::iter::once(Cow::Borrowed(text)), max, is_cancelled)
+}
+
+/// Counts the tokens of a message up to `max`, with what the chat template adds; as [`count_up_to`].
+#[must_use]
+pub fn count_message_up_to(message: &ChatMessage, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
+    count_texts_up_to(overhead(message), texts(message), max, is_cancelled)
+}
+
+/// Counts the tokens of the tools' definitions up to `max`, as [`count_up_to`].
+#[must_use]
+pub fn count_tools_up_to(tools: &[Value], max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
+    count_texts_up_to(0, tools.iter().map(|tool| Cow::Owned(tool.to_string())), max, is_cancelled)
+}
+
+fn count_texts_up_to<'a>(
+    overhead: usize,
+    texts: impl Iterator<Item = Cow<'a, str>>,
+    max: usize,
+    is_cancelled: &dyn Fn() -> bool,
+) -> Counted {
+    let mut total = overhead;
+    for text in texts {
+        let mut rest: &str = &text;
+        while !rest.is_empty() && total <= max {
+            if is_cancelled() {
+                return Counted::Cancelled;
+            }
+            let (slice, after) = rest.split_at(slice_end(rest));
+            total += count_slice(slice);
+            rest = after;
+        }
+    }
+    if total <= max { Counted::Tokens(total) } else { Counted::MoreThan(max) }
+}
+
+fn count_slice(text: &str) -> usize {
     tiktoken_rs::o200k_base_singleton().encode_ordinary(text).len()
 }
 
-/// Tokens of a text, counted in slices: it ends early when there are more than `max`, or when it is cancelled.
-///
-/// A slice ends at white space near its place, so that the sum is the count of the whole but for a few tokens.
-#[must_use]
-pub fn count_up_to(text: &str, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
-    let mut total = 0;
-    let mut rest = text;
-    while !rest.is_empty() {
-        if rest.len() < text.len() && is_cancelled() || rest.len() > SLICE_BYTES && is_cancelled() {
-            return Counted::Cancelled;
-        }
-        let (slice, behind) = rest.split_at(slice_end(rest));
-        total += count(slice);
-        if total > max {
-            return Counted::MoreThanMax;
-        }
-        rest = behind;
-    }
-    Counted::Tokens(total)
-}
-
-/// Where the first slice of a text ends: before white space where there is some, and between characters.
+/// Returns the end of the first slice of a text. Prefers a single space between two words: the tokenizer joins it with
+/// the second word, so that the count does not change.
 fn slice_end(text: &str) -> usize {
     if text.len() <= SLICE_BYTES {
         return text.len();
     }
     let end = text.floor_char_boundary(SLICE_BYTES);
-    let from = text.floor_char_boundary(SLICE_BYTES / 2);
-    text[from..end].rfind(char::is_whitespace).map_or(end, |at| from + at)
+    let bytes = text.as_bytes();
+    let is_between_words = |index: &usize| {
+        bytes[*index] == b' ' && !bytes[index - 1].is_ascii_whitespace() && !bytes[index + 1].is_ascii_whitespace()
+    };
+    (end / 2..end).rev().find(is_between_words).unwrap_or(end)
 }
 
-/// Tokens of a text, exact up to 64 KiB; of a longer one, slices of that size in all are counted and scaled, so that the
-/// time is bounded.
+/// Returns an upper bound on the tokens of a message, from its length: no text has more tokens than bytes.
+#[must_use]
+pub fn at_most(message: &ChatMessage) -> usize {
+    let content = match &message.content {
+        Value::String(text) => text.len(),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).map(str::len).sum(),
+        _ => 0,
+    };
+    overhead(message) + content + message.tool_calls.iter().map(json_bytes).sum::<usize>()
+}
+
+/// Returns an upper bound on the tokens of the tools' definitions, from their length.
+#[must_use]
+pub fn tools_at_most(tools: &[Value]) -> usize {
+    tools.iter().map(json_bytes).sum()
+}
+
+/// Tokens of a message beside its texts: the template and the pictures.
+fn overhead(message: &ChatMessage) -> usize {
+    let pictures = match &message.content {
+        Value::Array(parts) => parts.iter().filter(|part| !part["text"].is_string()).count(),
+        _ => 0,
+    };
+    TEMPLATE_TOKENS + pictures * PICTURE_TOKENS
+}
+
+/// The texts of a message, tool calls included.
+fn texts(message: &ChatMessage) -> impl Iterator<Item = Cow<'_, str>> {
+    let parts = match &message.content {
+        Value::Array(parts) => parts.as_slice(),
+        _ => &[],
+    };
+    let parts = parts.iter().filter_map(|part| part["text"].as_str());
+    let content = message.content.as_str().into_iter().chain(parts).map(Cow::Borrowed);
+    content.chain(message.tool_calls.iter().map(|call| Cow::Owned(call.to_string())))
+}
+
+/// Returns the length of a value as JSON, in bytes.
+#[must_use]
+pub fn json_bytes(value: &Value) -> usize {
+    struct Length(usize);
+    impl std::io::Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    // Neither the value nor the writer can fail.
+    let _ = serde_json::to_writer(&mut length, value);
+    length.0
+}
+
+/// Estimates the tokens of a text, in bounded time: counts up to 64 KB as a whole, and evenly spread pieces of a longer
+/// text, of that size in total.
 #[must_use]
 pub fn estimate(text: &str) -> usize {
-    if text.len() <= EXACT_BYTES {
-        return count(text);
+    if text.len() <= ESTIMATE_BYTES_MAX {
+        return count_whole(text);
     }
-    let slices = EXACT_BYTES / SLICE_BYTES;
-    let (mut counted, mut bytes) = (0, 0);
-    for slice in 0..slices {
-        let from = text.floor_char_boundary(text.len() / slices * slice);
-        let to = text.floor_char_boundary((from + SLICE_BYTES).min(text.len()));
-        counted += count(&text[from..to]);
-        bytes += to - from;
-    }
-    // Far below the largest number: a prompt is bounded in bytes.
-    counted.saturating_mul(text.len()) / bytes.max(1)
+    let pieces = sample_ranges(text.len(), ESTIMATE_BYTES_MAX).map(|range| piece(text, range));
+    let (tokens, bytes) =
+        pieces.fold((0, 0), |(tokens, bytes), piece| (tokens + count_whole(piece), bytes + piece.len()));
+    scale(tokens, bytes, text.len())
 }
 
-/// The texts of a message, and how many tokens its pictures and the template add.
-fn texts(message: &ChatMessage) -> (Vec<std::borrow::Cow<'_, str>>, usize) {
-    let mut texts: Vec<std::borrow::Cow<'_, str>> = Vec::new();
-    let mut added = TEMPLATE_TOKENS;
-    match &message.content {
-        Value::String(text) => texts.push(text.into()),
-        Value::Array(parts) => {
-            for part in parts {
-                match part["text"].as_str() {
-                    Some(text) => texts.push(text.into()),
-                    None => added += PICTURE_TOKENS,
-                }
+fn count_whole(text: &str) -> usize {
+    match count_up_to(text, usize::MAX, &|| false) {
+        Counted::Tokens(tokens) | Counted::MoreThan(tokens) => tokens,
+        Counted::Cancelled => 0,
+    }
+}
+
+/// A sample of a prompt that is small enough to stay in memory while the answer streams.
+///
+/// Servers report a prompt's tokens at the end of the answer, and some never do: then [`PromptSample::estimate`]
+/// replaces the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptSample {
+    /// The texts of a short prompt, or evenly spread pieces of a longer one.
+    pieces: Vec<String>,
+    /// Length of all texts of the prompt, in bytes.
+    text_bytes: usize,
+    /// Tokens of the prompt beside its texts.
+    overhead: usize,
+}
+
+impl PromptSample {
+    /// Copies up to 8 KB of a prompt.
+    #[must_use]
+    pub fn new(request: &ChatRequest) -> Self {
+        let overhead = request.messages.iter().map(overhead).sum();
+        let at_most = request.messages.iter().map(at_most).sum::<usize>() + tools_at_most(&request.tools);
+        let text_bytes = at_most - overhead;
+        let mut sample = Self { pieces: Vec::new(), text_bytes, overhead };
+        let tools = request.tools.iter().map(|tool| Cow::Owned(tool.to_string()));
+        let mut start = 0;
+        for text in request.messages.iter().flat_map(texts).chain(tools) {
+            sample.add(&text, start);
+            start += text.len();
+        }
+        sample
+    }
+
+    /// Adds the sampled pieces of a text that starts at byte `start` of the prompt.
+    fn add(&mut self, text: &str, start: usize) {
+        if self.text_bytes <= SAMPLE_BYTES_MAX {
+            self.pieces.push(text.to_owned());
+            return;
+        }
+        for range in sample_ranges(self.text_bytes, SAMPLE_BYTES_MAX) {
+            let overlap = range.start.saturating_sub(start)..range.end.saturating_sub(start).min(text.len());
+            if overlap.start < overlap.end {
+                self.pieces.push(piece(text, overlap).to_owned());
             }
         }
-        _ => {}
     }
-    texts.extend(message.tool_calls.iter().map(|call| call.to_string().into()));
-    (texts, added)
-}
 
-/// Tokens of a message, with what the template adds.
-#[must_use]
-pub fn count_message(message: &ChatMessage) -> usize {
-    let (texts, added) = texts(message);
-    added + texts.iter().map(|text| count(text)).sum::<usize>()
-}
-
-/// As [`count_message`], but it ends early when there are more than `max`, or when it is cancelled.
-#[must_use]
-pub fn count_message_up_to(message: &ChatMessage, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
-    let (texts, added) = texts(message);
-    let mut total = added;
-    for text in &texts {
-        match count_up_to(text, max.saturating_sub(total), is_cancelled) {
-            Counted::Tokens(tokens) => total += tokens,
-            other => return other,
-        }
+    /// Estimates the prompt's tokens: exactly if the prompt has at most 8 KB.
+    #[must_use]
+    pub fn estimate(&self) -> usize {
+        let tokens = self.pieces.iter().map(|piece| count_whole(piece)).sum();
+        let bytes = self.pieces.iter().map(String::len).sum();
+        self.overhead + scale(tokens, bytes, self.text_bytes)
     }
-    if total > max { Counted::MoreThanMax } else { Counted::Tokens(total) }
 }
 
-/// As [`count_message`], in bounded time; see [`estimate`].
-#[must_use]
-pub fn estimate_message(message: &ChatMessage) -> usize {
-    let (texts, added) = texts(message);
-    added + texts.iter().map(|text| estimate(text)).sum::<usize>()
+/// Returns evenly spread ranges of `total` bytes, `sample` bytes together; `sample` must be less than `total`.
+fn sample_ranges(total: usize, sample: usize) -> impl Iterator<Item = Range<usize>> {
+    let length = sample / SAMPLE_PIECES;
+    let last_start = total - length;
+    (0..SAMPLE_PIECES).map(move |index| {
+        let start = last_start / (SAMPLE_PIECES - 1) * index;
+        start..start + length
+    })
 }
 
-/// Tokens of what stands in every prompt beside its messages: the tools.
-#[must_use]
-pub fn count_tools(request: &ChatRequest) -> usize {
-    request.tools.iter().map(|tool| count(&tool.to_string())).sum()
+/// Returns the characters of a text that are wholly in a range of bytes.
+fn piece(text: &str, range: Range<usize>) -> &str {
+    let start = text.ceil_char_boundary(range.start);
+    &text[start..text.floor_char_boundary(range.end).max(start)]
 }
 
-/// Tokens of a whole prompt.
-#[must_use]
-pub fn count_request(request: &ChatRequest) -> usize {
-    request.messages.iter().map(count_message).sum::<usize>() + count_tools(request)
-}
-
-/// An upper bound of a message's tokens that needs no tokenizer: no text has more tokens than bytes.
-#[must_use]
-pub fn message_at_most(message: &ChatMessage) -> usize {
-    let (texts, added) = texts(message);
-    added + texts.iter().map(|text| text.len()).sum::<usize>()
-}
-
-/// An upper bound of a prompt's tokens that needs no tokenizer.
-#[must_use]
-pub fn at_most(request: &ChatRequest) -> usize {
-    request.messages.iter().map(message_at_most).sum::<usize>()
-        + request.tools.iter().map(|tool| tool.to_string().len()).sum::<usize>()
+/// Scales the tokens of a sample of `bytes` to `total` bytes.
+fn scale(tokens: usize, bytes: usize, total: usize) -> usize {
+    if bytes == total { tokens } else { tokens.saturating_mul(total) / bytes.max(1) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use serde_json::json;
+
     use super::*;
+
+    fn message(text: &str) -> ChatMessage {
+        ChatMessage::new("user", Value::String(text.to_owned()))
+    }
+
+    fn exact(text: &str) -> usize {
+        count_slice(text)
+    }
 
     #[test]
     fn a_text_is_counted_as_its_tokenizer_does() {
-        assert_eq!(count("Hello, world!"), 4);
-        assert_eq!(count(""), 0);
+        assert_eq!(count_up_to("Hello, world!", 4, &|| false), Counted::Tokens(4));
+        assert_eq!(count_up_to("", 0, &|| false), Counted::Tokens(0));
     }
 
     #[test]
-    fn slices_add_up_to_nearly_the_whole() {
-        let text = "The quick brown fox jumps over the lazy dog. ".repeat(2_000);
-        let whole = count(&text);
+    fn slices_do_not_change_the_count_of_prose() {
+        let text = "The quick brown fox, at 12.50 Euro; Grüße aus Köln! ".repeat(2_000);
+        assert!(text.len() > 4 * SLICE_BYTES);
 
-        let Counted::Tokens(sliced) = count_up_to(&text, usize::MAX, &|| false) else { panic!("nothing cancels it") };
-        assert!(sliced.abs_diff(whole) <= text.len() / SLICE_BYTES + 1, "{sliced} of {whole}");
-        assert!(estimate(&text).abs_diff(whole) < whole / 50, "{} of {whole}", estimate(&text));
+        assert_eq!(count_up_to(&text, usize::MAX, &|| false), Counted::Tokens(exact(&text)));
     }
 
     #[test]
-    fn counting_stops_at_its_maximum_and_when_it_is_cancelled() {
-        let text = "word ".repeat(100_000);
+    fn a_text_without_spaces_is_counted_in_slices_too() {
+        let text = "語".repeat(SLICE_BYTES);
+        let Counted::Tokens(tokens) = count_up_to(&text, usize::MAX, &|| false) else { panic!("it has a count") };
 
-        assert_eq!(count_up_to(&text, 10, &|| false), Counted::MoreThanMax);
-        assert_eq!(count_up_to(&text, usize::MAX, &|| true), Counted::Cancelled);
+        assert!(tokens.abs_diff(exact(&text)) <= 2 * text.len() / SLICE_BYTES, "{tokens}");
+    }
+
+    #[test]
+    fn a_count_stops_after_the_slice_that_passes_the_maximum() {
+        let slices = Cell::new(0);
+        let count = |max: usize| {
+            slices.set(0);
+            let is_cancelled = || {
+                slices.set(slices.get() + 1);
+                false
+            };
+            count_up_to(&"word ".repeat(100_000), max, &is_cancelled)
+        };
+
+        assert_eq!(count(10), Counted::MoreThan(10));
+        assert_eq!(slices.get(), 1);
+        assert!(matches!(count(usize::MAX), Counted::Tokens(100_000..)));
+        assert!(slices.get() >= 500_000 / SLICE_BYTES);
+    }
+
+    #[test]
+    fn a_cancelled_count_stops_before_the_next_slice() {
+        let slices = Cell::new(0);
+        let is_cancelled = || {
+            slices.set(slices.get() + 1);
+            slices.get() == 3
+        };
+
+        assert_eq!(count_up_to(&"word ".repeat(100_000), usize::MAX, &is_cancelled), Counted::Cancelled);
+        assert_eq!(slices.get(), 3);
     }
 
     #[test]
     fn the_upper_bound_is_never_below_the_count() {
         for text in ["a", "Grüße aus Köln", "\u{1F600}\u{1F600}", "{\"a\": [1, 2, 3]}", "     "] {
-            let message = ChatMessage::new("user", Value::String(text.to_owned()));
-            let request = ChatRequest { messages: vec![message.clone()], ..ChatRequest::default() };
+            let mut message = message(text);
+            message.tool_calls.push(json!({"function": {"name": text}}));
+            let bound = at_most(&message);
 
-            assert!(count_message(&message) <= at_most(&request), "{text}");
+            assert!(matches!(count_message_up_to(&message, bound, &|| false), Counted::Tokens(_)), "{text}");
         }
+    }
+
+    #[test]
+    fn an_estimate_is_exact_for_short_texts_and_close_for_long_ones() {
+        let short = "one two three ".repeat(100);
+        let long = (0..60_000).map(|number| format!("{number} bottles")).collect::<Vec<_>>().join("\n");
+        assert!(long.len() > 10 * ESTIMATE_BYTES_MAX);
+
+        assert_eq!(estimate(&short), exact(&short));
+        let (estimated, counted) = (estimate(&long), exact(&long));
+        assert!(estimated.abs_diff(counted) < counted / 20, "{estimated} is not about {counted}");
+    }
+
+    #[test]
+    fn an_estimate_of_a_very_long_text_counts_a_part_of_it() {
+        let text = "\u{1F600}".repeat(10_000_000);
+
+        let before = std::time::Instant::now();
+        let estimated = estimate(&text);
+
+        assert!(before.elapsed() < std::time::Duration::from_secs(5));
+        assert!(estimated > 5_000_000, "{estimated}");
+    }
+
+    #[test]
+    fn a_sample_of_a_prompt_is_exact_for_short_prompts_and_small_and_close_for_long_ones() {
+        let request = |texts: &[&str]| ChatRequest {
+            messages: texts.iter().map(|text| message(text)).collect(),
+            tools: vec![json!({"type": "function", "function": {"name": "f"}})],
+            ..ChatRequest::default()
+        };
+        let counted = |request: &ChatRequest| {
+            let messages: usize =
+                request.messages.iter().map(|message| 4 + exact(message.content.as_str().unwrap())).sum();
+            messages + exact(&request.tools[0].to_string())
+        };
+        let short = request(&["Hello", "How are you?"]);
+        let prose = "The quick brown fox jumps over the lazy dog. ".repeat(1_000);
+        let long = request(&[&prose, "short", &prose, &prose]);
+
+        assert_eq!(PromptSample::new(&short).estimate(), counted(&short));
+        let sample = PromptSample::new(&long);
+        assert!(sample.pieces.iter().map(String::len).sum::<usize>() <= SAMPLE_BYTES_MAX);
+        assert!(sample.estimate().abs_diff(counted(&long)) < counted(&long) / 10, "{}", sample.estimate());
     }
 }

@@ -8,12 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::drive::{DriveError, Driver, LeasedRun};
 use super::machine::{Effect, Input};
-use super::prompt::{self, Budget, Next, Prompt, PromptBuilder};
+use super::prompt;
+use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
 use super::turn::{Turn, TurnEvent};
 use crate::api::Message;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec, Usage};
-use crate::llm::{self, ChatRequest, Route, tokens};
+use crate::llm::tokens::{self, PromptSample};
+use crate::llm::{self, Route};
 use crate::store::{ConversationPage, Versioned};
 use crate::work::Attempt;
 
@@ -27,11 +29,6 @@ const PAGE_BYTES: usize = 1024 * 1024;
 const INLINE_BYTES: usize = 32 * 1024;
 /// A prompt up to this size needs no share of the memory for large prompts.
 const SMALL_PROMPT_BYTES: usize = 256 * 1024;
-/// The request is held during the answer up to this size, to count its tokens where the model server reports no usage;
-/// the tokens of a larger one are estimated from its size.
-const COUNTED_REQUEST_BYTES: usize = 16 * 1024;
-/// How many bytes of a prompt a token has, for that estimate.
-const BYTES_PER_TOKEN: usize = 4;
 
 /// What stops a turn from outside.
 enum Interruption {
@@ -42,10 +39,9 @@ enum Interruption {
 }
 
 /// What is known of a prompt's tokens while the model answers.
-struct PromptTokens {
-    counted: Option<usize>,
-    bytes: usize,
-    request: Option<Arc<ChatRequest>>,
+enum PromptTokens {
+    Counted(usize),
+    Sampled(Arc<PromptSample>),
 }
 
 impl Driver {
@@ -59,7 +55,7 @@ impl Driver {
 
         let route = self.dependencies.models.route(&spec.model).await;
         let window = self.dependencies.models.window(&spec.model, &route.model).await;
-        let budget = prompt::budget(&run.current.progress, window, self.settings.prompt_bytes_max)
+        let budget = Budget::new(&run.current.progress, window, self.settings.prompt_bytes_max)
             .counted(self.dependencies.models.ratio(&route.model));
         let thread = run.thread.take();
         let built = tokio::select! {
@@ -84,9 +80,10 @@ impl Driver {
     ) -> Result<Input, DriveError> {
         let Prompt { mut request, counted } = prompt;
         request.model.clone_from(&route.model);
-        let bytes = tokens::at_most(&request);
-        let held = (counted.is_none() && bytes <= COUNTED_REQUEST_BYTES).then(|| Arc::new(request.clone()));
-        let prompt_tokens = PromptTokens { counted, bytes, request: held };
+        let prompt_tokens = match counted {
+            Some(tokens) => PromptTokens::Counted(tokens),
+            None => PromptTokens::Sampled(Arc::new(PromptSample::new(&request))),
+        };
         let mut answer = route.server.chat(request);
         let mut memory = memory;
         let mut turn = Turn::new(!run.current.progress.run.spec.parallel_tool_calls);
@@ -191,7 +188,7 @@ impl Driver {
                 });
                 let ConversationPage { messages, next } =
                     self.retry(|| store.conversation_page(&spec.thread_id, &spec.id, before, rows, PAGE_BYTES)).await?;
-                read_bytes += messages.iter().map(prompt::message_bytes).sum::<usize>();
+                read_bytes += messages.iter().map(prompt::content_bytes).sum::<usize>();
                 if memory.is_none() && read_bytes > SMALL_PROMPT_BYTES {
                     memory = Some(self.large_prompt_memory().await?);
                 }
@@ -219,13 +216,14 @@ impl Driver {
         newest_first: Vec<Message>,
         cancelled: &CancellationToken,
     ) -> Result<(PromptBuilder, bool), DriveError> {
-        let bytes: usize = newest_first.iter().map(prompt::message_bytes).sum();
+        let bytes: usize = newest_first.iter().map(prompt::content_bytes).sum();
         let cancelled = cancelled.clone();
         let push = move || {
             let mut builder = builder;
             for message in newest_first {
                 match builder.push(&message, &|| cancelled.is_cancelled()) {
                     Next::More => {}
+                    // When cancelled, nobody waits for this any more.
                     Next::Full | Next::Cancelled => return (builder, true),
                 }
             }
@@ -250,8 +248,8 @@ impl Driver {
         route: &Route,
         prompt_tokens: &PromptTokens,
     ) -> Result<Input, DriveError> {
-        if let (Some(ours), Some(usage)) = (prompt_tokens.counted, &turn.usage) {
-            self.dependencies.models.learn_ratio(&route.model, ours, usage.prompt_tokens);
+        if let (PromptTokens::Counted(ours), Some(usage)) = (prompt_tokens, &turn.usage) {
+            self.dependencies.models.learn_ratio(&route.model, *ours, usage.prompt_tokens);
         }
         let usage = self.spent(run, &turn, prompt_tokens).await?;
         let finish = turn.finish.unwrap_or(FinishReason::Stop);
@@ -334,11 +332,13 @@ impl Driver {
             .chain([&progress.text()[settled.text..], &progress.refusal()[settled.refusal..]])
             .map(str::to_owned)
             .collect();
-        let (counted, bytes, request) = (prompt.counted, prompt.bytes, prompt.request.clone());
+        let (counted, sample) = match prompt {
+            PromptTokens::Counted(tokens) => (*tokens, None),
+            PromptTokens::Sampled(sample) => (0, Some(sample.clone())),
+        };
         in_background(move || {
             let written = texts.iter().map(|text| tokens::estimate(text)).sum();
-            let estimated = || request.map_or(bytes / BYTES_PER_TOKEN, |request| tokens::count_request(&request));
-            Usage::counted(counted.unwrap_or_else(estimated), written)
+            Usage::counted(sample.map_or(counted, |sample| sample.estimate()), written)
         })
         .await
     }

@@ -35,7 +35,7 @@ pub async fn save_texts(runs: RunService) {
         let mut bytes = 0;
         for live in driven {
             let Some((version, message)) = live.take_unsaved() else { continue };
-            bytes += super::prompt::message_bytes(&message);
+            bytes += super::prompt::content_bytes(&message);
             batch.push((live, version, message));
             if bytes > SAVE_BYTES || batch.len() >= SAVE_COUNT {
                 save(&runs, std::mem::take(&mut batch)).await;

@@ -86,7 +86,7 @@ both_stores!(garbage_and_silence_fail_the_run, async |database: Database| {
     .await;
     let server = Server::with(&database, &upstream, &[("UPSTREAM_IDLE_TIMEOUT_S", "1")]).await;
 
-    for expected in ["no completion chunk", "out of memory", "broke off in the middle", "fell silent for 1 s"] {
+    for expected in ["not a completion chunk", "out of memory", "broke off in the middle", "fell silent for 1 s"] {
         let run = end(&server, "m").await;
         let message = run["last_error"]["message"].as_str().unwrap();
         assert!(message.contains(expected), "{message}");

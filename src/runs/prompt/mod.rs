@@ -1,8 +1,8 @@
-//! From a thread to what the model is asked. Pure.
+//! Converts a run and its thread into the request for the model. Pure.
 //!
-//! `fit` decides how much of the thread a prompt holds; this file turns what is held into chat messages.
+//! [`fit`] decides which messages of the thread the request has.
 
-mod fit;
+pub mod fit;
 
 use std::borrow::Cow;
 
@@ -16,18 +16,13 @@ use crate::api::tool::{NamedTool, Tool, ToolChoice, ToolMode};
 use crate::api::{Message, RunStep};
 use crate::llm::{ChatMessage, ChatRequest};
 
-pub use fit::{Budget, Next, Prompt, PromptBuilder, TooLong, budget};
-
-/// The request for a run's next turn without the thread: its instructions, then what the run has written and called
-/// itself, with the outputs.
-fn frame(progress: &Progress) -> ChatRequest {
+/// Returns the request for a run's next turn, without messages.
+fn empty_request(progress: &Progress) -> ChatRequest {
     let spec = &progress.run.spec;
-    let system =
-        (!spec.instructions.is_empty()).then(|| ChatMessage::new("system", Value::String(spec.instructions.clone())));
     let tools: Vec<Value> = spec.tools.iter().filter_map(function).collect();
     ChatRequest {
         model: spec.model.clone(),
-        messages: system.into_iter().chain(rounds(progress)).collect(),
+        messages: Vec::new(),
         temperature: spec.temperature,
         top_p: spec.top_p,
         max_completion_tokens: spec
@@ -41,20 +36,14 @@ fn frame(progress: &Progress) -> ChatRequest {
     }
 }
 
-/// The size of a message's content, in bytes.
-#[must_use]
-pub fn message_bytes(message: &Message) -> usize {
-    let part = |part: &Content| match part {
-        Content::Text { text } => text.value.len(),
-        Content::ImageUrl { image_url } => image_url.url.len(),
-        Content::ImageFile { image_file } => image_file.file_id.as_str().len(),
-        Content::Refusal { refusal } => refusal.len(),
-    };
-    message.content.iter().map(part).sum()
+/// Returns the message with the run's instructions, if it has any.
+fn system_message(spec: &RunSpec) -> Option<ChatMessage> {
+    (!spec.instructions.is_empty()).then(|| ChatMessage::new("system", Value::String(spec.instructions.clone())))
 }
 
-/// How many of the newest messages the prompt holds, when not all of them.
-fn last_messages(spec: &RunSpec) -> Option<usize> {
+/// Returns how many of the newest messages the run uses; `None` means all of them.
+#[must_use]
+pub fn last_messages(spec: &RunSpec) -> Option<usize> {
     let strategy = spec.truncation_strategy;
     match strategy.r#type {
         Truncation::LastMessages => strategy.last_messages.map(|count| count as usize),
@@ -62,7 +51,7 @@ fn last_messages(spec: &RunSpec) -> Option<usize> {
     }
 }
 
-/// The functions that the model may call, by name.
+/// Returns the names of the functions that the model may call.
 #[must_use]
 pub fn functions(spec: &RunSpec) -> Vec<&str> {
     spec.tools
@@ -74,7 +63,7 @@ pub fn functions(spec: &RunSpec) -> Vec<&str> {
         .collect()
 }
 
-/// A tool in the form of chat completions. Built-in tools are not offered before they are served.
+/// Returns a tool in the form of chat completions. The built-in tools are not offered, since they are not supported yet.
 fn function(tool: &Tool) -> Option<Value> {
     match tool {
         Tool::Function { .. } => Some(json!(tool)),
@@ -82,7 +71,7 @@ fn function(tool: &Tool) -> Option<Value> {
     }
 }
 
-/// `required` and a named function hold for the first turn only: otherwise the run could not end.
+/// `required` and a named function apply to the first turn only: otherwise the run could not end.
 fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
     match &spec.tool_choice {
         ToolChoice::Mode(ToolMode::None) => Some(json!("none")),
@@ -92,17 +81,31 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
     }
 }
 
-/// What the run has written and called so far: for each turn with calls, the assistant's text and calls, then the
-/// outputs.
+/// Returns the run's own rounds: for each turn with calls, the assistant's text and calls, then the outputs.
+///
+/// A client may have deleted the run's message, and a later turn may have begun it again: then the stored lengths of
+/// earlier turns do not belong to the present text, and those turns have no text.
 fn rounds(progress: &Progress) -> Vec<ChatMessage> {
     let text = progress.text();
-    let mut from = 0;
+    let turns: Vec<_> = progress
+        .steps
+        .iter()
+        .filter(|step| !step.is_open())
+        .filter_map(|step| match (&step.details, &step.turn) {
+            (StepDetails::ToolCalls { tool_calls }, Some(turn)) => Some((step, tool_calls, turn)),
+            _ => None,
+        })
+        .collect();
+    let mut start = 0;
     let mut messages = Vec::new();
-    for step in progress.steps.iter().filter(|step| !step.is_open()) {
-        let (StepDetails::ToolCalls { tool_calls }, Some(turn)) = (&step.details, &step.turn) else { continue };
-        let words = text.get(from..turn.text_bytes).unwrap_or_default().trim();
-        from = turn.text_bytes;
-        let content = if words.is_empty() { Value::Null } else { Value::String(words.to_owned()) };
+    for (index, (step, tool_calls, turn)) in turns.iter().enumerate() {
+        let end = turn.text_bytes;
+        let is_of_this_text = end <= text.len() && turns[index..].iter().all(|(_, _, later)| end <= later.text_bytes);
+        let turn_text = if is_of_this_text { text.get(start..end).unwrap_or_default().trim() } else { "" };
+        if is_of_this_text {
+            start = end;
+        }
+        let content = if turn_text.is_empty() { Value::Null } else { Value::String(turn_text.to_owned()) };
         let calls = tool_calls.iter().zip(&turn.call_ids).map(|(call, id)| {
             let function = json!({"name": call.function.name, "arguments": call.function.arguments});
             json!({"id": id, "type": "function", "function": function})
@@ -129,26 +132,55 @@ fn outputs(step: &RunStep) -> Vec<ChatMessage> {
         .collect()
 }
 
-/// A message in the form of chat completions: a string where it is only text, else parts. None when it has nothing that
-/// a model can read, such as a message that was cut before its first word.
+/// Returns a message in the form of chat completions: a string if it has only text, a list of parts otherwise. Returns
+/// `None` if nothing of it can be sent, such as a message that was cut before its first word.
 fn chat_message(message: &Message) -> Option<ChatMessage> {
+    if !has_content(message) {
+        return None;
+    }
     let role = match message.role {
         Role::User => "user",
         Role::Assistant => "assistant",
     };
-    let words: Vec<Cow<'_, str>> = message.content.iter().filter_map(words).collect();
-    // Only users may show pictures to a model.
-    let has_pictures = message.content.iter().any(|part| picture(part).is_some());
-    let content = if has_pictures && message.role == Role::User {
-        Value::Array(message.content.iter().filter_map(part).collect())
+    let content = if has_pictures(message) {
+        Value::Array(message.content.iter().filter_map(chat_part).collect())
     } else {
-        Value::String(words.join("\n"))
+        let texts: Vec<Cow<'_, str>> = message.content.iter().filter_map(part_text).collect();
+        Value::String(texts.join("\n"))
     };
-    (content != Value::String(String::new())).then(|| ChatMessage::new(role, content))
+    Some(ChatMessage::new(role, content))
 }
 
-/// Images among the files cannot be shown before files are served; the model reads that there is one.
-fn words(part: &Content) -> Option<Cow<'_, str>> {
+/// Whether anything of a message can be sent.
+fn has_content(message: &Message) -> bool {
+    let mut texts = message.content.iter().filter_map(part_text);
+    has_pictures(message)
+        || match (texts.next(), texts.next()) {
+            (Some(only), None) => !only.is_empty(),
+            (Some(_), Some(_)) => true,
+            (None, _) => false,
+        }
+}
+
+/// Whether a message has pictures that are sent: only users may send pictures to a model.
+fn has_pictures(message: &Message) -> bool {
+    message.role == Role::User && message.content.iter().any(|part| matches!(part, Content::ImageUrl { .. }))
+}
+
+/// Returns the size of a message's content that is sent, in bytes.
+#[must_use]
+pub fn content_bytes(message: &Message) -> usize {
+    let has_pictures = has_pictures(message);
+    let part = |part: &Content| match part {
+        Content::ImageUrl { image_url } if has_pictures => image_url.url.len(),
+        other => part_text(other).map_or(0, |text| text.len()),
+    };
+    message.content.iter().map(part).sum()
+}
+
+/// Returns the text of a part. A picture among the files cannot be sent, since this server stores no files yet; the
+/// model reads that there is one.
+fn part_text(part: &Content) -> Option<Cow<'_, str>> {
     match part {
         Content::Text { text } => Some(Cow::Borrowed(&text.value)),
         Content::Refusal { refusal } => Some(Cow::Borrowed(refusal)),
@@ -159,13 +191,14 @@ fn words(part: &Content) -> Option<Cow<'_, str>> {
     }
 }
 
-fn picture(part: &Content) -> Option<Value> {
+fn chat_part(part: &Content) -> Option<Value> {
     match part {
         Content::ImageUrl { image_url } => Some(json!({"type": "image_url", "image_url": image_url})),
-        Content::ImageFile { .. } | Content::Text { .. } | Content::Refusal { .. } => None,
+        Content::ImageFile { .. } | Content::Text { .. } | Content::Refusal { .. } => {
+            part_text(part).map(|text| json!({"type": "text", "text": text}))
+        }
     }
 }
 
-fn part(part: &Content) -> Option<Value> {
-    words(part).map(|text| json!({"type": "text", "text": text})).or_else(|| picture(part))
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! Which server serves which model name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::model_cache::{ModelCache, TokenRatios};
+use super::{ChatModel, ModelObject};
+
+/// How often the lists of models are refreshed in the background, so that no run waits for one.
+const REFRESH_EVERY: Duration = Duration::from_mins(5);
+
+/// A model server, and the model names that the settings assign to it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The server.
+    pub model: Arc<dyn ChatModel>,
+    /// Names that it serves, whatever it lists itself.
+    pub names: Vec<String>,
+}
+
+/// All model servers, and which model name each one serves.
+#[derive(Debug)]
+pub struct Models {
+    /// The first is the default.
+    servers: Vec<Arc<dyn ChatModel>>,
+    /// The configured names of each server, in the servers' order.
+    names: Vec<Vec<String>>,
+    aliases: BTreeMap<String, String>,
+    /// Replaces a name that no server knows.
+    default_model: Option<String>,
+    /// Configured context windows, by model name.
+    windows: BTreeMap<String, u32>,
+    cache: ModelCache,
+    ratios: TokenRatios,
+}
+
+/// The server for a model name.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The server.
+    pub server: Arc<dyn ChatModel>,
+    /// The server's name for the model.
+    pub model: String,
+}
+
+impl Models {
+    /// Creates the routing table. The first server is the default one; there must be at least one.
+    #[must_use]
+    pub fn new(
+        entries: Vec<Entry>,
+        aliases: BTreeMap<String, String>,
+        default_model: Option<String>,
+        windows: BTreeMap<String, u32>,
+    ) -> Self {
+        let (servers, names) = entries.into_iter().map(|entry| (entry.model, entry.names)).unzip();
+        let (cache, ratios) = (ModelCache::default(), TokenRatios::default());
+        Self { servers, names, aliases, default_model, windows, cache, ratios }
+    }
+
+    /// Returns the context window of a model: maximum tokens of a prompt and its answer together.
+    ///
+    /// The settings come first, under the `requested` name or the `routed` one; then what the server last listed.
+    /// Returns `None` if neither has it. Asks no server, so that a run does not wait.
+    pub async fn window(&self, requested: &str, routed: &str) -> Option<u32> {
+        let configured = self.windows.get(requested).or_else(|| self.windows.get(routed));
+        match configured {
+            Some(window) => Some(*window),
+            None => self.cache.window(routed).await,
+        }
+    }
+
+    /// Returns how many tokens a model counts for one of ours, at least 1, from its last answer to a prompt that we
+    /// had counted.
+    #[must_use]
+    pub fn ratio(&self, model: &str) -> f64 {
+        self.ratios.get(model)
+    }
+
+    /// Stores that a model `reported` this many tokens for a prompt that we had `counted`. Lower counts than ours are
+    /// ignored: servers leave out tokens that they had cached.
+    pub fn learn_ratio(&self, model: &str, counted: usize, reported: u32) {
+        self.ratios.learn(model, counted, reported);
+    }
+
+    /// Returns the server for a model name. In this order: follows an alias once; a server that the settings name for
+    /// it; if a default model is set, a server that lists the name, else the default model; else the default server
+    /// under the name as it is.
+    pub async fn route(&self, name: &str) -> Route {
+        let name = self.aliases.get(name).map_or(name, String::as_str);
+        if let Some(route) = self.configured(name) {
+            return route;
+        }
+        let Some(default_model) = &self.default_model else { return self.default_server(name) };
+        if name == default_model {
+            return self.default_server(name);
+        }
+        let lists = self.cache.any(&self.servers).await;
+        match lists.iter().position(|models| models.iter().any(|model| model.id == name)) {
+            Some(index) => self.route_to(index, name),
+            None => self.configured(default_model).unwrap_or_else(|| self.default_server(default_model)),
+        }
+    }
+
+    fn configured(&self, name: &str) -> Option<Route> {
+        let index = self.names.iter().position(|names| names.iter().any(|known| known == name))?;
+        Some(self.route_to(index, name))
+    }
+
+    fn default_server(&self, name: &str) -> Route {
+        self.route_to(0, name)
+    }
+
+    fn route_to(&self, index: usize, name: &str) -> Route {
+        Route { server: self.servers[index].clone(), model: name.to_owned() }
+    }
+
+    /// Lists the models of all servers and the configured names, each once. Omits a server that does not answer.
+    pub async fn list(&self) -> Vec<ModelObject> {
+        let mut all: Vec<ModelObject> = self.cache.fresh(&self.servers).await.into_iter().flatten().collect();
+        let names = self.names.iter().flatten();
+        all.extend(names.chain(self.aliases.keys()).chain(&self.default_model).map(|name| ModelObject::ours(name)));
+        let mut seen = std::collections::HashSet::new();
+        all.retain(|model| seen.insert(model.id.clone()));
+        all
+    }
+
+    /// Refreshes the lists of the servers' models for as long as it is polled.
+    pub async fn refresh_lists(&self) {
+        loop {
+            self.cache.refresh(&self.servers).await;
+            tokio::time::sleep(REFRESH_EVERY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::Echo;
+
+    fn models(default_model: Option<&str>) -> Models {
+        let entry = |names: &[&str]| Entry {
+            model: Arc::new(Echo),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        Models::new(
+            vec![entry(&["small"]), entry(&["large"])],
+            BTreeMap::from([("gpt-4o".to_owned(), "large".to_owned())]),
+            default_model.map(str::to_owned),
+            BTreeMap::new(),
+        )
+    }
+
+    #[tokio::test]
+    async fn an_alias_is_followed_and_an_unknown_name_goes_to_the_default_server_unchanged() {
+        let models = models(None);
+
+        assert_eq!(models.route("gpt-4o").await.model, "large");
+        assert_eq!(models.route("unheard-of").await.model, "unheard-of");
+    }
+
+    #[tokio::test]
+    async fn a_default_model_replaces_an_unknown_name_and_not_a_listed_one() {
+        let models = models(Some("small"));
+
+        assert_eq!(models.route("unheard-of").await.model, "small");
+        assert_eq!(models.route("large").await.model, "large");
+        assert_eq!(models.route(Echo::NAME).await.model, Echo::NAME);
+    }
+
+    #[tokio::test]
+    async fn the_list_has_each_name_once() {
+        let names: Vec<String> = models(Some("small")).list().await.into_iter().map(|model| model.id).collect();
+
+        assert_eq!(names, [Echo::NAME, "small", "large", "gpt-4o"]);
+    }
+}
