@@ -598,3 +598,6 @@ fn restarted(run: &Run) -> Error {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests;
