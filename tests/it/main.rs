@@ -20,6 +20,7 @@ mod cancel;
 mod chat;
 mod cli;
 mod compatibility;
+mod engine;
 mod expiry;
 mod layers;
 mod lists;

@@ -30,6 +30,8 @@ pub enum Answer {
     Status(u16, Vec<(&'static str, &'static str)>, Value),
     /// These bytes as an event stream.
     Raw(&'static str),
+    /// These bytes as an event stream that does not end before the server hangs up.
+    Hang(&'static str),
     /// This answer, once the script goes on.
     Held(Box<Answer>),
 }
@@ -130,6 +132,7 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
         Answer::Finish(words, reason) => events(&frames(&words, Some(reason))),
         Answer::Calls(words, calls) => events(&call_frames(&words, &calls)),
         Answer::Raw(text) => events(&[text.to_owned()]),
+        Answer::Hang(text) => hang(script, text),
         Answer::Held(_) => unreachable!("taken out above"),
         Answer::Cut(words) => cut(frames(&words, None)),
         Answer::Pause(words) => pause(script, frames(&words, None)),
@@ -219,6 +222,14 @@ fn pause(script: Arc<Script>, first: Vec<String>) -> Response {
         script.steps.acquire().await.unwrap().forget();
         yield Ok(Bytes::from(frames(&["!"], Some("stop"))[1..].concat()));
         left.0.take();
+    })
+}
+
+fn hang(script: Arc<Script>, text: &'static str) -> Response {
+    stream(async_stream::stream! {
+        let _left = Left(Some(script));
+        yield Ok::<_, std::io::Error>(Bytes::from(text));
+        std::future::pending::<()>().await;
     })
 }
 

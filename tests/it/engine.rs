@@ -1,0 +1,278 @@
+//! The run engine under faults: crashes in the middle of a turn, clients that hang up, databases that are away.
+
+use std::time::Duration;
+
+use assistd::api::rule::Request as _;
+use assistd::api::tool::ToolResources;
+use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids};
+use assistd::clock::Clock;
+use assistd::store::{JobKind, Lease, NewRun, Start};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::both_stores;
+use crate::support::client::Client;
+use crate::support::database::Database;
+use crate::support::server::Server;
+use crate::support::sse::{names, parse, text};
+use crate::support::upstream::{Answer, Upstream};
+
+/// The beginning of a call, without its end.
+const HALF_A_CALL: &str = concat!(
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
+    "{\"name\":\"weather\",\"arguments\":\"{\\\"in\"}}]}}]}\n\n"
+);
+/// Text and a call, and no usage.
+const TEXT_AND_CALL: &str = concat!(
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Let me see. Grüße!\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
+    "{\"name\":\"weather\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"tool_calls\"}]}\n\n",
+    "data: [DONE]\n\n"
+);
+/// Text, and no usage.
+const TEXT: &str = concat!(
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Sunny.\"},\"finish_reason\":\"stop\"}]}\n\n",
+    "data: [DONE]\n\n"
+);
+
+async fn assistant(client: &Client) -> String {
+    let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+    let made = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
+    made["id"].as_str().unwrap().to_owned()
+}
+
+/// A run that awaits the output of one call: its path, and the body that submits it.
+async fn asked(client: &Client) -> (String, Value) {
+    let run = client.run(&assistant(client).await, &client.thread("Hi").await).await;
+    let asked = client.until(&run, "requires_action").await;
+    let call = &asked["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
+    (run, json!({"tool_outputs": [{"tool_call_id": call, "output": "sunny"}]}))
+}
+
+both_stores!(a_run_that_was_interrupted_in_the_middle_of_a_call_completes_with_a_text, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Hang(HALF_A_CALL), Answer::Words(vec!["Sunny"])]).await;
+    let first = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "0")]).await;
+    let run = first.client.run(&assistant(&first.client).await, &first.client.thread("Hi").await).await;
+    while first.client.get(&format!("{run}/steps")).await["data"].as_array().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    first.stop().await;
+
+    let second = Server::start(&database, &upstream).await;
+
+    second.client.until(&run, "completed").await;
+    let steps = second.client.get(&format!("{run}/steps")).await;
+    let kinds: Vec<_> = steps["data"].as_array().unwrap().iter().map(|step| step["type"].clone()).collect();
+    assert_eq!(kinds, ["message_creation"], "nothing is left of the call");
+    assert_eq!(upstream.requests().len(), 2);
+});
+
+both_stores!(a_client_may_delete_the_message_of_a_run_that_awaits_it, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Raw(TEXT)]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, outputs) = asked(client).await;
+    let thread = run.split("/runs/").next().unwrap();
+    let messages = client.get(&format!("{thread}/messages")).await;
+    let message = messages["data"][0]["id"].as_str().unwrap();
+    client.delete(&format!("{thread}/messages/{message}")).await;
+
+    client.post(&format!("{run}/submit_tool_outputs"), outputs).await;
+
+    client.until(&run, "completed").await;
+    let messages = client.get(&format!("{thread}/messages")).await;
+    assert_eq!(messages["data"][0]["content"][0]["text"]["value"], "Sunny.");
+    assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
+});
+
+both_stores!(a_run_is_driven_although_its_client_hangs_up, async |database: Database| {
+    let upstream = Upstream::start().await;
+    // A run that nobody drives would wait for its lease to end.
+    let server = Server::with(&database, &upstream, &[("RUN_LEASE_S", "120")]).await;
+    let client = &server.client;
+    let assistant = client.assistant().await;
+    let address = client.base_url.trim_start_matches("http://").to_owned();
+    let mut threads = Vec::new();
+    for round in 0..48_u64 {
+        let thread = client.thread("Hi").await;
+        let body = json!({"assistant_id": assistant}).to_string();
+        let request = format!(
+            "POST /v1/threads/{thread}/runs HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut socket = tokio::net::TcpStream::connect(&address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(round * 250)).await;
+        drop(socket);
+        threads.push(thread);
+    }
+
+    let mut created = 0;
+    for thread in threads {
+        let runs = client.get(&format!("/v1/threads/{thread}/runs")).await;
+        for run in runs["data"].as_array().unwrap() {
+            created += 1;
+            client.until(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
+        }
+    }
+    assert!(created > 0, "every client was too fast");
+});
+
+both_stores!(a_run_that_fails_shows_the_tokens_that_its_model_reported, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Calls(vec![], vec![("unknown", "{}")])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let run = client.run(&assistant(client).await, &client.thread("Hi").await).await;
+
+    let failed = client.until(&run, "failed").await;
+
+    assert_eq!(failed["usage"]["total_tokens"], 30);
+    let steps = client.get(&format!("{run}/steps")).await;
+    let of_steps: u64 =
+        steps["data"].as_array().unwrap().iter().filter_map(|step| step["usage"]["total_tokens"].as_u64()).sum();
+    assert_eq!(of_steps, 30, "{steps:#}");
+});
+
+both_stores!(a_cancelled_run_shows_the_tokens_that_were_used, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Pause(vec!["Once", " upon", " a", " time"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let run = client.run(&client.assistant().await, &client.thread("Tell me a tale").await).await;
+    let thread = run.split("/runs/").next().unwrap();
+    while client.get(&format!("{thread}/messages")).await["data"].as_array().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    client.post(&format!("{run}/cancel"), json!({})).await;
+
+    let cancelled = client.until(&run, "cancelled").await;
+    assert!(cancelled["usage"]["prompt_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
+    assert!(cancelled["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
+});
+
+both_stores!(a_retry_of_submitted_outputs_is_answered_and_the_outputs_count_once, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Words(vec!["Sun", "ny"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, outputs) = asked(client).await;
+    let path = format!("{run}/submit_tool_outputs");
+    client.post(&path, outputs.clone()).await;
+    client.until(&run, "completed").await;
+
+    let mut streamed = outputs.clone();
+    streamed["stream"] = json!(true);
+    let retry = |body: &Value| {
+        let request = client.request(Method::POST, &path).header("x-stainless-retry-count", "1");
+        request.json(body).send()
+    };
+    let again = Client::read(retry(&outputs).await.unwrap()).await;
+    let events = parse(&retry(&streamed).await.unwrap().text().await.unwrap());
+    let mut others = outputs.clone();
+    others["tool_outputs"][0]["output"] = json!("rainy");
+    let other = Client::read(retry(&others).await.unwrap()).await;
+
+    assert_eq!((again.status, &again.body["status"]), (200, &json!("completed")));
+    assert_eq!(names(&events).first_chunk::<3>().unwrap(), &["run.step.completed", "run.queued", "run.in_progress"]);
+    assert_eq!(names(&events).last_chunk::<2>().unwrap(), &["run.completed", "done"]);
+    assert_eq!(text(&events), "\n\nSunny");
+    assert_eq!(other.status, 400);
+    assert_eq!(upstream.requests().len(), 2);
+});
+
+both_stores!(a_run_that_ran_out_of_attempts_fails_and_says_why, async |database: Database| {
+    let run = {
+        let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
+        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), now);
+        let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.make(), now);
+        let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
+        store.create_thread(&thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
+        let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
+        let (run, _) = request.into_run(&ids, &thread.id, &assistant, ToolResources::default(), now, 600);
+        store
+            .create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due })
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            let claimed = store.claim_run(Duration::from_secs(15), "", &[]).await.unwrap().unwrap();
+            let lease = Lease { id: run.spec.id.to_string(), number: claimed.versioned.lease };
+            store.record_failed_attempt(JobKind::Run, &lease, "the moon was full", Duration::ZERO).await.unwrap();
+        }
+        store.close().await;
+        format!("/v1/threads/{}/runs/{}", thread.id, run.spec.id)
+    };
+    let upstream = Upstream::start().await;
+
+    let server = Server::with(&database, &upstream, &[("MAX_ATTEMPTS", "3")]).await;
+
+    let failed = server.client.until(&run, "failed").await;
+    let message = failed["last_error"]["message"].as_str().unwrap();
+    assert!(message.contains("3 times") && message.contains("the moon was full"), "{message}");
+    assert_eq!(upstream.requests().len(), 0);
+    let thread = run.split("/runs/").next().unwrap();
+    server.client.post(&format!("{thread}/messages"), json!({"role": "user", "content": "free again"})).await;
+});
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_completes_although_the_database_was_away_for_longer_than_the_lease() {
+    use sqlx::{Connection, Executor, PgConnection};
+    let Some(database) = Database::postgres().await else { return };
+    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::with(&database, &upstream, &[("RUN_LEASE_S", "5")]).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let body = json!({"assistant_id": assistant, "stream": true});
+    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.asked(1).await;
+    let (url, name) = database.url.rsplit_once('/').unwrap();
+    let mut admin = PgConnection::connect(&format!("{url}/postgres")).await.unwrap();
+    let allow = |open: bool| sqlx::AssertSqlSafe(format!("alter database {name} with allow_connections {open}"));
+    let kick = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+
+    admin.execute(allow(false)).await.unwrap();
+    admin.execute(sqlx::AssertSqlSafe(kick)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(7_500)).await;
+    admin.execute(allow(true)).await.unwrap();
+    // Time for this server to find its run due, and to claim it a second time.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    upstream.go_on();
+
+    let events = parse(&stream.text().await.unwrap());
+    assert_eq!(names(&events).last_chunk::<2>().unwrap(), &["run.completed", "done"]);
+    assert_eq!(text(&events), "Hm!");
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_follows_a_run_that_another_server_drives() {
+    let Some(database) = Database::postgres().await else { return };
+    let upstream =
+        Upstream::saying([Answer::Calls(vec![], vec![("weather", "{}")]), Answer::Pause(vec!["busy"])]).await;
+    let first = Server::start(&database, &upstream).await;
+    let second = Server::with(&database, &upstream, &[("MAX_CONCURRENT_RUNS", "1")]).await;
+    let (run, mut outputs) = asked(&first.client).await;
+    second.client.run(&second.client.assistant().await, &second.client.thread("busy").await).await;
+    upstream.asked(2).await;
+    outputs["stream"] = json!(true);
+
+    let events = second.client.stream(&format!("{run}/submit_tool_outputs"), outputs).await;
+
+    let expected = [
+        "run.step.completed",
+        "run.queued",
+        "run.in_progress",
+        "run.step.created",
+        "run.step.in_progress",
+        "message.created",
+        "message.in_progress",
+        "message.delta",
+        "message.completed",
+        "run.step.completed",
+        "run.completed",
+        "done",
+    ];
+    assert_eq!(names(&events), expected);
+    assert_eq!(text(&events), "Hello");
+    upstream.go_on();
+}
