@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use toml::{Table, Value};
 
 use crate::runs::BusyThread;
@@ -27,6 +29,9 @@ const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"
 /// The longest timeout of a statement that is not set, in seconds.
 const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
 
+/// The smallest bound of a request's head that the HTTP library accepts, in bytes.
+const HEAD_BYTES_MIN: usize = 8_192;
+
 /// What shows in place of a secret.
 const MASK: &str = "***";
 
@@ -40,6 +45,10 @@ pub struct Settings {
     pub requests_per_minute: u32,
     pub cors_origins: Vec<String>,
     pub body_bytes_max: usize,
+    pub bodies_bytes_max: usize,
+    pub head_bytes_max: usize,
+    pub connections_max: usize,
+    pub write_timeout_s: u64,
     pub header_timeout_s: u64,
     pub body_timeout_s: u64,
     pub keep_alive_s: u64,
@@ -130,7 +139,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 13] = [
+        let at_least_one: [(&str, u64); 14] = [
+            ("write_timeout_s", self.write_timeout_s),
             ("max_attempts", self.max_attempts.into()),
             ("prompt_bytes_max", self.prompt_bytes_max as u64),
             ("prompt_memory_bytes_max", self.prompt_memory_bytes_max as u64),
@@ -149,6 +159,16 @@ impl Settings {
             if value == 0 {
                 return Err(Error(format!("{key} is 0; it must be at least 1")));
             }
+        }
+        if self.head_bytes_max < HEAD_BYTES_MIN {
+            let given = self.head_bytes_max;
+            return Err(Error(format!("head_bytes_max is {given}; it must be at least {HEAD_BYTES_MIN}")));
+        }
+        if self.bodies_bytes_max < self.body_bytes_max {
+            return Err(Error(format!(
+                "bodies_bytes_max is {} and body_bytes_max is {}; all bodies together need at least as much as one",
+                self.bodies_bytes_max, self.body_bytes_max
+            )));
         }
         if self.run_lease_s < 5 {
             return Err(Error(format!("run_lease_s is {}; it must be at least 5", self.run_lease_s)));
@@ -295,6 +315,8 @@ impl Settings {
     pub fn http(&self) -> http::Settings {
         http::Settings {
             body_bytes_max: self.body_bytes_max,
+            bodies_bytes_max: self.bodies_bytes_max,
+            bodies: Arc::new(Semaphore::new(self.bodies_bytes_max.div_ceil(1024).min(Semaphore::MAX_PERMITS))),
             body_timeout: Duration::from_secs(self.body_timeout_s),
             keep_alive: Duration::from_secs(self.keep_alive_s),
             cors_origins: self.cors_origins.clone(),

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -13,6 +15,9 @@ use assistd::config::Settings;
 use assistd::server::Server;
 use assistd::telemetry::{self, LogFormat};
 use assistd::{health, store};
+
+/// How long the exit waits for work that blocks a thread.
+const BLOCKING_STOP_MAX: Duration = Duration::from_secs(2);
 
 /// The Assistants API, on your own machine.
 ///
@@ -62,7 +67,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings::load(arguments.config.as_deref(), std::env::vars())?;
     let runtime = tokio::runtime::Runtime::new()?;
     match arguments.command {
-        None | Some(Command::Serve) => runtime.block_on(serve(&settings)),
+        None | Some(Command::Serve) => {
+            let served = runtime.block_on(serve(&settings));
+            // Work that blocks does not hold up the exit.
+            runtime.shutdown_timeout(BLOCKING_STOP_MAX);
+            served
+        }
         Some(Command::Config) => Ok(std::io::stdout().write_all(settings.masked()?.as_bytes())?),
         Some(Command::Migrate) => runtime.block_on(async {
             let store = store::open(&settings.store(), Arc::new(Clock::system())).await?;

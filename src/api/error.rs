@@ -88,10 +88,22 @@ pub struct Body<'a> {
     code: Option<&'a str>,
 }
 
+/// Maximum length of a message or a path in a reply, in characters: both may quote what a client sent.
+const QUOTED_CHARS_MAX: usize = 2_000;
+
+fn bounded(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(QUOTED_CHARS_MAX) {
+        text.truncate(end);
+        text.push_str("...");
+        text.shrink_to_fit();
+    }
+    text
+}
+
 impl Error {
     /// A refusal without `param` and `code`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, code: None }
+        Self { kind, message: bounded(message.into()), param: None, code: None }
     }
 
     /// 400 without `param` and `code`.
@@ -122,7 +134,7 @@ impl Error {
     /// Names the faulty member.
     #[must_use]
     pub fn at(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(bounded(param.into()));
         self
     }
 

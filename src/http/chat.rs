@@ -1,9 +1,10 @@
 //! `POST /v1/chat/completions`
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
@@ -11,7 +12,10 @@ use super::error::Error;
 use super::extract::{Object, Params};
 use super::routes::{Routes, about};
 use super::state::App;
+use crate::api;
+use crate::api::error::Kind;
 use crate::api::rule::{At, Rule as _, missing, required, string};
+use crate::llm;
 
 /// Most characters of a model's name.
 const MODEL_CHARS_MAX: usize = 256;
@@ -34,6 +38,12 @@ async fn create_chat_completion(
     params: Params,
     Object(mut members): Object,
 ) -> Result<Response, Error> {
+    if app.drain.is_draining() {
+        return Err(Error::from(api::Error::new(
+            Kind::Unavailable,
+            "The server is stopping and starts no new requests.",
+        )));
+    }
     if let Some(deployment) = params.get("deployment") {
         members.insert("model".to_owned(), Value::String(deployment.to_owned()));
     }
@@ -43,11 +53,41 @@ async fn create_chat_completion(
     let name = required(&mut members, "model", &string(1, MODEL_CHARS_MAX), &At::Root)?;
     let route = app.models.route(&name).await;
     members.insert("model".to_owned(), Value::String(route.model));
+    let under_way = app.drain.register();
     let proxied = route.server.proxy(members).await?;
-    let mut response = Response::new(Body::from_stream(proxied.body));
+    let is_stream = proxied.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/event-stream"));
+    let mut body = proxied.body;
+    let drain = app.drain.clone();
+    let bytes = async_stream::stream! {
+        let _under_way = under_way;
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.stopped() => {
+                    if is_stream {
+                        yield Ok(stopping_frame());
+                    } else {
+                        yield Err(llm::Error::Unavailable("The server is stopping.".to_owned()));
+                    }
+                    return;
+                }
+                bytes = body.next() => match bytes {
+                    Some(bytes) => yield bytes,
+                    None => return,
+                }
+            }
+        }
+    };
+    let mut response = Response::new(Body::from_stream(bytes));
     *response.status_mut() = StatusCode::from_u16(proxied.status).unwrap_or(StatusCode::BAD_GATEWAY);
     if let Some(kind) = proxied.content_type.and_then(|kind| HeaderValue::from_str(&kind).ok()) {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
     Ok(response)
+}
+
+/// What a stream ends with that is cut because the server stops: behind an event of its own, whatever came before.
+fn stopping_frame() -> Bytes {
+    let error = api::Error::new(Kind::Unavailable, "The server is stopping; this stream cannot continue.");
+    Bytes::from(format!("\n\ndata: {}\n\ndata: [DONE]\n\n", json!({"error": error.body()})))
 }

@@ -89,6 +89,15 @@ pub(super) fn told(error: &api::Error) -> Response {
     response
 }
 
+/// The reply on a connection that is for health checks alone, because there are as many others as there may be.
+#[must_use]
+pub fn overloaded() -> Response {
+    let error = api::Error::new(Kind::Unavailable, "The server has too many connections. Please retry.");
+    let mut response = told(&error);
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
+}
+
 /// 404 `Invalid URL (POST /v1/xyz)`
 pub(super) async fn no_such_url(method: Method, OriginalUri(uri): OriginalUri) -> Error {
     api::Error::new(Kind::NotFound, format!("Invalid URL ({method} {})", uri.path())).into()

@@ -3,9 +3,10 @@
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, RawQuery, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::Error;
 use super::state::App;
@@ -97,10 +98,11 @@ impl FromRequest<App> for Object {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         check_content_type(&request)?;
-        let bytes = read(request, app).await?;
+        let (bytes, memory) = read(request, app).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(Map::new()));
         }
+        let _memory = memory_to_parse(&bytes, memory, app).await?;
         match serde_json::from_slice(&bytes) {
             Ok(Value::Object(members)) => Ok(Self(members)),
             Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
@@ -144,22 +146,91 @@ fn check_content_type(request: &Request) -> Result<(), api::Error> {
     .code("unsupported_content_type"))
 }
 
-async fn read(request: Request, app: &App) -> Result<Bytes, api::Error> {
-    let max = app.settings.body_bytes_max;
-    let body = Limited::new(request.into_body(), max);
-    match tokio::time::timeout(app.settings.body_timeout, body.collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(api::Error::new(
+/// The share of the memory for bodies that one of them holds.
+type Memory = Vec<OwnedSemaphorePermit>;
+
+/// A body up to this size is read and parsed without a share of the memory, in bytes.
+const SMALL_BODY_BYTES: usize = 64 * 1024;
+/// What an element or a member costs beside its text once it is parsed, in bytes.
+const VALUE_BYTES: usize = 80;
+
+/// Reads a body. A large one holds a share of the memory for all bodies.
+async fn read(request: Request, app: &App) -> Result<(Bytes, Memory), api::Error> {
+    let settings = &app.settings;
+    let max = settings.body_bytes_max;
+    let mut body = Limited::new(request.into_body(), max);
+    let read = async {
+        let (mut bytes, mut memory) = (BytesMut::new(), Memory::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    let text = format!(
+                        "The request body is larger than {max} bytes, the most that this server takes (body_bytes_max)."
+                    );
+                    return api::Error::new(Kind::TooLarge, text);
+                }
+                api::Error::invalid("The request body ended before it was whole.")
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            bytes.extend_from_slice(&data);
+            let held: usize = memory.iter().map(OwnedSemaphorePermit::num_permits).sum();
+            if bytes.len() > SMALL_BODY_BYTES && bytes.len() > held * 1024 {
+                memory.push(share(app, SMALL_BODY_BYTES.max(data.len())).await?);
+            }
+        }
+        Ok((bytes.freeze(), memory))
+    };
+    let late = || {
+        let seconds = settings.body_timeout.as_secs();
+        api::Error::new(Kind::Timeout, format!("The request body did not arrive within {seconds} s (body_timeout_s)."))
+    };
+    tokio::time::timeout(settings.body_timeout, read).await.map_err(|_| late())?
+}
+
+/// Takes the share of the memory that a body needs once it is parsed.
+async fn memory_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result<Memory, api::Error> {
+    if bytes.len() <= SMALL_BODY_BYTES {
+        return Ok(memory);
+    }
+    let cost = parsed_bytes(bytes);
+    let max = app.settings.bodies_bytes_max;
+    if cost + bytes.len() > max {
+        return Err(api::Error::new(
             Kind::TooLarge,
-            format!("The request body is larger than {max} bytes, the most that this server takes (body_bytes_max)."),
-        )),
-        Ok(Err(_)) => Err(api::Error::invalid("The request body ended before it was whole.")),
-        Err(_) => Err(api::Error::new(
-            Kind::Timeout,
             format!(
-                "The request body did not arrive within {} s (body_timeout_s).",
-                app.settings.body_timeout.as_secs()
+                "The request body has too many values: it takes about {cost} bytes of memory once it is parsed, and this \
+                 server has {max} for all bodies together (bodies_bytes_max)."
             ),
+        ));
+    }
+    memory.push(share(app, cost).await?);
+    Ok(memory)
+}
+
+/// About how much memory a JSON text takes once it is parsed, in bytes.
+fn parsed_bytes(bytes: &[u8]) -> usize {
+    let (mut values, mut is_text, mut is_escaped) = (1_usize, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b',' | b':' | b'[' | b'{' if !is_text => values += 1,
+            _ => {}
+        }
+    }
+    bytes.len() + values * VALUE_BYTES
+}
+
+/// Waits for a share of the memory for bodies, as long as a body may take to arrive.
+async fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, api::Error> {
+    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    let permits = app.settings.bodies.clone().acquire_many_owned(kib);
+    match tokio::time::timeout(app.settings.body_timeout, permits).await {
+        Ok(Ok(permits)) => Ok(permits),
+        Ok(Err(_)) | Err(_) => Err(api::Error::new(
+            Kind::Unavailable,
+            "The server is reading too many large requests (bodies_bytes_max). Please retry.",
         )),
     }
 }

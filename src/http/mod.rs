@@ -4,6 +4,7 @@ mod assistants;
 mod auth;
 mod chat;
 mod cors;
+mod drain;
 mod error;
 mod extract;
 mod health;
@@ -27,6 +28,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use routes::{HOME, Routes};
 
 pub use auth::Keys;
+pub use drain::Drain;
+pub use error::overloaded;
 pub use limit::Limits;
 pub use openapi::description;
 pub use routes::Operation;

@@ -72,7 +72,7 @@ async fn create_run(
 fn run_or_stream_response(app: &App, created: CreatedRun) -> Response {
     match created.listener {
         None => run_response(&created.run),
-        Some(listener) => sse::stream(listener, app.settings.keep_alive),
+        Some(listener) => sse::stream(listener, app.settings.keep_alive, &app.drain),
     }
 }
 

@@ -8,6 +8,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 
+use super::drain::Drain;
 use crate::api::StreamEvent;
 use crate::runs::stream::Listener;
 
@@ -16,8 +17,10 @@ const KEEP_ALIVE: &[u8] = b": keep-alive\n";
 const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
 
 /// The reply that streams a run to its end. A client that goes away ends the stream, never the run.
-pub(super) fn stream(mut listener: Listener, keep_alive: Duration) -> Response {
+pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain) -> Response {
+    let under_way = drain.register();
     let frames = async_stream::stream! {
+        let _under_way = under_way;
         loop {
             let (events, more) = listener.take();
             let mut bytes = Vec::new();

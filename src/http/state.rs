@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::auth::Keys;
+use super::drain::Drain;
 use super::limit::Limits;
 use crate::api::Ids;
 use crate::clock::Clock;
@@ -25,6 +28,8 @@ pub struct App {
     pub clock: Arc<Clock>,
     /// Names for what is made.
     pub ids: Arc<Ids>,
+    /// The replies that take long, for an orderly stop.
+    pub drain: Drain,
     /// Which background loops are down.
     pub liveness: Arc<Liveness>,
     /// Who may ask.
@@ -40,6 +45,10 @@ pub struct App {
 pub struct Settings {
     /// Most bytes of a request's body.
     pub body_bytes_max: usize,
+    /// Memory that all bodies take together while they are read and parsed, in bytes.
+    pub bodies_bytes_max: usize,
+    /// The share of it that is free, in KiB.
+    pub bodies: Arc<Semaphore>,
     /// How long a body may take to arrive.
     pub body_timeout: Duration,
     /// How long a stream may be silent before a comment shows that it lives.

@@ -450,9 +450,12 @@ impl RunService {
         }
     }
 
-    /// Starts nothing new from now on.
+    /// Starts nothing new from now on. Streams of runs that wait for a server end where no other one can drive them.
     pub fn start_drain(&self) {
         self.worker.start_drain();
+        if !self.dependencies.store.is_shared() {
+            self.end_followed_streams();
+        }
     }
 
     /// Waits until all runs and requests under way have ended.
@@ -463,12 +466,14 @@ impl RunService {
     /// Hands the runs under way to other servers, and ends the streams that follow runs.
     pub async fn stop_now(&self) {
         self.worker.stop_now();
-        for live in self.transitions.registry().all() {
-            if !live.is_driven() {
-                live.fail(Transitions::stopping_error(live.run()));
-            }
-        }
+        self.end_followed_streams();
         self.worker.drained().await;
+    }
+
+    fn end_followed_streams(&self) {
+        for live in self.transitions.registry().all().iter().filter(|live| !live.is_driven()) {
+            live.fail(Transitions::stopping_error(live.run()));
+        }
     }
 }
 

@@ -14,6 +14,9 @@ use crate::store::{self, JobKind, Jobs, Lease};
 /// Pause before a renewal that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// How many jobs a claim names that it must not take: more would cost each claim too much.
+const NAMED_MAX: usize = 500;
+
 /// All leases that this server holds, by job.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
@@ -107,10 +110,13 @@ impl Leases {
         Attempt { lease, lost, stopping, critical, leases: leases.clone() }
     }
 
-    /// The jobs whose lease has lapsed without a word that it was lost: this server still drives them.
-    pub(super) fn lapsed(&self) -> Vec<String> {
+    /// The jobs that this server must not claim, because it drives them. A lease can lapse while the database is away, or
+    /// when its clock is set. Of many, only those are named whose lease has lapsed by this server's own clock.
+    pub(super) fn not_to_claim(&self) -> Vec<String> {
         let now = Instant::now();
-        lock(&self.held).iter().filter(|(_, held)| held.until <= now).map(|(id, _)| id.clone()).collect()
+        let held = lock(&self.held);
+        let names_all = held.len() <= NAMED_MAX;
+        held.iter().filter(|(_, held)| names_all || held.until <= now).map(|(id, _)| id.clone()).collect()
     }
 
     /// Renews all leases at a third of their duration, without end.
@@ -206,13 +212,22 @@ mod tests {
     }
 
     #[test]
-    fn a_lapsed_lease_is_known_until_its_attempt_ends() {
+    fn a_job_that_is_driven_is_not_claimed_until_its_attempt_ends() {
         let leases = Arc::new(Leases::default());
-        let attempt = hold(&leases, "a", 1, Duration::ZERO);
+        let attempt = hold(&leases, "a", 1, LONG);
 
-        assert_eq!(leases.lapsed(), ["a"]);
+        assert_eq!(leases.not_to_claim(), ["a"]);
         drop(attempt);
-        assert!(leases.lapsed().is_empty());
+        assert!(leases.not_to_claim().is_empty());
+    }
+
+    #[test]
+    fn of_many_jobs_those_are_not_claimed_whose_lease_has_lapsed() {
+        let leases = Arc::new(Leases::default());
+        let _held: Vec<Attempt> = (0..=NAMED_MAX).map(|number| hold(&leases, &number.to_string(), 1, LONG)).collect();
+        let _lapsed = hold(&leases, "lapsed", 1, Duration::ZERO);
+
+        assert_eq!(leases.not_to_claim(), ["lapsed"]);
     }
 
     #[test]

@@ -281,7 +281,7 @@ impl<J: Job> Worker<J> {
     }
 
     async fn claim(&self) -> Option<Claim<J::Work>> {
-        match self.job.claim(&self.leases.lapsed()).await {
+        match self.job.claim(&self.leases.not_to_claim()).await {
             Ok(claim) => claim,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "due jobs cannot be claimed");

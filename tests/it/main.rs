@@ -14,6 +14,7 @@ mod async_openai;
 mod auth;
 mod azure;
 mod behaviours;
+mod bounds;
 mod browsers;
 mod busy_thread;
 mod cancel;

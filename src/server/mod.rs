@@ -1,14 +1,11 @@
 //! The one place where the parts are built, joined, started and stopped.
 
+mod connections;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::config::{self, Settings};
-use crate::http::{self, App, Keys, Limits};
+use crate::http::{self, App, Drain, Keys, Limits};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
 use crate::runs::service::RunService;
@@ -24,12 +21,12 @@ use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
 use crate::work::Supervisor;
 
-/// How long streams get to send their last bytes after the runs have ended.
-const LAST_BYTES: Duration = Duration::from_secs(2);
+/// How long a stop waits after the grace time for what must end then.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long the streams get to end after the grace time.
+const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
 /// How often the clock is compared with the database's.
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
-/// Pause after a connection could not be accepted, such as when there are no file handles left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +60,7 @@ pub struct Server {
     /// The model's name to use in a first request.
     pub model_name: String,
     runs: RunService,
+    drain: Drain,
     database: Arc<dyn Store>,
     /// Ends the loops.
     stopping: CancellationToken,
@@ -91,7 +89,9 @@ impl Server {
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
         let keys = Keys::new(settings.api_keys.iter().map(String::as_str));
         let liveness = Arc::new(Liveness::default());
+        let drain = Drain::default();
         let app = App {
+            drain: drain.clone(),
             liveness: liveness.clone(),
             store: database.clone(),
             runs: runs.clone(),
@@ -114,14 +114,22 @@ impl Server {
             let known = known.clone();
             async move { known.refresh_lists().await }
         });
-        let header_timeout = Duration::from_secs(settings.header_timeout_s);
-        tasks.spawn(accept(listener, http::router(app), header_timeout, closing.clone()));
+        let bounds = connections::Settings {
+            connections_max: settings.connections_max,
+            head_bytes_max: settings.head_bytes_max,
+            header_timeout: Duration::from_secs(settings.header_timeout_s),
+            write_timeout: Duration::from_secs(settings.write_timeout_s),
+            reserved_handles: 2 * u64::from(settings.database_connections_max),
+        };
+        let connections_max = connections::connections_allowed(&bounds);
+        tasks.spawn(connections::serve(listener, http::router(app), bounds, connections_max, closing.clone()));
         Ok(Self {
             address,
             store: database.display_name(),
             model,
             model_name,
             runs,
+            drain,
             database,
             stopping,
             closing,
@@ -130,21 +138,31 @@ impl Server {
         })
     }
 
-    /// Stops in order: no new runs, time for those under way and their streams, then connections, loops and the store.
-    /// What is not finished by then is taken up by the next server.
+    /// Stops in order: no new work; the grace time for everything under way (runs, streams, proxied requests); then what
+    /// is not finished is handed to other servers, and connections, loops and the store end. Each part is bounded in time.
     pub async fn stop(self) {
         tracing::info!(grace_s = self.grace.as_secs(), "stopping");
         self.runs.start_drain();
-        if tokio::time::timeout(self.grace, self.runs.drained()).await.is_err() {
+        self.drain.start();
+        let drained = async { tokio::join!(self.runs.drained(), self.drain.drained()) };
+        if tokio::time::timeout(self.grace, drained).await.is_err() {
             let under_way = self.runs.worker().under_way();
-            tracing::warn!(under_way, "runs did not end within the grace time; other servers claim them");
+            tracing::warn!(under_way, "not everything ended within the grace time; other servers claim the runs");
         }
-        self.runs.stop_now().await;
+        if tokio::time::timeout(STOP_MAX, self.runs.stop_now()).await.is_err() {
+            tracing::warn!("runs were not handed back in time; others claim them when their leases end");
+        }
+        self.drain.stop(STREAMS_STOP_MAX).await;
         self.closing.cancel();
         self.stopping.cancel();
         self.tasks.close();
-        self.tasks.wait().await;
-        self.database.close().await;
+        let closed = async {
+            self.tasks.wait().await;
+            self.database.close().await;
+        };
+        if tokio::time::timeout(STOP_MAX, closed).await.is_err() {
+            tracing::warn!("connections or loops were still open at the end");
+        }
         tracing::info!("stopped");
     }
 }
@@ -218,38 +236,4 @@ async fn models(settings: &Settings) -> (Models, String, String) {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
-}
-
-/// Accepts connections until told to close, then lets those that are open finish what they are sending.
-async fn accept(listener: TcpListener, router: Router, header_timeout: Duration, closing: CancellationToken) {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-    let graceful = GracefulShutdown::new();
-    loop {
-        let stream = tokio::select! {
-            () = closing.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
-        // Tokens are small and must leave at once.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-        #[expect(clippy::disallowed_methods, reason = "the graceful shutdown tracks it")]
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "a connection broke");
-            }
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(LAST_BYTES, graceful.shutdown()).await.is_err() {
-        tracing::debug!("connections were still open at the end");
-    }
 }
