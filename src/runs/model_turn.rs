@@ -268,7 +268,7 @@ impl Driver {
         })
     }
 
-    /// Takes what the model has sent into the run, and publishes it.
+    /// Takes what the model has sent into the run, and publishes what one read has brought at once.
     async fn apply_deltas(
         &self,
         run: &mut LeasedRun,
@@ -276,37 +276,31 @@ impl Driver {
         events: Vec<TurnEvent>,
         is_first_text: &mut bool,
     ) -> Result<(), DriveError> {
+        let mut written = Vec::with_capacity(events.len());
         for event in events {
-            match event {
+            if let Some(input) = begins(&event, run) {
+                run.live.push(&written);
+                written.clear();
+                self.begin(run, attempt, input).await?;
+            }
+            let progress = &mut run.current.progress;
+            written.push(match event {
                 TurnEvent::Text(text) => {
-                    self.begin_message(run, attempt).await?;
                     // A later turn continues the text of the turns before after an empty line.
-                    let continues = std::mem::take(is_first_text) && !run.current.progress.text().is_empty();
+                    let continues = std::mem::take(is_first_text) && !progress.text().is_empty();
                     let text = if continues { format!("\n\n{text}") } else { text };
-                    run.current.progress.append(&text);
-                    run.live.push_text(&text);
+                    progress.append(&text);
+                    TurnEvent::Text(text)
                 }
                 TurnEvent::Refusal(words) => {
-                    self.begin_message(run, attempt).await?;
-                    run.current.progress.append_refusal(&words);
-                    run.live.push_refusal(&words);
+                    progress.append_refusal(&words);
+                    TurnEvent::Refusal(words)
                 }
-                TurnEvent::Call(index, growth) => {
-                    if run.current.progress.open_calls().is_none() {
-                        self.begin(run, attempt, Input::CallsBegan).await?;
-                    }
-                    run.live.push_call(index, &growth);
-                }
-            }
+                call @ TurnEvent::Call(..) => call,
+            });
         }
+        run.live.push(&written);
         Ok(())
-    }
-
-    async fn begin_message(&self, run: &mut LeasedRun, attempt: &Attempt) -> Result<(), DriveError> {
-        if run.current.progress.message.is_some() {
-            return Ok(());
-        }
-        self.begin(run, attempt, Input::TextBegan).await
     }
 
     /// Moves the run in the middle of a turn. When it has ended instead, because somebody else was faster, so has the
@@ -341,6 +335,15 @@ impl Driver {
             Usage::counted(sample.map_or(counted, |sample| sample.estimate()), written)
         })
         .await
+    }
+}
+
+/// The input that must be committed before an event of the turn can be taken into the run.
+fn begins(event: &TurnEvent, run: &LeasedRun) -> Option<Input> {
+    let progress = &run.current.progress;
+    match event {
+        TurnEvent::Text(_) | TurnEvent::Refusal(_) => progress.message.is_none().then_some(Input::TextBegan),
+        TurnEvent::Call(..) => progress.open_calls().is_none().then_some(Input::CallsBegan),
     }
 }
 

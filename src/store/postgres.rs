@@ -119,6 +119,67 @@ const CLAIM_RUN: &str = concat!(
               next.due_at as due_before"
 );
 
+/// The statement of a commit; `$removed` is a further part of it.
+macro_rules! commit_sql {
+    ($removed:literal) => {
+        concat!(
+            "with run as (
+                update runs
+                set active = active and $3,
+                    waits = waits and $3,
+                    version = version + 1,
+                    revision = revision + 1,
+                    due_at = case
+                        when waits then null
+                        when $4 = 0 then due_at
+                        when $4 = 1 then ",
+            lease_end!("$16", "$15"),
+            "            when $4 = 2 then ",
+            now!("$16"),
+            "        end,
+                    claims = claims + case when $4 = 1 then 1 else 0 end,
+                    attempts = case when $17 then 0 else attempts end + case when $4 = 1 then 1 else 0 end,
+                    last_failure = case when $17 then null else last_failure end,
+                    state = $5
+                where id = $1 and version = $2
+                returning thread_id, sees_to, claims
+            ), thread as (
+                update threads
+                set active_run = case when $3 then active_run else nullif(active_run, $1) end,
+                    message_seq = message_seq + case when $6::text is null then 0 else 1 end,
+                    message_at = greatest(message_at, $7)
+                from run
+                where threads.id = run.thread_id and ($6 is not null or not $3)
+                returning message_seq, message_at
+            ), new_message as (
+                insert into messages (id, thread_id, seq, place, created_at, run_id, metadata, body)
+                select $6, run.thread_id, thread.message_seq, run.sees_to, thread.message_at, $1, $8, $9
+                from run, thread
+                where $6 is not null
+            ), changed_message as (
+                update messages set body = $11 from run where messages.id = $10 returning metadata
+            ), step as (
+                insert into run_steps (id, run_id, thread_id, created_at, body)
+                select s.id, $1, run.thread_id, s.created_at, s.body
+                from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
+                on conflict (id) do update set body = excluded.body
+            )",
+            $removed,
+            "
+            select (select claims from run), (select metadata from changed_message)"
+        )
+    };
+}
+
+/// The statement of a commit.
+const COMMIT: &str = commit_sql!("");
+/// The statement of a commit that deletes steps, which few do.
+const COMMIT_AND_REMOVE_STEPS: &str = commit_sql!(
+    ", removed_step as (
+        delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($18::text[])
+    )"
+);
+
 /// Whole seconds.
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
@@ -313,72 +374,29 @@ impl Backend {
         let new = commit.new_message;
         let changed = commit.changed_message;
         let (next_lease, lease) = runs::next_lease_columns(commit.next_lease);
-        let (claims, metadata): (Option<i64>, Option<String>) = sqlx::query_as::<Db, _>(concat!(
-            "with run as (
-                update runs
-                set active = active and $3,
-                    waits = waits and $3,
-                    version = version + 1,
-                    revision = revision + 1,
-                    due_at = case
-                        when waits then null
-                        when $4 = 0 then due_at
-                        when $4 = 1 then ",
-            lease_end!("$16", "$15"),
-            "            when $4 = 2 then ",
-            now!("$16"),
-            "        end,
-                    claims = claims + case when $4 = 1 then 1 else 0 end,
-                    attempts = case when $17 then 0 else attempts end + case when $4 = 1 then 1 else 0 end,
-                    last_failure = case when $17 then null else last_failure end,
-                    state = $5
-                where id = $1 and version = $2
-                returning thread_id, sees_to, claims
-            ), thread as (
-                update threads
-                set active_run = case when $3 then active_run else nullif(active_run, $1) end,
-                    message_seq = message_seq + case when $6::text is null then 0 else 1 end,
-                    message_at = greatest(message_at, $7)
-                from run
-                where threads.id = run.thread_id and ($6 is not null or not $3)
-                returning message_seq, message_at
-            ), new_message as (
-                insert into messages (id, thread_id, seq, place, created_at, run_id, metadata, body)
-                select $6, run.thread_id, thread.message_seq, run.sees_to, thread.message_at, $1, $8, $9
-                from run, thread
-                where $6 is not null
-            ), changed_message as (
-                update messages set body = $11 from run where messages.id = $10 returning metadata
-            ), step as (
-                insert into run_steps (id, run_id, thread_id, created_at, body)
-                select s.id, $1, run.thread_id, s.created_at, s.body
-                from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
-                on conflict (id) do update set body = excluded.body
-            ), removed_step as (
-                delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($18::text[])
-            )
-            select (select claims from run), (select metadata from changed_message)"
-        ))
-        .bind(commit.run.spec.id.as_str())
-        .bind(commit.version)
-        .bind(!commit.run.state.is_over())
-        .bind(next_lease)
-        .bind(runs::state_column(commit.run))
-        .bind(new.map(|message| message.id.as_str()))
-        .bind(new.map_or(0, |message| message.created_at.0))
-        .bind(new.map(|message| to_json(&message.metadata)))
-        .bind(new.map(to_json))
-        .bind(changed.map(|message| message.id.as_str()))
-        .bind(changed.map(to_json))
-        .bind(commit.steps.iter().map(|step| step.id.as_str()).collect::<Vec<_>>())
-        .bind(commit.steps.iter().map(|step| step.created_at.0).collect::<Vec<_>>())
-        .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())
-        .bind(lease)
-        .bind(self.fixed_time())
-        .bind(commit.made_progress)
-        .bind(commit.removed_steps.iter().map(RunStepId::as_str).collect::<Vec<_>>())
-        .fetch_one(&self.pool)
-        .await?;
+        let removes = !commit.removed_steps.is_empty();
+        let sql = if removes { COMMIT_AND_REMOVE_STEPS } else { COMMIT };
+        let query = sqlx::query_as::<Db, _>(sql)
+            .bind(commit.run.spec.id.as_str())
+            .bind(commit.version)
+            .bind(!commit.run.state.is_over())
+            .bind(next_lease)
+            .bind(runs::state_column(commit.run))
+            .bind(new.map(|message| message.id.as_str()))
+            .bind(new.map_or(0, |message| message.created_at.0))
+            .bind(new.map(|message| to_json(&message.metadata)))
+            .bind(new.map(to_json))
+            .bind(changed.map(|message| message.id.as_str()))
+            .bind(changed.map(to_json))
+            .bind(commit.steps.iter().map(|step| step.id.as_str()).collect::<Vec<_>>())
+            .bind(commit.steps.iter().map(|step| step.created_at.0).collect::<Vec<_>>())
+            .bind(commit.steps.iter().map(to_json::<RunStep>).collect::<Vec<_>>())
+            .bind(lease)
+            .bind(self.fixed_time())
+            .bind(commit.made_progress);
+        let removed: Vec<&str> = commit.removed_steps.iter().map(RunStepId::as_str).collect();
+        let query = if removes { query.bind(removed) } else { query };
+        let (claims, metadata): (Option<i64>, Option<String>) = query.fetch_one(&self.pool).await?;
         Ok(claims.map(|lease| Written { lease, metadata }))
     }
 

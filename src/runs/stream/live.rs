@@ -15,6 +15,7 @@ use crate::api::run::RunState;
 use crate::api::stream::CallGrowth;
 use crate::api::{Message, RunId, StreamEvent, Thread, ThreadId, Timestamp};
 use crate::runs::machine::Progress;
+use crate::runs::turn::TurnEvent;
 
 /// Bytes of text after which a reader takes no more at once: what a slow client makes the server hold.
 const TAKE_BYTES: usize = 32 * 1024;
@@ -190,52 +191,16 @@ impl Live {
         });
     }
 
-    /// Adds text to the message.
-    pub fn push_text(&self, piece: &str) {
+    /// Adds what the model has written, and wakes the readers once.
+    pub fn push(&self, events: &[TurnEvent]) {
+        if events.is_empty() {
+            return;
+        }
         let has_listeners = self.listeners() > 0;
-        self.change(|inner| {
-            let Some(snapshot) = inner.snapshot.as_mut().filter(|snapshot| snapshot.progress.message.is_some()) else {
-                return;
-            };
-            snapshot.progress.append(piece);
-            if has_listeners {
-                snapshot.text_pieces.push(snapshot.progress.text().len());
-            }
-            inner.is_unsaved = true;
-        });
-    }
-
-    /// Adds to the message's refusal.
-    pub fn push_refusal(&self, words: &str) {
-        let has_listeners = self.listeners() > 0;
-        self.change(|inner| {
-            let Some(snapshot) = inner.snapshot.as_mut().filter(|snapshot| snapshot.progress.message.is_some()) else {
-                return;
-            };
-            snapshot.progress.append_refusal(words);
-            if has_listeners {
-                snapshot.refusal_pieces.push(snapshot.progress.refusal().len());
-            }
-            inner.is_unsaved = true;
-        });
-    }
-
-    /// Adds to a call that the model is writing.
-    pub fn push_call(&self, index: u32, growth: &CallGrowth) {
         self.change(|inner| {
             let Some(snapshot) = &mut inner.snapshot else { return };
-            match growth {
-                CallGrowth::Begun { id, name } => {
-                    let call =
-                        LiveCall { id: id.clone(), name: name.clone(), arguments: String::new(), pieces: Vec::new() };
-                    snapshot.calls.push(call);
-                }
-                CallGrowth::Arguments(more) => {
-                    if let Some(call) = snapshot.calls.get_mut(index as usize) {
-                        call.arguments.push_str(more);
-                        call.pieces.push(call.arguments.len());
-                    }
-                }
+            for event in events {
+                inner.is_unsaved |= push(snapshot, event, has_listeners);
             }
         });
     }
@@ -283,6 +248,39 @@ impl Live {
         let mut changes = self.changes.subscribe();
         changes.mark_changed();
         Listener { live: self.clone(), changes, transcript }
+    }
+}
+
+/// Adds a piece to the snapshot; returns whether the message has grown.
+fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool {
+    let Snapshot { progress, calls, text_pieces, refusal_pieces, .. } = snapshot;
+    match event {
+        TurnEvent::Text(_) | TurnEvent::Refusal(_) if progress.message.is_none() => false,
+        TurnEvent::Text(text) => {
+            progress.append(text);
+            if has_listeners {
+                text_pieces.push(progress.text().len());
+            }
+            true
+        }
+        TurnEvent::Refusal(words) => {
+            progress.append_refusal(words);
+            if has_listeners {
+                refusal_pieces.push(progress.refusal().len());
+            }
+            true
+        }
+        TurnEvent::Call(_, CallGrowth::Begun { id, name }) => {
+            calls.push(LiveCall { id: id.clone(), name: name.clone(), arguments: String::new(), pieces: Vec::new() });
+            false
+        }
+        TurnEvent::Call(index, CallGrowth::Arguments(more)) => {
+            if let Some(call) = calls.get_mut(*index as usize) {
+                call.arguments.push_str(more);
+                call.pieces.push(call.arguments.len());
+            }
+            false
+        }
     }
 }
 
