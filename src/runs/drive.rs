@@ -39,6 +39,8 @@ pub struct RunWork {
     lease: i64,
     /// What it has done, when the one who leased it knows.
     progress: Option<Progress>,
+    /// Its snapshot, as the one who leased it has published it: nobody else may hold it before the driver does.
+    live: Option<Arc<Live>>,
     /// The whole thread, when it was created together with the run.
     thread: Option<Vec<Message>>,
 }
@@ -46,14 +48,14 @@ pub struct RunWork {
 impl RunWork {
     /// A run that was leased, in progress, by the commit that created or resumed it.
     #[must_use]
-    pub fn leased(current: Current, thread: Option<Vec<Message>>) -> Claim<Self> {
+    pub fn leased(current: Current, live: Arc<Live>, thread: Option<Vec<Message>>) -> Claim<Self> {
         let Current { progress, version, lease } = current;
         let run = progress.run.clone();
         Claim {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts: 1,
             last_failure: None,
-            work: Self { run, version, lease, progress: Some(progress), thread },
+            work: Self { run, version, lease, progress: Some(progress), live: Some(live), thread },
         }
     }
 }
@@ -138,7 +140,7 @@ impl Driver {
     }
 
     async fn run_to_rest(&self, work: &mut RunWork, attempt: &Attempt) -> Result<(), DriveError> {
-        let live = self.transitions.registry().open(&work.run.spec.id);
+        let live = work.live.take().unwrap_or_else(|| self.transitions.registry().open(&work.run.spec.id));
         let _driven = Driven::new(live.clone());
         let began = Instant::now();
         let is_claimed = work.progress.is_none();
@@ -370,10 +372,10 @@ impl Job for Driver {
         tracing::info_span!("run", run.id = %spec.id, thread.id = %spec.thread_id)
     }
 
-    async fn claim(&self, except: &[String]) -> Result<Option<Claim<RunWork>>, store::Error> {
+    async fn claim(&self, except: &[String], attempts_max: u32) -> Result<Option<Claim<RunWork>>, store::Error> {
         let except: Vec<RunId> = except.iter().map(RunId::from_stored).collect();
         let after_owner = self.owner().clone();
-        let claimed = self.dependencies.store.claim_run(self.lease, &after_owner, &except).await?;
+        let claimed = self.dependencies.store.claim_run(self.lease, &after_owner, &except, attempts_max).await?;
         let Some(ClaimedRun { versioned, attempts, last_failure, owner }) = claimed else { return Ok(None) };
         *self.owner() = owner;
         let Versioned { run, version, lease, .. } = versioned;
@@ -381,7 +383,7 @@ impl Job for Driver {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts,
             last_failure,
-            work: RunWork { run, version, lease, progress: None, thread: None },
+            work: RunWork { run, version, lease, progress: None, live: None, thread: None },
         }))
     }
 

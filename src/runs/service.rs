@@ -209,7 +209,7 @@ impl RunService {
         match slot {
             Some(slot) => {
                 let current = Current { progress, version: FIRST_VERSION, lease };
-                self.worker.start(slot, RunWork::leased(current, whole_thread));
+                self.worker.start(slot, RunWork::leased(current, live, whole_thread));
             }
             // The run before may have ended just now, and found nobody to promote.
             None if is_busy => self.driver.promote_next_run(&run).await,
@@ -379,7 +379,7 @@ impl RunService {
         let listener = streamed.then(|| live.subscribe(Transcript::of_resumed_run(&before.progress)));
         let run = Run { state: RunState::Queued { started_at }, ..current.progress.run.clone() };
         match slot {
-            Some(slot) => self.worker.start(slot, RunWork::leased(current, None)),
+            Some(slot) => self.worker.start(slot, RunWork::leased(current, live, None)),
             None => self.perform(effect, &run).await,
         }
         Ok(CreatedRun { run, listener })

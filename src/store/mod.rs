@@ -312,12 +312,14 @@ pub trait Runs {
     ///
     /// Owners take turns: the next owner behind `after_owner` that has a due run, and of that owner the run that has been
     /// due longest. Until the lease ends no other caller gets the run. Its version rises, so a server that lost it can
-    /// write nothing. Runs in `except` are not claimed.
+    /// write nothing. Runs in `except`, and runs that had more than `attempts_max` attempts since they last made progress, are
+    /// not claimed.
     async fn claim_run(
         &self,
         lease: Duration,
         after_owner: &str,
         except: &[RunId],
+        attempts_max: u32,
     ) -> Result<Option<ClaimedRun>, Error>;
     /// Writes a transition. A run that is over frees its thread.
     ///

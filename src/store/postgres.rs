@@ -94,7 +94,7 @@ const CLAIM_RUN: &str = concat!(
         select id, due_at from runs
         where owner > $3 and due_at <= ",
     now!("$1"),
-    "     and id not in (",
+    "     and attempts <= $5 and id not in (",
     json_texts!("$4"),
     ")
         order by owner, due_at, seq limit 1 for update skip locked
@@ -102,7 +102,7 @@ const CLAIM_RUN: &str = concat!(
         select id, due_at from runs
         where not exists (select 1 from later) and owner <= $3 and due_at <= ",
     now!("$1"),
-    "     and id not in (",
+    "     and attempts <= $5 and id not in (",
     json_texts!("$4"),
     ")
         order by owner, due_at, seq limit 1 for update skip locked

@@ -77,12 +77,12 @@ const CLAIM_RUN: &str = concat!(
         select coalesce(
             (select id from runs where owner > $3 and due_at <= ",
     now!("$1"),
-    " and id not in (",
+    " and attempts <= $5 and id not in (",
     json_texts!("$4"),
     ") order by owner, due_at, seq limit 1),
             (select id from runs where owner <= $3 and due_at <= ",
     now!("$1"),
-    " and id not in (",
+    " and attempts <= $5 and id not in (",
     json_texts!("$4"),
     ") order by owner, due_at, seq limit 1)
         ) as next_id

@@ -11,10 +11,11 @@
 //!
 //! Leases are renewed by a loop of their own, whatever the driven work does, in one statement for all. A lease that
 //! has lapsed because the database was away is not lost before another server has taken it: the work goes on, and this
-//! server does not claim it a second time.
+//! server does not claim it a second time. Jobs that have lost several servers are driven a few at a time (`trials`).
 
 mod lease;
 mod supervisor;
+mod trials;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,7 @@ pub use lease::Attempt;
 pub use supervisor::Supervisor;
 
 use lease::Leases;
+use trials::{Trial, Trials};
 
 /// How often the queue is polled, besides whenever there is a reason to.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -58,11 +60,12 @@ pub trait Job: Send + Sync + 'static {
     /// The span in which an attempt is logged, with the ids of its work.
     fn span(&self, work: &Self::Work) -> tracing::Span;
 
-    /// Claims the next job that is due, except those named: this server drives them already.
+    /// Claims the next job that is due and has had at most `attempts_max` attempts, except those named: this server drives
+    /// them already.
     ///
     /// # Errors
     /// As the store says.
-    async fn claim(&self, except: &[String]) -> Result<Option<Claim<Self::Work>>, store::Error>;
+    async fn claim(&self, except: &[String], attempts_max: u32) -> Result<Option<Claim<Self::Work>>, store::Error>;
 
     /// Drives a claimed job until it is done, or cannot go on. Dropped when the lease is lost, except while it holds an
     /// [`Attempt::critical`] guard. Must return soon after [`Attempt::stopping`] is cancelled.
@@ -142,6 +145,7 @@ pub struct Worker<J> {
     settings: Settings,
     slots: Arc<Semaphore>,
     leases: Arc<Leases>,
+    trials: Arc<Trials>,
     queue: Arc<Queue>,
     tasks: TaskTracker,
     /// Nothing new is claimed or started.
@@ -159,6 +163,7 @@ impl<J: Job> Worker<J> {
             jobs,
             slots: Arc::new(Semaphore::new(settings.concurrency_max)),
             leases: Arc::default(),
+            trials: Arc::default(),
             settings,
             queue,
             tasks: TaskTracker::new(),
@@ -203,11 +208,15 @@ impl<J: Job> Worker<J> {
 
     /// Drives a job that is leased already.
     pub fn start(self: &Arc<Self>, slot: Slot, claim: Claim<J::Work>) {
+        self.start_claimed(slot, claim, None);
+    }
+
+    fn start_claimed(self: &Arc<Self>, slot: Slot, claim: Claim<J::Work>, trial: Option<Trial>) {
         // Registered here, so that there is no moment in which the lease is held and not renewed.
         let attempt = self.attempt(&claim.lease);
         let worker = self.clone();
         self.tasks.spawn(async move {
-            worker.drive(claim, attempt).await;
+            worker.drive(claim, attempt, trial).await;
             worker.drive_queued(slot).await;
         });
     }
@@ -223,8 +232,8 @@ impl<J: Job> Worker<J> {
                 _ = poll.tick() => {}
             }
             while let Some(slot) = self.slot() {
-                let Some(claim) = self.claim().await else { break };
-                self.start(slot, claim);
+                let Some((claim, trial)) = self.claim().await else { break };
+                self.start_claimed(slot, claim, trial);
             }
         }
     }
@@ -270,9 +279,9 @@ impl<J: Job> Worker<J> {
     async fn drive_queued(self: Arc<Self>, slot: Slot) {
         while self.queue.may_have_due_jobs.load(Ordering::Relaxed) && !self.draining.is_cancelled() {
             match self.claim().await {
-                Some(claim) => {
+                Some((claim, trial)) => {
                     let attempt = self.attempt(&claim.lease);
-                    self.drive(claim, attempt).await;
+                    self.drive(claim, attempt, trial).await;
                 }
                 None => self.queue.may_have_due_jobs.store(false, Ordering::Relaxed),
             }
@@ -280,9 +289,15 @@ impl<J: Job> Worker<J> {
         drop(slot);
     }
 
-    async fn claim(&self) -> Option<Claim<J::Work>> {
-        match self.job.claim(&self.leases.not_to_claim()).await {
-            Ok(claim) => claim,
+    /// Claims a due job; one that has lost several servers only with a trial.
+    async fn claim(&self) -> Option<(Claim<J::Work>, Option<Trial>)> {
+        let trial = Trials::begin(&self.trials);
+        let attempts_max = if trial.is_some() { u32::MAX } else { trials::ATTEMPTS_MAX - 1 };
+        match self.job.claim(&self.leases.not_to_claim(), attempts_max).await {
+            Ok(claim) => claim.map(|claim| {
+                let trial = trial.filter(|_| claim.attempts > trials::ATTEMPTS_MAX);
+                (claim, trial)
+            }),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "due jobs cannot be claimed");
                 None
@@ -290,9 +305,18 @@ impl<J: Job> Worker<J> {
         }
     }
 
-    async fn drive(&self, claim: Claim<J::Work>, attempt: Attempt) {
+    async fn drive(&self, claim: Claim<J::Work>, attempt: Attempt, trial: Option<Trial>) {
         let span = self.job.span(&claim.work);
-        self.drive_in_span(claim, attempt).instrument(span).await;
+        let driven = self.drive_in_span(claim, attempt);
+        let Some(trial) = trial else { return driven.instrument(span).await };
+        let mut driven = std::pin::pin!(driven.instrument(span));
+        // A job that has not ended the server within a lease is driven beside others.
+        let is_over = tokio::time::timeout(self.settings.lease, driven.as_mut()).await.is_ok();
+        trial.passed();
+        self.queue.wake();
+        if !is_over {
+            driven.await;
+        }
     }
 
     async fn drive_in_span(&self, claim: Claim<J::Work>, attempt: Attempt) {

@@ -86,6 +86,23 @@ both_stores!(a_client_may_delete_the_message_of_a_run_that_awaits_it, async |dat
     assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
 });
 
+both_stores!(a_run_whose_outputs_were_submitted_without_a_stream_keeps_its_lease, async |database: Database| {
+    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Pause(vec!["Sunny"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let (run, outputs) = asked(client).await;
+
+    client.post(&format!("{run}/submit_tool_outputs"), outputs).await;
+
+    upstream.asked(2).await;
+    // Meanwhile the server compares its runs with the store, more than once.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(client.get(&run).await["status"], "in_progress");
+    upstream.go_on();
+    client.until(&run, "completed").await;
+    assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
+});
+
 both_stores!(a_run_is_driven_although_its_client_hangs_up, async |database: Database| {
     let upstream = Upstream::start().await;
     // A run that nobody drives would wait for its lease to end.
@@ -195,7 +212,7 @@ both_stores!(a_run_that_ran_out_of_attempts_fails_and_says_why, async |database:
             .await
             .unwrap();
         for _ in 0..3 {
-            let claimed = store.claim_run(Duration::from_secs(15), "", &[]).await.unwrap().unwrap();
+            let claimed = store.claim_run(Duration::from_secs(15), "", &[], u32::MAX).await.unwrap().unwrap();
             let lease = Lease { id: run.spec.id.to_string(), number: claimed.versioned.lease };
             store.record_failed_attempt(JobKind::Run, &lease, "the moon was full", Duration::ZERO).await.unwrap();
         }

@@ -166,6 +166,7 @@ impl Runs for Backend {
         lease: Duration,
         after_owner: &str,
         except: &[RunId],
+        attempts_max: u32,
     ) -> Result<Option<ClaimedRun>, Error> {
         loop {
             let mut excluded: Vec<String> = except.iter().map(ToString::to_string).collect();
@@ -175,6 +176,7 @@ impl Runs for Backend {
                 .bind(seconds(lease))
                 .bind(after_owner)
                 .bind(to_json(&excluded))
+                .bind(i64::from(attempts_max))
                 .fetch_optional(self.writer())
                 .await?;
             let Some(row) = row else { return Ok(None) };

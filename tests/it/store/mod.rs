@@ -76,7 +76,7 @@ async fn created(store: &Arc<dyn Store>, owner: &str) -> Run {
 const LEASE: Duration = Duration::from_secs(15);
 
 async fn claim(store: &Arc<dyn Store>) -> Option<ClaimedRun> {
-    store.claim_run(LEASE, "", &[]).await.unwrap()
+    store.claim_run(LEASE, "", &[], u32::MAX).await.unwrap()
 }
 
 fn lease(claimed: &ClaimedRun) -> Lease {
@@ -284,9 +284,9 @@ both_stores!(a_lease_is_never_shorter_than_asked_for_by_the_databases_clock, asy
     let store = database.open().await;
     created(&store, "").await;
 
-    let claimed = store.claim_run(Duration::from_secs(1), "", &[]).await.unwrap().unwrap();
+    let claimed = store.claim_run(Duration::from_secs(1), "", &[], u32::MAX).await.unwrap().unwrap();
     let began = std::time::Instant::now();
-    while store.claim_run(LEASE, "", &[]).await.unwrap().is_none() {
+    while store.claim_run(LEASE, "", &[], u32::MAX).await.unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
@@ -354,7 +354,7 @@ both_stores!(owners_take_turns_and_each_has_its_runs_in_order, async |database: 
 
     let mut order = Vec::new();
     let mut last = String::new();
-    while let Some(claimed) = store.claim_run(LEASE, &last, &[]).await.unwrap() {
+    while let Some(claimed) = store.claim_run(LEASE, &last, &[], u32::MAX).await.unwrap() {
         last = claimed.owner;
         order.push(claimed.versioned.run.spec.id.clone());
     }
@@ -367,8 +367,18 @@ both_stores!(a_run_that_this_server_drives_already_is_not_claimed, async |databa
     let (store, _clock) = open(&database).await;
     let run = created(&store, "").await;
 
-    assert_eq!(store.claim_run(LEASE, "", std::slice::from_ref(&run.spec.id)).await.unwrap(), None);
+    assert_eq!(store.claim_run(LEASE, "", std::slice::from_ref(&run.spec.id), u32::MAX).await.unwrap(), None);
     assert!(claim(&store).await.is_some());
+});
+
+both_stores!(a_run_with_more_attempts_than_asked_for_is_not_claimed, async |database: Database| {
+    let (store, clock) = open(&database).await;
+    created(&store, "").await;
+    claim(&store).await.unwrap();
+    clock.advance(LEASE.as_secs().cast_signed() + 1);
+
+    assert_eq!(store.claim_run(LEASE, "", &[], 0).await.unwrap(), None);
+    assert_eq!(store.claim_run(LEASE, "", &[], 1).await.unwrap().unwrap().attempts, 2);
 });
 
 both_stores!(a_row_of_a_newer_release_is_left_alone_and_stops_nobody, async |database: Database| {
@@ -502,7 +512,10 @@ async fn what_a_full_disk_does_not_take_is_not_acknowledged() {
         }
     }
     assert!(refused > 0, "the disk was never full");
-    assert!(matches!(store.claim_run(LEASE, "", &[]).await, Err(Error::Unavailable(_))), "claims are writes as well");
+    assert!(
+        matches!(store.claim_run(LEASE, "", &[], u32::MAX).await, Err(Error::Unavailable(_))),
+        "claims are writes as well"
+    );
     assert!(matches!(store.check().await, Err(Error::Unavailable(_))));
     store.close().await;
     drop(store);
