@@ -92,8 +92,10 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
     tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
     // Where programs read the log, they get nothing else.
-    if settings.log_format != LogFormat::Json {
-        banner(&server, !settings.api_keys.is_empty())?;
+    if settings.log_format != LogFormat::Json
+        && let Err(error) = banner(&server, !settings.api_keys.is_empty())
+    {
+        tracing::warn!(error = &error as &dyn std::error::Error, "standard output cannot be written");
     }
     tokio::select! {
         _ = terminate.recv() => {}

@@ -119,3 +119,30 @@ async fn a_first_start_says_what_to_know_and_stops_when_told() {
     let said: Vec<&str> = told.map(|line| line["message"].as_str().unwrap()).collect();
     assert_eq!(said, ["listening", "stopping", "stopped"], "not on a terminal, the log is JSON");
 }
+
+#[tokio::test]
+async fn a_server_runs_although_its_output_cannot_be_written() {
+    let (folder, full) = (Folder::new(), std::path::Path::new("/dev/full"));
+    if !full.exists() {
+        return crate::support::skip("/dev/full");
+    }
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = [
+        ("LISTEN", address.to_string()),
+        ("DATA_DIR", folder.0.display().to_string()),
+        ("LOG", "trace".to_owned()),
+        ("UPSTREAM_URL", "http://127.0.0.1:9/v1".to_owned()),
+    ];
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let file = || std::fs::File::options().write(true).open(full).unwrap();
+    let mut server = assistd(&settings).stdout(file()).stderr(file()).spawn().unwrap();
+    let client = crate::support::client::Client::new(address);
+
+    let mut is_up = false;
+    while !is_up {
+        assert!(server.try_wait().unwrap().is_none(), "the server exited");
+        is_up = client.request(reqwest::Method::GET, "/health").send().await.is_ok();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.assistant().await;
+}
