@@ -1,0 +1,240 @@
+//! What must be true at the end: compares what the servers have with what was acknowledged, and with what the model said.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::client::{Conversation, is_over};
+use crate::upstream::{Answer, Script, Turn};
+use crate::world::World;
+
+/// The setting `max_attempts`.
+pub const ATTEMPTS_MAX: usize = 5;
+/// What separates the texts of two turns in a run's message.
+const BETWEEN_TURNS: &str = "\n\n";
+
+/// Checks all conversations. The servers are up, and nothing disturbs them any more.
+pub async fn check_all(world: &World, conversations: &[Conversation]) {
+    for conversation in conversations.iter().filter(|conversation| !conversation.thread.is_empty()) {
+        if conversation.is_deleted {
+            check_deleted(world, conversation).await;
+        } else {
+            check(world, conversation).await;
+        }
+    }
+}
+
+async fn check_deleted(world: &World, conversation: &Conversation) {
+    let path = format!("/v1/threads/{}", conversation.thread);
+    match world.call(Method::GET, &path, None).await {
+        Some((404, _)) | None => {}
+        Some((status, _)) => world.violation(format!("{path}: a deleted thread is answered with {status}")),
+    }
+}
+
+async fn check(world: &World, conversation: &Conversation) {
+    let path = format!("/v1/threads/{}", conversation.thread);
+    let runs = settled_runs(world, &path).await;
+    for (id, script) in &conversation.runs {
+        if !runs.iter().any(|run| run["id"] == id.as_str()) {
+            world.violation(format!("{}: the acknowledged run {id} is gone", script.tag));
+        }
+    }
+    let messages = list(world, &format!("{path}/messages?order=asc")).await;
+    let mut position = 0;
+    for (id, text) in &conversation.messages {
+        let found = messages.iter().position(|message| message["id"] == id.as_str());
+        match found {
+            Some(index) if messages[index]["content"][0]["text"]["value"] != text.as_str() => {
+                world.violation(format!("{path}: the message {id} has another text"));
+            }
+            Some(index) if index < position => world.violation(format!("{path}: the message {id} is out of order")),
+            Some(index) => position = index,
+            None => world.violation(format!("{path}: the acknowledged message {id} is gone")),
+        }
+    }
+    for run in &runs {
+        let tag = run["metadata"]["tag"].as_str().unwrap_or_default();
+        let Some(script) = conversation.scripts.iter().find(|script| script.tag == tag) else {
+            world.violation(format!("{path}: a run that nobody asked for: {}", run["id"]));
+            continue;
+        };
+        if let Err(problem) = check_run(world, conversation, run, script, &messages).await {
+            world.violation(format!("{tag} ({path}/runs/{}): {problem}", run["id"].as_str().unwrap_or_default()));
+        }
+    }
+    check_unlocked(world, &path).await;
+}
+
+/// The thread's runs once all are over; a run that does not end is a violation.
+async fn settled_runs(world: &World, path: &str) -> Vec<Value> {
+    let began = Instant::now();
+    loop {
+        let runs = list(world, &format!("{path}/runs?order=asc")).await;
+        let open: Vec<&Value> = runs.iter().filter(|run| !is_over(run)).collect();
+        if open.is_empty() {
+            return runs;
+        }
+        // A client that gave up leaves a run that awaits it.
+        for run in open.iter().filter(|run| run["status"] == "requires_action") {
+            let cancel = format!("{path}/runs/{}/cancel", run["id"].as_str().unwrap_or_default());
+            world.call(Method::POST, &cancel, Some(&json!({}))).await;
+        }
+        if began.elapsed() > Duration::from_mins(1) {
+            for run in open {
+                world.violation(format!("{path}: the run {} stays {}", run["id"], run["status"]));
+            }
+            return runs.iter().filter(|run| is_over(run)).cloned().collect();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Every object of a list, over all its pages.
+async fn list(world: &World, path: &str) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::new();
+    loop {
+        let after = all.last().map(|last| format!("&after={}", last["id"].as_str().unwrap_or_default()));
+        let page = format!("{path}&limit=100{}", after.unwrap_or_default());
+        let Some((200, page)) = world.call(Method::GET, &page, None).await else { return all };
+        all.extend(page["data"].as_array().cloned().unwrap_or_default());
+        if page["has_more"] != true {
+            return all;
+        }
+    }
+}
+
+async fn check_run(
+    world: &World,
+    conversation: &Conversation,
+    run: &Value,
+    script: &Script,
+    messages: &[Value],
+) -> Result<(), String> {
+    let id = run["id"].as_str().unwrap_or_default();
+    let status = run["status"].as_str().unwrap_or_default();
+    world.count(format!("runs {status}"));
+    for turn in 0..script.turns.len() {
+        let asked = world.upstream.answers(&script.tag, turn).len();
+        if asked > ATTEMPTS_MAX {
+            return Err(format!("the model was asked {asked} times in turn {turn}"));
+        }
+    }
+    let steps = list(world, &format!("/v1/threads/{}/runs/{id}/steps?order=asc", conversation.thread)).await;
+    let of_message = steps.iter().filter(|step| step["type"] == "message_creation").count();
+    let own: Vec<&Value> =
+        messages.iter().filter(|message| message["run_id"] == id && message["role"] == "assistant").collect();
+    if of_message > 1 || own.len() > 1 {
+        return Err(format!("{of_message} message_creation steps and {} messages", own.len()));
+    }
+    if conversation.has_deleted_messages {
+        return Ok(());
+    }
+    // A run that failed before it wrote anything has the step alone.
+    if of_message != own.len() && !(status == "failed" && own.is_empty()) {
+        return Err(format!("{of_message} message_creation steps and {} messages", own.len()));
+    }
+    let text = own.first().map_or("", |message| message["content"][0]["text"]["value"].as_str().unwrap_or_default());
+    let calls: Vec<&Value> = steps.iter().filter(|step| step["type"] == "tool_calls").collect();
+    if steps.iter().any(|step| step["status"] == "in_progress") {
+        return Err("a step of a run that is over is in progress".to_owned());
+    }
+    match status {
+        "completed" => check_completed(world, run, script, text, &calls, &steps),
+        "failed" => {
+            let message = run["last_error"]["message"].as_str().unwrap_or_default();
+            let is_given_up = message.starts_with(&format!("The run was attempted {ATTEMPTS_MAX} times"));
+            if is_given_up { Ok(()) } else { Err(format!("failed: {message}")) }
+        }
+        "cancelled" if conversation.cancelled.contains(&script.tag) => check_unfinished(world, script, text),
+        // Cancelled above, because its client had given up; that is a violation of its own.
+        "cancelled" => Ok(()),
+        _ => Err(format!("ended as {status}")),
+    }
+}
+
+fn check_completed(
+    world: &World,
+    run: &Value,
+    script: &Script,
+    text: &str,
+    calls: &[&Value],
+    steps: &[Value],
+) -> Result<(), String> {
+    let (mut rest, mut calls, mut tokens) = (text, calls.iter(), 0);
+    for (index, turn) in script.turns.iter().enumerate() {
+        let answers = world.upstream.answers(&script.tag, index);
+        rest = rest.strip_prefix(BETWEEN_TURNS).unwrap_or(rest);
+        let step = if turn.calls > 0 { Some(calls.next().ok_or("a step of tool calls is missing")?) } else { None };
+        let answer = standing(&answers, turn, rest, step.copied())
+            .ok_or_else(|| format!("turn {index} is not one whole answer of {answers:?}: {rest:?}, {step:?}"))?;
+        rest = &rest[spoken(answer, turn.words).len()..];
+        tokens += answer.total_tokens();
+    }
+    if !rest.is_empty() {
+        return Err(format!("text beyond the answers: {rest:?}"));
+    }
+    if calls.next().is_some() {
+        return Err("a step of tool calls that the model did not make".to_owned());
+    }
+    let of_steps: u64 = steps.iter().filter_map(|step| step["usage"]["total_tokens"].as_u64()).sum();
+    if run["usage"]["total_tokens"] != tokens || of_steps != tokens {
+        return Err(format!("usage {}, of the steps {of_steps}; the model reported {tokens}", run["usage"]));
+    }
+    Ok(())
+}
+
+fn spoken(answer: &Answer, words: usize) -> String {
+    (0..words).flat_map(|index| [answer.word(index), " ".to_owned()]).collect()
+}
+
+/// The whole answer that the text begins with and that the step's calls come from.
+fn standing<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Option<&Value>) -> Option<&'a Answer> {
+    answers.iter().filter(|answer| answer.is_whole).find(|answer| {
+        let is_said = turn.words == 0 || text.starts_with(&spoken(answer, turn.words));
+        let is_called = step.is_none_or(|step| {
+            let calls = step["step_details"]["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+            calls.len() == turn.calls
+                && calls.iter().enumerate().all(|(index, call)| {
+                    let arguments = json!({"answer": answer.name, "call": index}).to_string();
+                    let output = format!("output of {}", call["id"].as_str().unwrap_or_default());
+                    call["function"]["arguments"] == arguments.as_str() && call["function"]["output"] == output.as_str()
+                })
+        });
+        is_said && is_called
+    })
+}
+
+/// The text of a run that did not complete: whole answers, and the beginning of one more.
+fn check_unfinished(world: &World, script: &Script, text: &str) -> Result<(), String> {
+    let mut rest = text;
+    for (index, turn) in script.turns.iter().enumerate() {
+        if rest.is_empty() {
+            break;
+        }
+        let answers = world.upstream.answers(&script.tag, index);
+        if turn.words == 0 {
+            continue;
+        }
+        rest = rest.strip_prefix(BETWEEN_TURNS).unwrap_or(rest);
+        if let Some(answer) = answers.iter().find(|answer| rest.starts_with(&spoken(answer, turn.words))) {
+            rest = &rest[spoken(answer, turn.words).len()..];
+        } else if answers.iter().any(|answer| spoken(answer, turn.words).starts_with(rest)) {
+            rest = "";
+        } else {
+            return Err(format!("{text:?} was not said by the model: {answers:?}"));
+        }
+    }
+    if rest.is_empty() { Ok(()) } else { Err(format!("{rest:?} was not said by the model")) }
+}
+
+/// A thread whose runs are over takes a message.
+async fn check_unlocked(world: &World, path: &str) {
+    let body = json!({"role": "user", "content": "the last one"});
+    match world.call(Method::POST, &format!("{path}/messages"), Some(&body)).await {
+        Some((200, _)) | None => {}
+        Some((status, error)) => world.violation(format!("{path}: locked: {status} {error}")),
+    }
+}

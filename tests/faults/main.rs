@@ -1,0 +1,153 @@
+//! The fault tests: servers are killed, stopped, frozen and cut off from their database while clients converse; then every
+//! run, message, step and usage is compared with what was acknowledged and with what the model said.
+//!
+//! ```text
+//! cargo build && tests/with-postgres cargo test --test faults -- --assistd target/debug/assistd [--short]
+//!     [--store sqlite|postgres] [--seed N] [--seconds N] [--clients N] [--replicas N] [--scenario NAME]...
+//! ```
+//!
+//! Without options, the long form: ten minutes of random faults on each store, and all scenarios. `--short` is what
+//! `tests/run` uses. The seed decides what clients do and what fails; when they meet is up to the machine. The exit status is
+//! 1 when something was lost, doubled, stuck or wrong.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test reads the environment, uses the real clock, and reports"
+)]
+
+mod chaos;
+mod check;
+mod client;
+mod reader;
+mod relay;
+mod scenarios;
+mod servers;
+mod upstream;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+
+use crate::world::{Plan, Store, World};
+
+/// Tests assistd under faults.
+#[derive(Parser)]
+#[command(name = "faults")]
+struct Args {
+    /// The server's binary.
+    #[arg(long)]
+    assistd: PathBuf,
+    /// Only this store.
+    #[arg(long)]
+    store: Option<StoreName>,
+    /// Seed of the random faults and of what clients do.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Duration of the random faults on each store, in seconds [default: 600; short: 40].
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Number of clients.
+    #[arg(long, default_value_t = 24)]
+    clients: usize,
+    /// Number of servers on Postgres.
+    #[arg(long, default_value_t = 3)]
+    replicas: usize,
+    /// Only these scenarios; random faults only with --seconds.
+    #[arg(long, value_enum)]
+    scenario: Vec<scenarios::Name>,
+    /// Less of the random faults.
+    #[arg(long)]
+    short: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreName {
+    Sqlite,
+    Postgres,
+}
+
+fn main() -> ExitCode {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+    let is_passed = runtime.block_on(run(&Args::parse()));
+    // Servers that are still up end with the runtime.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    if is_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn run(args: &Args) -> bool {
+    let mut stores = Vec::new();
+    if args.store != Some(StoreName::Postgres) {
+        stores.push(Store::Sqlite);
+    }
+    if args.store != Some(StoreName::Sqlite) {
+        match std::env::var("ASSISTD_TEST_POSTGRES_URL") {
+            Ok(url) => stores.push(Store::Postgres(url)),
+            Err(_) => {
+                scenarios::skip("ASSISTD_TEST_POSTGRES_URL: only SQLite is tested");
+            }
+        }
+    }
+    let mut is_passed = true;
+    for store in &stores {
+        for name in scenarios::Name::value_variants() {
+            let is_wanted = args.scenario.is_empty() || args.scenario.contains(name);
+            if is_wanted && name.runs_on(store) {
+                let began = Instant::now();
+                let violations = scenarios::run(*name, &args.assistd, store).await;
+                report(&format!("scenario {name:?}"), store, began, violations.as_slice());
+                is_passed &= violations.is_empty();
+            }
+        }
+        if args.scenario.is_empty() || args.seconds.is_some() {
+            is_passed &= random_faults(args, store).await;
+        }
+    }
+    is_passed
+}
+
+fn report(what: &str, store: &Store, began: Instant, violations: &[String]) {
+    let store = if *store == Store::Sqlite { "SQLite" } else { "Postgres" };
+    let result = if violations.is_empty() { "passed" } else { "FAILED" };
+    for violation in violations {
+        println!("faults: violation: {violation}");
+    }
+    println!("faults: {what} on {store}: {result} after {:.1} s", began.elapsed().as_secs_f64());
+}
+
+async fn random_faults(args: &Args, store: &Store) -> bool {
+    let began = Instant::now();
+    let replicas = if *store == Store::Sqlite { 1 } else { args.replicas };
+    let plan = Plan {
+        assistd: args.assistd.clone(),
+        store: store.clone(),
+        replicas,
+        settings: Vec::new(),
+        wrappers: Vec::new(),
+        home: None,
+    };
+    let world = World::start(plan).await;
+    let chaos = tokio::spawn(chaos::disturb(world.clone(), args.seed));
+    let clients: Vec<_> = (0..args.clients)
+        .map(|number| tokio::spawn(client::converse_until_over(world.clone(), number, args.seed ^ (number as u64 + 1))))
+        .collect();
+    let seconds = args.seconds.unwrap_or(if args.short { 40 } else { 600 });
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    world.is_over.store(true, Ordering::Relaxed);
+    chaos.await.expect("the faults do not panic");
+    let mut conversations = Vec::new();
+    for client in clients {
+        conversations.extend(client.await.expect("a client does not panic"));
+    }
+    check::check_all(&world, &conversations).await;
+    world.stop().await;
+    let runs = conversations.iter().map(|conversation| conversation.runs.len()).sum::<usize>();
+    println!("faults: {runs} runs, {} model calls repeated, {:?}", world.upstream.repeated(), world.counts());
+    report(&format!("random faults (seed {})", args.seed), store, began, &world.violations());
+    world.violations().is_empty()
+}

@@ -1,0 +1,365 @@
+//! Faults that are played on purpose, one at a time.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use fastrand::Rng;
+use reqwest::Method;
+use serde_json::json;
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::check::{self, ATTEMPTS_MAX};
+use crate::client::{Client, Conversation};
+use crate::upstream::{Script, Turn};
+use crate::world::{Plan, Store, World};
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// Servers whose clocks are ten minutes ahead and behind.
+    ClockSkew,
+    /// A run whose every attempt kills the server.
+    FatalRun,
+    /// A disk without space.
+    FullDisk,
+    /// More idle connections than the limit of open files allows.
+    FileHandles,
+    /// No fault: damages the database and expects the checks to find it.
+    SelfTest,
+}
+
+impl Name {
+    pub fn runs_on(self, store: &Store) -> bool {
+        match self {
+            Self::ClockSkew => *store != Store::Sqlite,
+            Self::FatalRun | Self::FileHandles => true,
+            Self::FullDisk | Self::SelfTest => *store == Store::Sqlite,
+        }
+    }
+}
+
+/// Plays a scenario; returns what was wrong.
+pub async fn run(name: Name, assistd: &Path, store: &Store) -> Vec<String> {
+    let plan = Plan {
+        assistd: assistd.to_owned(),
+        store: store.clone(),
+        replicas: 1,
+        settings: Vec::new(),
+        wrappers: Vec::new(),
+        home: None,
+    };
+    match name {
+        Name::ClockSkew => clock_skew(plan).await,
+        Name::FatalRun => fatal_run(plan).await,
+        Name::FullDisk => full_disk(plan).await,
+        Name::FileHandles => file_handles(plan).await,
+        Name::SelfTest => self_test(plan).await,
+    }
+}
+
+/// Reports that a scenario is left out; in CI that is a failure.
+pub fn skip(what: &str) -> Vec<String> {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have {what}");
+    println!("faults: skipped: no {what}");
+    Vec::new()
+}
+
+fn text(words: usize, duration_ms: u64) -> Vec<Turn> {
+    vec![Turn { words, duration_ms, calls: 0 }]
+}
+
+fn with_tools(duration_ms: u64) -> Vec<Turn> {
+    vec![Turn { words: 3, duration_ms, calls: 2 }, Turn { words: 5, duration_ms, calls: 0 }]
+}
+
+/// A client with a thread of its own.
+async fn client(world: &Arc<World>, tag: &str) -> Client {
+    let (_, thread) = world.call(Method::POST, "/v1/threads", Some(&json!({}))).await.expect("a server is up");
+    let thread = thread["id"].as_str().expect("an id").to_owned();
+    let conversation = Conversation { thread, ..Conversation::default() };
+    Client { world: world.clone(), rng: Rng::with_seed(1), tag: tag.to_owned(), conversation }
+}
+
+/// Creates a run, polls it to its end, and checks it.
+async fn converse(world: &Arc<World>, tag: &str, turns: Vec<Turn>) -> Conversation {
+    let mut client = client(world, tag).await;
+    if let Some((run, script)) = client.create(&turns, false).await {
+        client.conversation.runs.push((run.clone(), script.clone()));
+        client.follow(&run, &script).await;
+    }
+    client.conversation
+}
+
+async fn converse_at_once(world: &Arc<World>, count: usize, tag: &str, turns: &[Turn]) -> Vec<Conversation> {
+    let started: Vec<_> = (0..count)
+        .map(|index| {
+            let (world, tag, turns) = (world.clone(), format!("{tag}{index}"), turns.to_vec());
+            tokio::spawn(async move { converse(&world, &tag, turns).await })
+        })
+        .collect();
+    let mut all = Vec::new();
+    for conversation in started {
+        all.push(conversation.await.expect("a client does not panic"));
+    }
+    all
+}
+
+async fn clock_skew(plan: Plan) -> Vec<String> {
+    // The library that faketime loads into a program; the program itself stays between us and the server.
+    let library = Command::new("faketime").args(["-f", "+0s", "sh", "-c", "echo \"$LD_PRELOAD\""]).output();
+    let Ok(library) = library else { return skip("faketime") };
+    let library = String::from_utf8_lossy(&library.stdout).trim().to_owned();
+    let shifted = |offset: &str| {
+        let preload = format!("LD_PRELOAD={library}");
+        ["env", &preload, &format!("FAKETIME={offset}"), "FAKETIME_DONT_FAKE_MONOTONIC=1"].map(str::to_owned).to_vec()
+    };
+    let plan = Plan { replicas: 3, wrappers: vec![shifted("+620s"), shifted("-620s")], ..plan };
+    let world = World::start(plan).await;
+    let conversations = converse_at_once(&world, 20, "skew", &text(20, 4_000)).await;
+    check::check_all(&world, &conversations).await;
+    for (_, script) in conversations.iter().flat_map(|conversation| &conversation.runs) {
+        let asked = world.upstream.answers(&script.tag, 0).len();
+        if asked != 1 {
+            world.violation(format!("{}: the model was asked {asked} times", script.tag));
+        }
+    }
+    world.stop().await;
+    world.violations()
+}
+
+async fn fatal_run(plan: Plan) -> Vec<String> {
+    let world = World::start(plan).await;
+    let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    world.upstream.on_request(move |tag| {
+        if tag.starts_with("fatal") {
+            let _ = asked.send(());
+        }
+    });
+    let killer = tokio::spawn({
+        let world = world.clone();
+        async move {
+            while requests.recv().await.is_some() {
+                world.count("kills");
+                world.replicas[0].kill().await;
+                if let Err(error) = world.replicas[0].start().await {
+                    world.violation(error);
+                }
+            }
+        }
+    });
+    let fatal = tokio::spawn({
+        let world = world.clone();
+        async move {
+            let mut client = client(&world, "fatal").await;
+            // Its creation may have no reply, because its server is killed: it is created once and found afterwards.
+            let script = Script { tag: "fatal".to_owned(), turns: text(50, 2_000) };
+            let path = format!("/v1/threads/{}/runs", client.conversation.thread);
+            let body = json!({"assistant_id": world.assistant, "metadata": {"tag": "fatal"},
+                "additional_messages": [{"role": "user", "content": script.message()}]});
+            world.try_call(0, Method::POST, &path, Some(&body)).await;
+            client.conversation.scripts.push(script.clone());
+            let (_, list) = world.call(Method::GET, &path, None).await.expect("a server is up");
+            let run = list["data"][0]["id"].as_str().unwrap_or_default().to_owned();
+            client.follow(&run, &script).await;
+            (client.conversation, format!("{path}/{run}"))
+        }
+    });
+    let mut others = Vec::new();
+    while !fatal.is_finished() {
+        others.push(converse(&world, &format!("other{}", others.len()), text(3, 30)).await);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let (conversation, path) = fatal.await.expect("it does not panic");
+    let (_, run) = world.call(Method::GET, &path, None).await.unwrap_or_default();
+    let cause = run["last_error"]["message"].as_str().unwrap_or_default();
+    if run["status"] != "failed" || !cause.contains(&format!("{ATTEMPTS_MAX} times")) {
+        world.violation(format!("a run that kills its server ended so: {run}"));
+    }
+    killer.abort();
+    others.push(conversation);
+    check::check_all(&world, &others).await;
+    let failed = world.counts().get("runs failed").copied();
+    if failed != Some(1) {
+        world.violation(format!("{failed:?} runs failed beside the one that kills its server"));
+    }
+    world.stop().await;
+    world.violations()
+}
+
+/// A mounted folder, unmounted with the value.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount() -> Option<Self> {
+        let path = std::env::temp_dir().join(format!("assistd-faults-disk-{}", uuid::Uuid::now_v7().simple()));
+        std::fs::create_dir_all(&path).expect("the folder can be made");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(&path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(path));
+        }
+        let _ = std::fs::remove_dir(&path);
+        None
+    }
+
+    fn fill(&self) {
+        use std::io::Write as _;
+        let mut file = std::fs::File::create(self.0.join("filler")).expect("a file can be made");
+        while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("it is there");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+async fn full_disk(plan: Plan) -> Vec<String> {
+    let Some(disk) = Disk::mount() else { return skip("permission to mount a small disk") };
+    let world = World::start(Plan { home: Some(disk.0.clone()), ..plan }).await;
+    let mut conversations = converse_at_once(&world, 8, "before", &with_tools(100)).await;
+    // One run is under way while the disk is full.
+    let under_way = tokio::spawn({
+        let world = world.clone();
+        async move { converse(&world, "during", text(40, 3_000)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    disk.fill();
+    let path = format!("/v1/threads/{}/messages", conversations[0].thread);
+    let large = "x".repeat(200_000);
+    let mut refused = 0;
+    for _ in 0..20 {
+        let body = json!({"role": "user", "content": large});
+        match world.try_call(0, Method::POST, &path, Some(&body)).await {
+            Some((200, message)) => {
+                let id = message["id"].as_str().unwrap_or_default().to_owned();
+                conversations[0].messages.push((id, large.clone()));
+            }
+            Some((503, error)) if error["error"]["message"].is_string() => refused += 1,
+            other => world.violation(format!("on a full disk a message is answered with {other:?}")),
+        }
+    }
+    if refused == 0 {
+        world.violation("a full disk took all messages");
+    }
+    match world.try_call(0, Method::GET, "/ready", None).await {
+        Some((503, _)) => {}
+        other => world.violation(format!("on a full disk /ready is answered with {other:?}")),
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    // A server that starts meanwhile waits for the disk.
+    world.replicas[0].kill().await;
+    let restarted = tokio::spawn({
+        let world = world.clone();
+        async move { world.replicas[0].start().await }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    disk.free();
+    if let Err(error) = restarted.await.expect("it does not panic") {
+        world.violation(format!("a server that was started on a full disk: {error}"));
+    }
+    conversations.push(under_way.await.expect("a client does not panic"));
+    conversations.extend(converse_at_once(&world, 8, "after", &with_tools(100)).await);
+    check::check_all(&world, &conversations).await;
+    world.stop().await;
+    world.violations()
+}
+
+async fn file_handles(plan: Plan) -> Vec<String> {
+    let limited = ["sh", "-c", "ulimit -Sn 64 && ulimit -Hn 256 && exec \"$0\" \"$@\""].map(str::to_owned).to_vec();
+    let world = World::start(Plan { wrappers: vec![limited], ..plan }).await;
+    let under_way = tokio::spawn({
+        let world = world.clone();
+        async move { converse_at_once(&world, 8, "before", &text(40, 3_000)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Half of them say nothing, half of them send a part of a request.
+    let mut idle = Vec::new();
+    for index in 0..400 {
+        let connecting = TcpStream::connect(("127.0.0.1", world.replicas[0].port));
+        let Ok(Ok(mut connection)) = tokio::time::timeout(Duration::from_secs(1), connecting).await else { continue };
+        if index % 2 == 0 {
+            let _ = connection.write_all(b"GET /v1/assistants HTTP/1.1\r\nhost: ").await;
+        }
+        idle.push(connection);
+    }
+    for path in ["/health", "/ready"] {
+        match world.try_call(0, Method::GET, path, None).await {
+            Some((200, _)) => {}
+            other => {
+                world.violation(format!("beside {} idle connections {path} is answered with {other:?}", idle.len()));
+            }
+        }
+    }
+    let mut conversations = under_way.await.expect("a client does not panic");
+    conversations.extend(converse_at_once(&world, 8, "beside", &with_tools(100)).await);
+    check::check_all(&world, &conversations).await;
+    drop(idle);
+    world.stop().await;
+    world.violations()
+}
+
+/// Each damage, for the thread `$1`.
+const DAMAGES: [(&str, &str); 7] = [
+    ("a message is gone", "delete from messages where thread_id = $1 and run_id is null and body like '%note%'"),
+    ("a run is gone", "delete from runs where thread_id = $1"),
+    (
+        "another text",
+        "update messages set body = replace(body, '.1 ', '.7 ') where thread_id = $1 and run_id is not null",
+    ),
+    ("a step is gone", "delete from run_steps where thread_id = $1 and body like '%message_creation%'"),
+    (
+        "two messages",
+        "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body) select 'msg_' || hex(randomblob(12)), \
+         thread_id, seq + 100, created_at, run_id, metadata, body from messages where thread_id = $1 and run_id is not null",
+    ),
+    (
+        "another usage",
+        "update runs set state = replace(state, '\"total_tokens\":', '\"total_tokens\":1') where thread_id = $1",
+    ),
+    ("a locked thread", "update threads set active_run = (select id from runs where thread_id = $1) where id = $1"),
+];
+
+async fn self_test(plan: Plan) -> Vec<String> {
+    let world = World::start(plan).await;
+    let mut conversations = Vec::new();
+    for (index, _) in DAMAGES.iter().enumerate() {
+        let mut client = client(&world, &format!("damage{index}")).await;
+        client.post_message().await;
+        if let Some((run, script)) = client.create(&text(5, 10), false).await {
+            client.conversation.runs.push((run.clone(), script.clone()));
+            client.follow(&run, &script).await;
+        }
+        conversations.push(client.conversation);
+    }
+    check::check_all(&world, &conversations).await;
+    let mut violations = world.take_violations();
+    for ((what, statement), conversation) in DAMAGES.iter().zip(&conversations) {
+        // The server keeps what it has read of a run that is over for a moment: it is started anew.
+        world.replicas[0].kill().await;
+        let mut connection = SqliteConnection::connect(&world.database_url).await.expect("the file is there");
+        let done = connection.execute(sqlx::query(*statement).bind(&conversation.thread)).await.expect("it is SQL");
+        connection.close().await.expect("it can be closed");
+        if done.rows_affected() == 0 {
+            violations.push(format!("{what}: nothing was damaged"));
+        }
+        world.replicas[0].start().await.expect("the server starts");
+        check::check_all(&world, std::slice::from_ref(conversation)).await;
+        if world.take_violations().is_empty() {
+            violations.push(format!("{what}: the checks do not find it"));
+        }
+    }
+    world.stop().await;
+    violations.extend(world.take_violations());
+    violations
+}

@@ -1,0 +1,188 @@
+//! A chat-completions server that plays the script in the last user message, and records what it answered.
+//!
+//! Each answer has a name of its own (`A1`, `A2`, …) that each of its words and calls carries, so that a text that was made
+//! of two answers shows it. Usage is counted in words.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What the model says in the run that carries this script in its message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Script {
+    /// Names the run among all runs.
+    pub tag: String,
+    /// One entry for each model call.
+    pub turns: Vec<Turn>,
+}
+
+/// One model call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Turn {
+    pub words: usize,
+    /// How long the words take, in milliseconds.
+    pub duration_ms: u64,
+    /// Number of functions that it calls after the words.
+    pub calls: usize,
+}
+
+impl Script {
+    /// The text of the message that carries the script.
+    pub fn message(&self) -> String {
+        format!("SCRIPT {}", serde_json::to_string(self).expect("a script is JSON"))
+    }
+
+    fn read(message: &Value) -> Option<Self> {
+        let text = message["content"].as_str()?;
+        serde_json::from_str(text.strip_prefix("SCRIPT ")?).ok()
+    }
+}
+
+/// An answer that was begun.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub name: String,
+    pub words: usize,
+    pub calls: usize,
+    pub prompt_tokens: u64,
+    /// Whether all of it was sent.
+    pub is_whole: bool,
+}
+
+impl Answer {
+    pub fn word(&self, index: usize) -> String {
+        format!("{}.{index}", self.name)
+    }
+
+    pub fn total_tokens(&self) -> u64 {
+        self.prompt_tokens + (self.words + self.calls) as u64
+    }
+}
+
+/// Called with the tag of each request before it is answered.
+type Hook = Box<dyn Fn(&str) + Send + Sync>;
+
+#[derive(Default)]
+struct Inner {
+    answers: Mutex<HashMap<(String, usize), Vec<Answer>>>,
+    count: Mutex<usize>,
+    hook: Mutex<Option<Hook>>,
+}
+
+/// The server; it lives as long as the runtime.
+#[derive(Clone)]
+pub struct Upstream {
+    pub url: String,
+    inner: Arc<Inner>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let inner = Arc::new(Inner::default());
+        let router = Router::new()
+            .route("/v1/chat/completions", post(complete))
+            .route("/v1/models", get(async || axum::Json(json!({"object": "list", "data": [{"id": "scripted"}]}))))
+            .layer(DefaultBodyLimit::disable())
+            .with_state(inner.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let url = format!("http://{}/v1", listener.local_addr().expect("it is bound"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, inner }
+    }
+
+    /// Calls `hook` with the tag of each further request.
+    pub fn on_request(&self, hook: impl Fn(&str) + Send + Sync + 'static) {
+        *lock(&self.inner.hook) = Some(Box::new(hook));
+    }
+
+    /// The answers to one model call, in the order in which they were begun.
+    pub fn answers(&self, tag: &str, turn: usize) -> Vec<Answer> {
+        lock(&self.inner.answers).get(&(tag.to_owned(), turn)).cloned().unwrap_or_default()
+    }
+
+    /// How many requests were answered again, because the answer before was lost.
+    pub fn repeated(&self) -> usize {
+        lock(&self.inner.answers).values().map(|answers| answers.len() - 1).sum()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Json<Value>) -> Response {
+    let messages = request["messages"].as_array().expect("a request has messages");
+    let last_user = messages.iter().rposition(|message| message["role"] == "user").expect("a user message");
+    let Some(script) = Script::read(&messages[last_user]) else {
+        return axum::http::StatusCode::BAD_REQUEST.into_response();
+    };
+    let index = messages[last_user..].iter().filter(|message| message["tool_calls"].is_array()).count();
+    if let Some(hook) = lock(&inner.hook).as_ref() {
+        hook(&script.tag);
+    }
+    let Some(turn) = script.turns.get(index).cloned() else {
+        return axum::http::StatusCode::BAD_REQUEST.into_response();
+    };
+    let name = {
+        let mut count = lock(&inner.count);
+        *count += 1;
+        format!("A{count}")
+    };
+    let prompt_tokens = messages.len() as u64;
+    let answer = Answer { name, words: turn.words, calls: turn.calls, prompt_tokens, is_whole: false };
+    let key = (script.tag, index);
+    lock(&inner.answers).entry(key.clone()).or_default().push(answer.clone());
+    let body = Body::from_stream(play(inner, key, answer, turn.duration_ms));
+    ([("content-type", "text/event-stream")], body).into_response()
+}
+
+fn play(
+    inner: Arc<Inner>,
+    key: (String, usize),
+    answer: Answer,
+    duration_ms: u64,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send {
+    async_stream::stream! {
+        let pause = Duration::from_millis(duration_ms / answer.words.max(1) as u64);
+        for index in 0..answer.words {
+            yield chunk(&json!({"content": format!("{} ", answer.word(index))}), None);
+            tokio::time::sleep(pause).await;
+        }
+        for index in 0..answer.calls {
+            let arguments = json!({"answer": answer.name, "call": index}).to_string();
+            let function = json!({"name": format!("tool_{index}"), "arguments": ""});
+            let id = format!("up_{}_{index}", answer.name);
+            yield chunk(&json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}), None);
+            let (first, second) = arguments.split_at(arguments.len() / 2);
+            for piece in [first, second] {
+                yield chunk(&json!({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}), None);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        yield chunk(&json!({}), Some(if answer.calls == 0 { "stop" } else { "tool_calls" }));
+        if let Some(answer) = lock(&inner.answers).get_mut(&key)
+            .and_then(|answers| answers.iter_mut().find(|other| other.name == answer.name))
+        {
+            answer.is_whole = true;
+        }
+        let completion_tokens = answer.words + answer.calls;
+        let usage = json!({"prompt_tokens": answer.prompt_tokens, "completion_tokens": completion_tokens,
+            "total_tokens": answer.total_tokens()});
+        yield Ok(Bytes::from(format!("data: {}\n\ndata: [DONE]\n\n", json!({"choices": [], "usage": usage}))));
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "an item of a body")]
+fn chunk(delta: &Value, finish_reason: Option<&str>) -> Result<Bytes, std::io::Error> {
+    let chunk = json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]});
+    Ok(Bytes::from(format!("data: {chunk}\n\n")))
+}

@@ -1,0 +1,213 @@
+//! What all parts of a fault test share: the servers, the model server, what was seen, and what is wrong.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::relay::Relay;
+use crate::servers::{Options, Replica};
+use crate::upstream::Upstream;
+
+/// The database behind the servers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Store {
+    Sqlite,
+    /// The URL of a server on which databases can be created.
+    Postgres(String),
+}
+
+/// What a world is made of.
+pub struct Plan {
+    pub assistd: PathBuf,
+    pub store: Store,
+    pub replicas: usize,
+    pub settings: Vec<(&'static str, String)>,
+    /// Commands in front of the servers'; replicas beyond its end have none.
+    pub wrappers: Vec<Vec<String>>,
+    /// The folder of the SQLite file and the logs, where the default one does not do.
+    pub home: Option<PathBuf>,
+}
+
+pub struct World {
+    pub replicas: Vec<Replica>,
+    pub upstream: Upstream,
+    pub relay: Option<Relay>,
+    pub assistant: String,
+    pub database_url: String,
+    pub is_over: AtomicBool,
+    counts: Mutex<BTreeMap<String, usize>>,
+    violations: Mutex<Vec<String>>,
+    client: reqwest::Client,
+    home: PathBuf,
+    owns_home: bool,
+}
+
+impl World {
+    /// Starts the model server, a database of its own, and the servers.
+    pub async fn start(plan: Plan) -> Arc<Self> {
+        let owns_home = plan.home.is_none();
+        let home = plan
+            .home
+            .unwrap_or_else(|| std::env::temp_dir().join(format!("assistd-faults-{}", uuid::Uuid::now_v7().simple())));
+        std::fs::create_dir_all(&home).expect("the folder can be made");
+        let upstream = Upstream::start().await;
+        let (database_url, relay) = match &plan.store {
+            Store::Sqlite => (format!("sqlite://{}", home.join("assistd.db").display()), None),
+            Store::Postgres(url) => {
+                let (database, relay) = create_database(url).await;
+                (database, Some(relay))
+            }
+        };
+        let replicas = (0..plan.replicas).map(|index| {
+            let options = Options {
+                assistd: plan.assistd.clone(),
+                database_url: database_url.clone(),
+                upstream_url: upstream.url.clone(),
+                settings: plan.settings.clone(),
+                wrapper: plan.wrappers.get(index).cloned().unwrap_or_default(),
+            };
+            Replica::new(&format!("replica-{index}"), &home, options)
+        });
+        let mut world = Self {
+            replicas: replicas.collect(),
+            upstream,
+            relay,
+            assistant: String::new(),
+            database_url,
+            is_over: AtomicBool::new(false),
+            counts: Mutex::default(),
+            violations: Mutex::default(),
+            client: reqwest::Client::builder().no_proxy().build().expect("a client can be made"),
+            home,
+            owns_home,
+        };
+        for replica in &world.replicas {
+            if let Err(error) = replica.start().await {
+                let log = std::fs::read_to_string(&replica.log).unwrap_or_default();
+                panic!("{error}:\n{log}");
+            }
+        }
+        let tool = |index| json!({"type": "function", "function": {"name": format!("tool_{index}")}});
+        let body = json!({"model": "scripted", "tools": [tool(0), tool(1), tool(2)]});
+        let (_, assistant) = world.try_call(0, Method::POST, "/v1/assistants", Some(&body)).await.expect("it is up");
+        assistant["id"].as_str().expect("an id").clone_into(&mut world.assistant);
+        Arc::new(world)
+    }
+
+    pub fn count(&self, what: impl Into<String>) {
+        *self.counts.lock().expect("not poisoned").entry(what.into()).or_default() += 1;
+    }
+
+    pub fn violation(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.violations.lock().expect("not poisoned").push(what);
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().expect("not poisoned").clone()
+    }
+
+    /// The violations so far, which are forgotten.
+    pub fn take_violations(&self) -> Vec<String> {
+        std::mem::take(&mut self.violations.lock().expect("not poisoned"))
+    }
+
+    pub fn counts(&self) -> BTreeMap<String, usize> {
+        self.counts.lock().expect("not poisoned").clone()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Sends one request to one server: the status and the body; None when no reply came.
+    pub async fn try_call(
+        &self,
+        replica: usize,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Option<(u16, Value)> {
+        self.try_call_again(replica, method, path, body, 0).await
+    }
+
+    /// As `try_call`, as the official SDKs send a request for the second time and on.
+    pub async fn try_call_again(
+        &self,
+        replica: usize,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        retries: usize,
+    ) -> Option<(u16, Value)> {
+        let url = self.replicas[replica % self.replicas.len()].url(path);
+        let mut request = self.client.request(method, url).timeout(Duration::from_secs(15));
+        request = request.header("x-stainless-retry-count", retries.to_string());
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.ok()?;
+        let status = response.status().as_u16();
+        let body = response.json().await.ok()?;
+        Some((status, body))
+    }
+
+    /// Sends a request that may be repeated until a server answers it with less than 500; tries for at most two minutes.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+        for attempt in 0..400 {
+            let replica = fastrand::usize(..self.replicas.len());
+            match self.try_call_again(replica, method.clone(), path, body, attempt).await {
+                Some((status, body)) if status < 500 => return Some((status, body)),
+                Some((status, _)) => self.count(format!("replies {status}")),
+                None => self.count("requests without a reply"),
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        self.violation(format!("{method} {path} was not answered within two minutes"));
+        None
+    }
+
+    /// Begins a stream.
+    pub async fn open(&self, replica: usize, path: &str, body: &Value) -> Option<reqwest::Response> {
+        let url = self.replicas[replica % self.replicas.len()].url(path);
+        let sent = tokio::time::timeout(Duration::from_secs(20), self.client.post(url).json(body).send());
+        sent.await.ok()?.ok()
+    }
+
+    /// Stops the servers and looks for panics in their logs.
+    pub async fn stop(&self) {
+        for replica in &self.replicas {
+            if let Err(error) = replica.terminate().await {
+                self.violation(error);
+            }
+            let log = std::fs::read_to_string(&replica.log).unwrap_or_default();
+            if let Some(line) = log.lines().find(|line| line.contains("panicked")) {
+                self.violation(format!("a panic: {line}"));
+            }
+        }
+        if self.owns_home && self.violations().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.home);
+        } else if self.owns_home {
+            eprintln!("logs and data are in {}", self.home.display());
+        }
+    }
+}
+
+/// Creates a database on the server at `url`; returns its URL by way of a relay, and the relay.
+async fn create_database(url: &str) -> (String, Relay) {
+    use sqlx::{Connection as _, Executor as _};
+    let name = format!("faults_{}", uuid::Uuid::now_v7().simple());
+    let mut connection = sqlx::PgConnection::connect(url).await.expect("Postgres is up");
+    connection.execute(sqlx::AssertSqlSafe(format!("create database {name}"))).await.expect("it can be created");
+    connection.close().await.expect("it can be closed");
+    let (user, address) =
+        url.strip_prefix("postgres://").and_then(|url| url.split_once('@')).expect("a URL with a user");
+    let address = address.split('/').next().expect("an address");
+    let relay = Relay::start(address.to_owned()).await;
+    (format!("postgres://{user}@127.0.0.1:{}/{name}", relay.port), relay)
+}
