@@ -1,7 +1,7 @@
-//! The load benchmark: what `assistd` costs beside a bare server that does the least durable work (the floor) and beside
-//! the model server alone (direct), on one machine and in one run. `benches/README.md` says what each row means.
+//! The load benchmark compares `assistd` with a minimal server that does the least durable work (the floor) and with the
+//! model server alone (direct), on one machine and in one run. `benches/README.md` explains each row.
 
-#![allow(clippy::print_stdout, reason = "a benchmark reports on stdout")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its report to stdout")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark uses the real clock, plain tasks and the environment")]
 
 #[path = "load/client.rs"]
@@ -42,14 +42,14 @@ use crate::report::Report;
 use crate::store::Store;
 use crate::upstream::Upstream;
 
-/// Any failure: a benchmark only shows it.
+/// Any error; the benchmark only prints it.
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Where the Postgres to measure on is; without it only `SQLite` is measured.
+/// The URL of the Postgres to measure. If it is not set, only `SQLite` is measured.
 const POSTGRES_URL: &str = "ASSISTD_TEST_POSTGRES_URL";
 
-/// Measures assistd under load, beside a floor and the model server alone.
+/// Measures assistd under load, compared with a minimal server and the model server alone.
 #[derive(Parser)]
 #[command(name = "load", args_conflicts_with_subcommands = true)]
 struct Args {
@@ -68,7 +68,7 @@ struct Args {
     /// Messages in the large table [default: 1000000; quick: 100000].
     #[arg(long)]
     table: Option<usize>,
-    /// Measure everything, roughly, in about a minute.
+    /// Measure everything with low precision, in about a minute.
     #[arg(long)]
     quick: bool,
     /// Only these measurements.
@@ -77,10 +77,10 @@ struct Args {
     /// Only this store.
     #[arg(long)]
     store: Option<StoreName>,
-    /// The server to measure, instead of the one that Cargo built.
+    /// The server binary to measure, instead of the one that Cargo built.
     #[arg(long)]
     server_bin: Option<PathBuf>,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]
@@ -89,31 +89,31 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Be the floor: the bare server that assistd is compared with.
+    /// Run the floor: the minimal server that assistd is compared with.
     #[command(hide = true)]
     Floor(floor::Args),
 }
 
-/// A group of rows that is measured together.
+/// A group of rows that are measured together.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Measurement {
-    /// Cold start, and an idle server's processor time and memory.
+    /// Cold start, and the CPU time and memory of an idle server.
     Start,
-    /// Streamed runs a second and their processor time.
+    /// Streamed runs per second, and their CPU time.
     Streamed,
-    /// Polled runs a second.
+    /// Polled runs per second.
     Polled,
-    /// Added time to the first token and to the end of a run.
+    /// Added latency to the first token and to the end of a run.
     Paced,
-    /// Message create, get and list requests a second.
+    /// Message create, get and list requests per second.
     Messages,
-    /// Time to list the newest messages of a short and a long thread, and of a run that reads the last ten.
+    /// Latency of listing the newest messages of a short and a long thread, and of a run that reads the last ten messages.
     List,
-    /// Pages of a large table, and how the database finds them.
+    /// Pages of a large table, and their query plans.
     Table,
-    /// Memory for each open idle stream.
+    /// Memory per open idle stream.
     IdleStreams,
-    /// Round trips to Postgres for each run.
+    /// Round trips to Postgres per run.
     RoundTrips,
 }
 
@@ -123,7 +123,7 @@ enum StoreName {
     Postgres,
 }
 
-/// What to measure and how long: the arguments with their defaults filled in.
+/// What to measure and for how long: the arguments with defaults applied.
 struct Plan {
     clients: Vec<usize>,
     measured: Duration,
@@ -131,9 +131,9 @@ struct Plan {
     messages_long: usize,
     messages_table: usize,
     starts: usize,
-    /// Each cell is measured in so many turns, the contestants one after the other in each, there and back.
+    /// Number of turns per cell. In each turn, the contestants are measured one after the other, forwards or backwards.
     turns: u32,
-    /// How long memory is left to settle before it is read; an idle server is watched for three times as long.
+    /// Wait before memory is read; an idle server is measured for three times as long.
     settling: Duration,
     only: Vec<Measurement>,
 }
@@ -166,15 +166,15 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.command {
         Some(Command::Floor(floor_args)) => floor::serve(floor_args).await,
-        // `cargo test --benches` builds and starts this too, without arguments.
+        // `cargo test --benches` also runs this, without arguments.
         None if !args.bench && args.server_bin.is_none() => {
             eprintln!("load: nothing measured; run it with: tests/with-postgres cargo bench --bench load");
             Ok(())
         }
-        // Dropping the benchmark ends the servers that it started.
+        // Dropping the benchmark stops the servers that it started.
         None => tokio::select! {
             outcome = run(&args) => outcome,
-            () = told_to_stop() => Err("stopped".into()),
+            () = stop_signal() => Err("stopped".into()),
         },
     };
     match outcome {
@@ -186,7 +186,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Measures each store and prints one table for each.
+/// Measures each store and prints one table per store.
 async fn run(args: &Args) -> Result<()> {
     let plan = Plan::new(args)?;
     let upstream = Upstream::start().await?;
@@ -232,8 +232,8 @@ async fn run(args: &Args) -> Result<()> {
     if failed { Err("something failed; see above".into()) } else { Ok(()) }
 }
 
-/// Waits for Ctrl-C or a request to end.
-async fn told_to_stop() {
+/// Waits for SIGINT or SIGTERM.
+async fn stop_signal() {
     let mut terminate = signal(SignalKind::terminate()).expect("a handler for a catchable signal can be set");
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}

@@ -1,27 +1,26 @@
-"""A chat-completions server that plays a script. The model's name picks it:
+"""A scripted chat-completions server. The model name selects the script:
 
     words    streams "Hello! How can I help?" in eight tokens, with usage
     slow     200 tokens, one every 50 ms (10 s)
     steady   40 tokens, one every 50 ms (2 s)
-    repeat   answers with the messages that it was asked with, as JSON
-    length   three tokens, then stops at its token limit
-    cut      two tokens, then the connection breaks
+    repeat   returns the messages of the request, as JSON
+    length   three tokens, then the token limit
+    cut      two tokens, then a broken connection
     fail     status 500
     limit    status 429 with retry-after-ms
-    tool     calls the first function on offer; then tells what the tools said
-    tools    calls the first two at once; then tells what the tools said
-    talk     talks and calls the first in one turn; then tells what the tools said
-    talk-twice  talks and calls in two turns, one after the other; then tells what the tools said
-    talk-call, call-talk  the same in two turns, of which one only calls
-    tool-fail, talk-fail, talk-slow, talk-steady  begin like tool and talk; then end like fail, slow and steady
+    tool     calls the first function; then returns the tool outputs
+    tools    calls the first two functions in parallel; then returns the tool outputs
+    talk     returns text and a call of the first function in one turn; then returns the tool outputs
+    talk-twice  returns text and a call in each of two turns; then returns the tool outputs
+    talk-call, call-talk  like talk-twice, but one of the turns has no text
+    tool-fail, talk-fail, talk-slow, talk-steady  start like tool and talk, and end like fail, slow and steady
 
-Calls are streamed in fragments. As the real ones do, it refuses messages in which a call has no output, or an output no
+Calls are streamed in fragments. Like real servers, it rejects messages in which a call has no output or an output has no
 call, with status 400.
 
     upstream.py PORT_FILE
 
-listens on a free port of 127.0.0.1 and writes its number to PORT_FILE once it answers. Python's standard library is
-enough for it.
+listens on a free port of 127.0.0.1 and writes the port to PORT_FILE when it is ready. Requires only the standard library.
 """
 
 import json
@@ -35,7 +34,7 @@ SLOW = [f"word{number} " for number in range(200)]
 STEADY = [f"word{number} " for number in range(40)]
 LENGTH = ["This", " is", " long"]
 CUT = ["Half", " an"]
-# What is said and which of the offered functions are called, turn by turn.
+# Text tokens and indexes of the called functions, for each turn.
 TURNS = {
     "tool": [([], [0])],
     "tools": [([], [0, 1])],
@@ -54,7 +53,7 @@ PROMPT_TOKENS = 11
 
 
 def turn_of(model, request):
-    """What a model with tools says next, as tokens, and what it calls, as (id, name, fragments)."""
+    """Returns the next tokens of a model with tools, and its calls as (id, name, fragments)."""
     offered = [tool["function"]["name"] for tool in request.get("tools", []) if tool["type"] == "function"]
     rounds, outputs = 0, []
     for message in request["messages"]:
@@ -74,8 +73,8 @@ def turn_of(model, request):
     return tokens, [(f"{model}/{rounds}/{index}", offered[index], ARGUMENTS[index]) for index in called]
 
 
-def unanswered(messages):
-    """What is wrong with the calls and outputs among the messages, or None."""
+def call_error(messages):
+    """Returns an error for calls without outputs or outputs without calls, or None."""
     due = []
     for message in messages:
         if message["role"] == "tool":
@@ -97,32 +96,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path != "/v1/models":
-            return self.refuse(404, "not here")
+            return self.fail(404, "not found")
         rows = [{"id": name, "object": "model", "created": 1, "owned_by": "script"} for name in MODELS]
         self.reply(200, {"object": "list", "data": rows})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))))
         if self.path != "/v1/chat/completions":
-            return self.refuse(404, "not here")
+            return self.fail(404, "not found")
         model, messages = request["model"], request.get("messages")
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            return self.refuse(400, "the script wants messages")
+            return self.fail(400, "the request has no messages")
         if model == "fail":
-            return self.refuse(500, "the script says no")
+            return self.fail(500, "scripted failure")
         if model == "limit":
-            return self.refuse(429, "too many requests, says the script", {"retry-after-ms": "20"})
+            return self.fail(429, "too many requests in this script", {"retry-after-ms": "20"})
         if model not in MODELS:
-            return self.refuse(404, f"the script knows no model {model}")
+            return self.fail(404, f"the script has no model {model}")
 
         tokens = {"words": WORDS, "slow": SLOW, "steady": STEADY, "length": LENGTH, "cut": CUT}.get(model)
-        fault, calls = unanswered(request["messages"]), []
-        if fault:
-            return self.refuse(400, fault)
+        error, calls = call_error(request["messages"]), []
+        if error:
+            return self.fail(400, error)
         if model in TURNS:
             tokens, calls = turn_of(model, request)
             if model.endswith("-fail") and not calls:
-                return self.refuse(500, "the script says no")
+                return self.fail(500, "scripted failure")
         elif not tokens:
             tokens = [json.dumps(request["messages"])]
         pause_s = 0.05 if tokens in (SLOW, STEADY) else 0.01 if tokens is WORDS else 0
@@ -147,18 +146,18 @@ class Handler(BaseHTTPRequestHandler):
                 choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
                 self.reply(200, self.completion(request, "chat.completion", [choice], usage))
         except OSError:
-            self.close_connection = True  # whoever asked has left
+            self.close_connection = True  # the client has disconnected
 
     def stream(self, request, tokens, calls, pause_s, finish, usage):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        counted = (request.get("stream_options") or {}).get("include_usage")
+        include_usage = (request.get("stream_options") or {}).get("include_usage")
 
         def send(choices, usage=None):
             body = self.completion(request, "chat.completion.chunk", choices, usage)
-            if not counted:
+            if not include_usage:
                 del body["usage"]
             self.chunk(f"data: {json.dumps(body)}\n\n")
 
@@ -170,15 +169,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(pause_s)
             send(choice({"content": token}))
         for index, (id, name, fragments) in enumerate(calls):
-            begun = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
-            send(choice({"tool_calls": [begun]}))
+            first = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+            send(choice({"tool_calls": [first]}))
             for fragment in fragments:
                 send(choice({"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}))
         if request["model"] == "cut":
             self.close_connection = True
             return
         send(choice({}, finish))
-        if counted:
+        if include_usage:
             send([], usage)
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
@@ -197,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         body = text.encode()
         self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
 
-    def refuse(self, status, message, headers=None):
+    def fail(self, status, message, headers=None):
         kind = "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
         code = "rate_limit_exceeded" if status == 429 else None
         error = {"message": message, "type": kind, "param": None, "code": code}

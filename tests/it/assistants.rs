@@ -8,7 +8,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-both_stores!(an_assistant_lives_from_create_to_delete, async |database: Database| {
+both_stores!(an_assistant_is_created_retrieved_modified_and_deleted, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
 
@@ -42,7 +42,7 @@ both_stores!(an_assistant_lives_from_create_to_delete, async |database: Database
         ]
     );
     assert_eq!(made["tool_resources"], json!({"code_interpreter": {"file_ids": []}}));
-    assert_eq!(made["metadata"].to_string(), r#"{"z":"1","a":"2"}"#, "pairs keep their order");
+    assert_eq!(made["metadata"].to_string(), r#"{"z":"1","a":"2"}"#, "metadata keeps its order");
     assert_eq!((&made["temperature"], &made["top_p"]), (&json!(0.5), &json!(1.0)));
 
     let path = format!("/v1/assistants/{}", made["id"].as_str().unwrap());
@@ -56,16 +56,16 @@ both_stores!(an_assistant_lives_from_create_to_delete, async |database: Database
 
     let deleted = client.delete(&path).await;
     assert_eq!(deleted, json!({"id": made["id"], "object": "assistant.deleted", "deleted": true}));
-    let (status, error) = client.refused(Method::GET, &path, None).await;
+    let (status, error) = client.send_rejected(Method::GET, &path, None).await;
     let id = made["id"].as_str().unwrap();
     assert_eq!(
         (status, error["message"].as_str().unwrap()),
         (404, format!("No assistant found with id '{id}'.").as_str())
     );
-    assert_eq!(client.refused(Method::DELETE, &path, None).await.0, 404);
+    assert_eq!(client.send_rejected(Method::DELETE, &path, None).await.0, 404);
 });
 
-both_stores!(what_is_no_json_is_refused_in_the_apis_shape, async |database: Database| {
+both_stores!(invalid_bodies_are_rejected_with_an_api_error, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("BODY_BYTES_MAX", "1000")]).await;
     let send = async |kind: &'static str, body: String| {
         let request = server.client.request(Method::POST, "/v1/assistants").header("content-type", kind).body(body);
@@ -85,7 +85,7 @@ both_stores!(what_is_no_json_is_refused_in_the_apis_shape, async |database: Data
     assert!(message.contains("larger than 1000 bytes"), "{message}");
 });
 
-both_stores!(every_reply_has_the_headers_that_clients_read, async |database: Database| {
+both_stores!(every_response_has_the_headers_that_clients_read, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
 
     let served = server.client.send(Method::GET, "/v1/assistants", None).await;

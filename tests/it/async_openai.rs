@@ -1,7 +1,7 @@
-//! The strictest client there is: async-openai parses every event and every reply with closed enums. Its streams end
-//! at `[DONE]` without showing it.
+//! async-openai, the strictest client: it parses every event and every response with closed enums. Its streams end at
+//! `[DONE]` without returning it.
 
-#![expect(deprecated, reason = "the crate marks all of the Assistants API; it is what we are for")]
+#![expect(deprecated, reason = "the crate deprecates all of the Assistants API, which is what assistd serves")]
 
 use async_openai::Client;
 use async_openai::config::OpenAIConfig;
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::server::{Server, Wish};
+use crate::support::server::{Server, ServerOptions};
 use crate::support::upstream::{Answer, Upstream};
 
 fn client(server: &Server) -> Client<OpenAIConfig> {
@@ -21,8 +21,8 @@ fn client(server: &Server) -> Client<OpenAIConfig> {
     Client::with_config(OpenAIConfig::new().with_api_base(base_url).with_api_key("any"))
 }
 
-both_stores!(async_openai_drives_a_run_streamed_and_polled, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Words(vec!["Hello", "!"]), Answer::Words(vec!["Bye"])]).await;
+both_stores!(async_openai_streams_and_polls_a_run, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["Hello", "!"]), Answer::Tokens(vec!["Bye"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = client(&server);
     let request = CreateAssistantRequestArgs::default().model("m").name("n").instructions("be kind").build().unwrap();
@@ -69,11 +69,11 @@ both_stores!(async_openai_drives_a_run_streamed_and_polled, async |database: Dat
     assert_eq!(runs.data.len(), 2);
 });
 
-both_stores!(async_openai_parses_every_way_a_run_can_end, async |database: Database| {
+both_stores!(async_openai_parses_every_terminal_event, async |database: Database| {
     let failing = Answer::Status(400, vec![], serde_json::json!({"error": {"message": "no"}}));
-    let upstream = Upstream::saying([
+    let upstream = Upstream::scripted([
         failing,
-        Answer::Cut(vec!["Hal"]),
+        Answer::Disconnect(vec!["Hal"]),
         Answer::Finish(vec!["Hal"], "length"),
         Answer::Pause(vec!["Hm"]),
     ])
@@ -100,40 +100,40 @@ both_stores!(async_openai_parses_every_way_a_run_can_end, async |database: Datab
     }
 });
 
-/// Every event that the crate knows, by the path that sends it; `Done` is the end that its streams do not show.
+/// Every event type of the crate, and a case that sends it. Its streams do not return `Done`.
 const EVENTS: [(&str, &str); 24] = [
-    ("ThreadCreated", "a thread made with its run"),
+    ("ThreadCreated", "a thread created with its run"),
     ("ThreadRunCreated", "any run"),
     ("ThreadRunQueued", "any run"),
     ("ThreadRunInProgress", "any run"),
     ("ThreadRunRequiresAction", "a function call"),
     ("ThreadRunCompleted", "an answer"),
-    ("ThreadRunIncomplete", "an answer cut at its limit"),
-    ("ThreadRunFailed", "a model that breaks off"),
-    ("ThreadRunCancelling", "a cancel in the middle of an answer"),
-    ("ThreadRunCancelled", "a cancel in the middle of an answer"),
-    ("ThreadRunExpired", "a deadline in the middle of an answer"),
+    ("ThreadRunIncomplete", "an answer that reaches a token limit"),
+    ("ThreadRunFailed", "a model that disconnects"),
+    ("ThreadRunCancelling", "a cancellation during an answer"),
+    ("ThreadRunCancelled", "a cancellation during an answer"),
+    ("ThreadRunExpired", "a deadline during an answer"),
     ("ThreadRunStepCreated", "an answer"),
     ("ThreadRunStepInProgress", "an answer"),
     ("ThreadRunStepDelta", "a function call"),
     ("ThreadRunStepCompleted", "an answer"),
-    ("ThreadRunStepFailed", "a model that breaks off"),
-    ("ThreadRunStepCancelled", "a cancel in the middle of an answer"),
-    ("ThreadRunStepExpired", "a deadline in the middle of an answer"),
+    ("ThreadRunStepFailed", "a model that disconnects"),
+    ("ThreadRunStepCancelled", "a cancellation during an answer"),
+    ("ThreadRunStepExpired", "a deadline during an answer"),
     ("ThreadMessageCreated", "an answer"),
     ("ThreadMessageInProgress", "an answer"),
     ("ThreadMessageDelta", "an answer"),
     ("ThreadMessageCompleted", "an answer"),
-    ("ThreadMessageIncomplete", "a model that breaks off"),
-    ("ErrorEvent", "a server that stops"),
+    ("ThreadMessageIncomplete", "a model that disconnects"),
+    ("ErrorEvent", "a server shutdown"),
 ];
 
-both_stores!(async_openai_parses_each_event_that_it_knows, async |database: Database| {
+both_stores!(async_openai_parses_every_event_type, async |database: Database| {
     let pause = || Answer::Pause(vec!["Hm"]);
-    let upstream = Upstream::saying([
-        Answer::Words(vec!["Hello"]),
+    let upstream = Upstream::scripted([
+        Answer::Tokens(vec!["Hello"]),
         Answer::Calls(vec![], vec![("f", "{}")]),
-        Answer::Cut(vec!["Hal"]),
+        Answer::Disconnect(vec!["Hal"]),
         Answer::Finish(vec!["Hal"], "length"),
         pause(),
         pause(),
@@ -141,8 +141,13 @@ both_stores!(async_openai_parses_each_event_that_it_knows, async |database: Data
     ])
     .await;
     let settings = [("SHUTDOWN_GRACE_S", "0")];
-    let server =
-        Server::wish(Wish { database: &database, upstream: &upstream, settings: &settings, by_hand: true }).await;
+    let server = Server::with_options(ServerOptions {
+        database: &database,
+        upstream: &upstream,
+        settings: &settings,
+        manual_clock: true,
+    })
+    .await;
     let client = client(&server);
     let body = serde_json::json!({"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}]});
     let assistant = server.client.post("/v1/assistants", body).await["id"].as_str().unwrap().to_owned();
@@ -150,7 +155,7 @@ both_stores!(async_openai_parses_each_event_that_it_knows, async |database: Data
     let mut server = Some(server);
     let mut seen = std::collections::BTreeSet::new();
 
-    for path in ["answer", "call", "cut", "length", "cancel", "deadline", "stop"] {
+    for path in ["answer", "call", "disconnect", "length", "cancel", "deadline", "stop"] {
         let request = serde_json::from_value(serde_json::json!({
             "assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}]}
         }));
@@ -160,7 +165,7 @@ both_stores!(async_openai_parses_each_event_that_it_knows, async |database: Data
             if let AssistantStreamEvent::ThreadRunCreated(run) = &event
                 && path == "cancel"
             {
-                upstream.asked(5).await;
+                upstream.wait_for_requests(5).await;
                 client.threads().runs(&run.thread_id).cancel(&run.id).await.unwrap();
             }
             if let AssistantStreamEvent::ThreadMessageDelta(_) = &event {

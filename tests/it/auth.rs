@@ -1,4 +1,4 @@
-//! Keys, and what answers without them.
+//! API keys, and the endpoints that do not require one.
 
 use reqwest::Method;
 
@@ -9,7 +9,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-both_stores!(with_keys_every_request_needs_one_and_health_checks_need_none, async |database: Database| {
+both_stores!(api_keys_are_required_except_for_health_checks, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("API_KEYS", "sk-one,sk-two-0123456789")]).await;
     let ask = async |path: &str, name: &'static str, value: &'static str| {
         let reply =

@@ -1,4 +1,4 @@
-//! Azure's paths: the same API in other places.
+//! Azure's paths: the same API under other base paths.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-const PLACES: [&str; 5] = [
+const BASE_PATHS: [&str; 5] = [
     "/openai",
     "/openai/v1",
     "/api/projects/my-project",
@@ -17,9 +17,9 @@ const PLACES: [&str; 5] = [
     "/api/projects/my-project/openai/v1",
 ];
 
-both_stores!(the_api_is_found_where_azures_clients_look_for_it, async |database: Database| {
+both_stores!(the_api_is_served_under_azures_base_paths, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("API_KEYS", "sk-one")]).await;
-    let ask = async |method: Method, path: &str, body: Option<Value>| {
+    let send = async |method: Method, path: &str, body: Option<Value>| {
         let path = format!("{path}?api-version=2025-05-01");
         let mut request = server.client.request(method, &path).header("api-key", "sk-one");
         if let Some(body) = body {
@@ -30,18 +30,18 @@ both_stores!(the_api_is_found_where_azures_clients_look_for_it, async |database:
         reply.body
     };
 
-    for place in PLACES {
-        let assistant = ask(Method::POST, &format!("{place}/assistants"), Some(json!({"model": "m"}))).await;
+    for base in BASE_PATHS {
+        let assistant = send(Method::POST, &format!("{base}/assistants"), Some(json!({"model": "m"}))).await;
         let body = json!({"assistant_id": assistant["id"], "thread": {"messages": [{"role": "user", "content": "x"}]}});
-        let run = ask(Method::POST, &format!("{place}/threads/runs"), Some(body)).await;
+        let run = send(Method::POST, &format!("{base}/threads/runs"), Some(body)).await;
         let thread = run["thread_id"].as_str().unwrap();
-        let path = format!("{place}/threads/{thread}/runs/{}", run["id"].as_str().unwrap());
-        while ask(Method::GET, &path, None).await["status"] != "completed" {
+        let path = format!("{base}/threads/{thread}/runs/{}", run["id"].as_str().unwrap());
+        while send(Method::GET, &path, None).await["status"] != "completed" {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        let messages = ask(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await;
-        assert_eq!(messages["data"].as_array().unwrap().len(), 2, "it is one store");
-        let model = ask(Method::GET, &format!("{place}/models/org/large"), None).await;
+        let messages = send(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await;
+        assert_eq!(messages["data"].as_array().unwrap().len(), 2, "all base paths share one store");
+        let model = send(Method::GET, &format!("{base}/models/org/large"), None).await;
         assert_eq!(model["id"], "org/large");
     }
     for path in ["/openai/xyz", "/api/projects/my-project/xyz"] {
@@ -52,7 +52,7 @@ both_stores!(the_api_is_found_where_azures_clients_look_for_it, async |database:
     }
 });
 
-both_stores!(a_deployment_is_the_model_of_a_chat_completion, async |database: Database| {
+both_stores!(a_deployment_name_selects_the_model_of_a_chat_completion, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::start(&database, &upstream).await;
     let messages = json!([{"role": "user", "content": "Hi"}]);

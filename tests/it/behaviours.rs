@@ -1,6 +1,6 @@
-//! What each fault in a request is told as: status, words, `param` and `code`, one table a part of the API.
+//! Errors for invalid requests: status, message, `param` and `code`, in one table for each part of the API.
 //!
-//! The rows are those of the contract's list of behaviours; each table names the part of the list that it covers.
+//! The rows are from the contract's list of behaviours; each table names the section of the list that it covers.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,18 +11,18 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-/// A body, and what it must be told: words, `param`, `code`.
+/// A body, and the expected error: message, `param`, `code`.
 type Row = (Value, &'static str, &'static str, &'static str);
 
-/// Sends each body to a path; each must be refused with 400 and in these words, and leave nothing behind.
-async fn refused(client: &Client, path: &str, rows: Vec<Row>) {
+/// Posts each body to a path; asserts that it is rejected with status 400 and the expected error.
+async fn assert_rejected(client: &Client, path: &str, rows: Vec<Row>) {
     for (body, message, param, code) in rows {
         let shown: String = body.to_string().chars().take(200).collect();
-        let (status, error) = client.refused(Method::POST, path, Some(body)).await;
+        let (status, error) = client.send_rejected(Method::POST, path, Some(body)).await;
         assert_eq!(status, 400, "{shown}");
-        let told = (error["message"].as_str().unwrap(), error["param"].as_str(), error["code"].as_str());
+        let actual = (error["message"].as_str().unwrap(), error["param"].as_str(), error["code"].as_str());
         let optional = |text: &'static str| (!text.is_empty()).then_some(text);
-        assert_eq!(told, (message, optional(param), optional(code)), "{shown}");
+        assert_eq!(actual, (message, optional(param), optional(code)), "{shown}");
         assert_eq!(error["type"], "invalid_request_error");
     }
 }
@@ -40,7 +40,7 @@ fn function(definition: &Value) -> Value {
 }
 
 // Errors: bodies; limits: names, texts, tools, metadata.
-both_stores!(what_is_wrong_with_an_assistant_is_told, async |database: Database| {
+both_stores!(invalid_assistants_are_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let with = |member: &str, value: Value| {
         let mut body = json!({"model": "m"});
@@ -223,27 +223,27 @@ both_stores!(what_is_wrong_with_an_assistant_is_told, async |database: Database|
             "invalid_value",
         ),
     ];
-    refused(&server.client, "/v1/assistants", rows).await;
+    assert_rejected(&server.client, "/v1/assistants", rows).await;
 
     let key = long(70);
     let body = with("metadata", json!({&key: "v"}));
-    let (_, error) = server.client.refused(Method::POST, "/v1/assistants", Some(body)).await;
+    let (_, error) = server.client.send_rejected(Method::POST, "/v1/assistants", Some(body)).await;
     let message = "Invalid property name in 'metadata': 'xxx...xxx' is too long. Expected a string with maximum length \
                    64, but got a string with length 70 instead.";
     assert_eq!(
         (&error["message"], &error["param"], &error["code"]),
         (&json!(message), &json!(format!("metadata.{key}")), &json!("property_name_above_max_length"))
     );
-    assert_eq!(server.client.get("/v1/assistants").await["data"], json!([]), "nothing of it was kept");
-    // At the limits.
+    assert_eq!(server.client.get("/v1/assistants").await["data"], json!([]), "nothing was stored");
+    // Values at the limits are accepted.
     let body = json!({"model": "m", "name": "é".repeat(256), "metadata": pairs(16), "temperature": 2, "top_p": 0});
     server.client.post("/v1/assistants", body).await;
 });
 
 // Errors: messages; messages: roles, parts, lengths.
-both_stores!(what_is_wrong_with_a_message_is_told, async |database: Database| {
+both_stores!(invalid_messages_are_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
-    let messages = format!("/v1/threads/{}/messages", server.client.thread("Hi").await);
+    let messages = format!("/v1/threads/{}/messages", server.client.create_thread("Hi").await);
     let content = |content: Value| json!({"role": "user", "content": content});
     let rows: Vec<Row> = vec![
         (json!({"content": "x"}), "Missing required parameter: 'role'.", "role", "missing_required_parameter"),
@@ -317,27 +317,27 @@ both_stores!(what_is_wrong_with_a_message_is_told, async |database: Database| {
             "unknown_parameter",
         ),
     ];
-    refused(&server.client, &messages, rows).await;
+    assert_rejected(&server.client, &messages, rows).await;
     let thread: Vec<Row> = vec![(
         json!({"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}),
         "Missing required parameter: 'messages[1].content'.",
         "messages[1].content",
         "missing_required_parameter",
     )];
-    refused(&server.client, "/v1/threads", thread).await;
+    assert_rejected(&server.client, "/v1/threads", thread).await;
 
     assert_eq!(server.client.get(&messages).await["data"].as_array().unwrap().len(), 1);
     for text in [String::new(), "é".repeat(256_000), "\u{0}".to_owned(), "\u{1F600}".to_owned()] {
-        let kept = server.client.post(&messages, content(json!(text))).await;
-        assert_eq!(kept["content"][0]["text"]["value"], json!(text));
+        let message = server.client.post(&messages, content(json!(text))).await;
+        assert_eq!(message["content"][0]["text"]["value"], json!(text));
     }
 });
 
 // Errors: runs; runs: parameters and their bounds.
-both_stores!(what_is_wrong_with_a_run_is_told, async |database: Database| {
+both_stores!(invalid_runs_are_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let with = |member: &str, value: Value| {
         let mut body = json!({"assistant_id": assistant});
         body[member] = value;
@@ -420,22 +420,22 @@ both_stores!(what_is_wrong_with_a_run_is_told, async |database: Database| {
             "unknown_parameter",
         ),
     ];
-    refused(client, &format!("/v1/threads/{thread}/runs"), rows).await;
+    assert_rejected(client, &format!("/v1/threads/{thread}/runs"), rows).await;
     let nested: Vec<Row> = vec![(
         with("thread", json!({"messages": [{"role": "user", "content": "x", "y": 1}]})),
         "Unknown parameter: 'thread.messages[0].y'.",
         "thread.messages[0].y",
         "unknown_parameter",
     )];
-    refused(client, "/v1/threads/runs", nested).await;
+    assert_rejected(client, "/v1/threads/runs", nested).await;
     assert_eq!(client.get(&format!("/v1/threads/{thread}/runs")).await["data"], json!([]));
 });
 
-// Errors: submit; the path's run is looked for first, its state second.
-both_stores!(what_is_wrong_with_tool_outputs_is_told, async |database: Database| {
-    let server = Server::start(&database, &Upstream::saying([Answer::Pause(vec!["Hm"])]).await).await;
+// Errors: submit; an unknown run is reported before a wrong state.
+both_stores!(invalid_tool_outputs_are_rejected, async |database: Database| {
+    let server = Server::start(&database, &Upstream::scripted([Answer::Pause(vec!["Hm"])]).await).await;
     let client = &server.client;
-    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
     let rows: Vec<Row> = vec![
         (json!({}), "Missing required parameter: 'tool_outputs'.", "tool_outputs", "missing_required_parameter"),
         (
@@ -457,26 +457,26 @@ both_stores!(what_is_wrong_with_tool_outputs_is_told, async |database: Database|
             "",
         ),
     ];
-    refused(client, &format!("{run}/submit_tool_outputs"), rows).await;
+    assert_rejected(client, &format!("{run}/submit_tool_outputs"), rows).await;
     let rows: Vec<Row> =
         vec![(json!({"metadata": {"k": "v"}}), "Cannot update run with status 'in_progress'.", "", "")];
-    refused(client, &run, rows).await;
+    assert_rejected(client, &run, rows).await;
 });
 
-// Errors: ids in paths; unknown objects, of which the outermost is told.
-both_stores!(what_a_path_names_must_be_there_and_well_formed, async |database: Database| {
+// Errors: IDs in paths; of several unknown objects, the outermost is reported.
+both_stores!(unknown_and_malformed_ids_in_paths_are_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
-    let run = client.run(&assistant, &thread).await;
-    client.until(&run, "completed").await;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
+    let run = client.create_run(&assistant, &thread).await;
+    client.wait_for_status(&run, "completed").await;
     let run = run.rsplit('/').next().unwrap();
     let not_found = |noun: &str, id: &str| (404, format!("No {noun} found with id '{id}'."));
     let malformed = |param: &str, begins: &str| {
         (400, format!("Invalid '{param}': 'undefined'. Expected an ID that begins with '{begins}'."))
     };
     let of = async |path: String| {
-        let (status, error) = client.refused(Method::GET, &path, None).await;
+        let (status, error) = client.send_rejected(Method::GET, &path, None).await;
         let malformed = status == 400;
         assert_eq!(error["code"], if malformed { json!("invalid_value") } else { Value::Null }, "{path}");
         (status, error["message"].as_str().unwrap().to_owned())
@@ -506,19 +506,19 @@ both_stores!(what_a_path_names_must_be_there_and_well_formed, async |database: D
         assert_eq!(of(path.clone()).await, expected, "{path}");
     }
 
-    let model = client.refused(Method::GET, "/v1/models/fake_id", None).await;
-    let told = json!({"message": "The model 'fake_id' does not exist", "type": "invalid_request_error", "param": "model",
+    let model = client.send_rejected(Method::GET, "/v1/models/fake_id", None).await;
+    let expected = json!({"message": "The model 'fake_id' does not exist", "type": "invalid_request_error", "param": "model",
         "code": "model_not_found"});
-    assert_eq!(model, (404, told.clone()));
-    assert_eq!(client.refused(Method::DELETE, "/v1/models/fake_id", None).await, (404, told));
+    assert_eq!(model, (404, expected.clone()));
+    assert_eq!(client.send_rejected(Method::DELETE, "/v1/models/fake_id", None).await, (404, expected));
     for odd in ["thread_%00", "thread_%F0%9F%98%80", "thread_%27", "thread_..%2F", "thread_%22%3B--", "thread_%C0%AF"] {
-        let (status, _) = client.refused(Method::GET, &format!("/v1/threads/{odd}"), None).await;
+        let (status, _) = client.send_rejected(Method::GET, &format!("/v1/threads/{odd}"), None).await;
         assert!([400, 404].contains(&status), "{odd}: {status}");
     }
 });
 
-// Null or absent: null counts as absent in what is created, and clears in what is modified.
-both_stores!(null_is_absent_or_clears, async |database: Database| {
+// Null or absent: null means absent in a create request, and clears the value in a modify request.
+both_stores!(null_means_absent_on_create_and_clears_on_modify, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
     let plain = |mut object: Value| {
@@ -543,7 +543,7 @@ both_stores!(null_is_absent_or_clears, async |database: Database| {
         "stream": null, "max_prompt_tokens": null, "max_completion_tokens": null, "truncation_strategy": null,
         "tool_choice": null, "parallel_tool_calls": null, "response_format": null, "reasoning_effort": null});
     let run = client.post(&format!("/v1/threads/{thread}/runs"), nulls).await;
-    let other = client.thread("x").await;
+    let other = client.create_thread("x").await;
     let bare_run = client.post(&format!("/v1/threads/{other}/runs"), json!({"assistant_id": bare["id"]})).await;
     assert_eq!(plain(run), plain(bare_run));
 
@@ -551,14 +551,14 @@ both_stores!(null_is_absent_or_clears, async |database: Database| {
         "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}}});
     let assistant = client.post("/v1/assistants", set.clone()).await;
     let path = format!("/v1/assistants/{}", assistant["id"].as_str().unwrap());
-    assert_eq!(client.post(&path, json!({})).await, assistant, "what is absent stays");
+    assert_eq!(client.post(&path, json!({})).await, assistant, "absent parameters are unchanged");
     let cleared = json!({"name": null, "description": null, "instructions": null, "metadata": null,
         "tool_resources": null});
     assert_eq!(plain(client.post(&path, cleared).await), plain(bare));
 });
 
-// Null or absent: values are echoed in the service's form.
-both_stores!(values_are_echoed_in_their_known_form, async |database: Database| {
+// Null or absent: values are returned in the service's form.
+both_stores!(values_are_returned_in_the_services_form, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
     let body = json!({"model": "m", "temperature": 1, "tools": [{"type": "function", "function": {"name": "f",
@@ -567,12 +567,12 @@ both_stores!(values_are_echoed_in_their_known_form, async |database: Database| {
 
     let text = reply.text().await.unwrap();
 
-    assert!(text.contains("\"temperature\":1.0,"), "decimals are told as such: {text}");
+    assert!(text.contains("\"temperature\":1.0,"), "decimals have a fraction: {text}");
     let function = r#"{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{}},"strict":false}}"#;
     assert!(text.contains(function), "{text}");
     let search = r#"{"type":"file_search","file_search":{"max_num_results":2,"ranking_options":{"ranker":"default_2024_08_21","score_threshold":0.0,"hybrid_search":null}}}"#;
     assert!(text.contains(search), "{text}");
-    let thread = client.thread("x").await;
+    let thread = client.create_thread("x").await;
     let content = json!([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]);
     let path = format!("/v1/threads/{thread}/messages");
     let message = client.post(&path, json!({"role": "assistant", "content": content})).await;
@@ -580,10 +580,10 @@ both_stores!(values_are_echoed_in_their_known_form, async |database: Database| {
     assert_eq!((&message["assistant_id"], &message["run_id"]), (&Value::Null, &Value::Null));
 });
 
-// Headers: those that clients send are taken, and those that they read are sent.
-both_stores!(headers_of_every_client_are_taken, async |database: Database| {
+// Headers: request headers of clients are accepted, and the response headers that they read are sent.
+both_stores!(request_headers_of_all_clients_are_accepted, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
-    let sent = [
+    let headers = [
         ("openai-beta", "assistants=v2"),
         ("openai-organization", "org-1"),
         ("openai-project", "proj_1"),
@@ -596,7 +596,7 @@ both_stores!(headers_of_every_client_are_taken, async |database: Database| {
     ];
 
     let mut request = server.client.request(Method::POST, "/v1/threads?api-version=2024-05-01-preview&x=y");
-    for (name, value) in sent {
+    for (name, value) in headers {
         request = request.header(name, value);
     }
     let reply = Client::read(request.header("content-length", "0").send().await.unwrap()).await;

@@ -1,4 +1,4 @@
-//! Bounds of connections, requests and replies, and the stop of a server with replies under way.
+//! Limits of connections, requests and responses, and shutdown with open responses.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ fn address(client: &Client) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_connections_take_neither_health_checks_nor_runs_away() {
+async fn idle_connections_do_not_block_health_checks_or_streams() {
     let database = Database::sqlite();
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("CONNECTIONS_MAX", "4")]).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let body = json!({"assistant_id": assistant, "stream": true});
-    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
-    upstream.asked(1).await;
+    let stream = client.open_stream(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.wait_for_requests(1).await;
 
     let mut idle = Vec::new();
     for _ in 0..40 {
@@ -35,45 +35,45 @@ async fn idle_connections_take_neither_health_checks_nor_runs_away() {
 
     let fresh = Client::new(address(client).parse().unwrap());
     assert_eq!(fresh.request(Method::GET, "/health").send().await.unwrap().status().as_u16(), 200);
-    upstream.go_on();
+    upstream.resume();
     let events = parse(&stream.text().await.unwrap());
     assert_eq!(names(&events).last_chunk::<2>().unwrap(), &["run.completed", "done"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_all_connections_are_busy_health_checks_are_answered_and_others_are_told_to_retry() {
+async fn at_the_connection_limit_only_health_checks_are_served() {
     let database = Database::sqlite();
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"]), Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"]), Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("CONNECTIONS_MAX", "2")]).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     let mut streams = Vec::new();
     for _ in 0..2 {
-        let thread = client.thread("Hi").await;
+        let thread = client.create_thread("Hi").await;
         let body = json!({"assistant_id": assistant, "stream": true});
-        streams.push(client.begin(&format!("/v1/threads/{thread}/runs"), body).await);
+        streams.push(client.open_stream(&format!("/v1/threads/{thread}/runs"), body).await);
     }
-    upstream.asked(2).await;
+    upstream.wait_for_requests(2).await;
 
-    let ask = async |path: &str| {
+    let send = async |path: &str| {
         let fresh = Client::new(address(client).parse().unwrap());
         fresh.request(Method::GET, path).send().await.unwrap()
     };
-    // The client's own connection for the threads may be open, and idle, yet.
+    // An idle connection of the client may still be open, and then it is closed in favor of the new one.
     let mut status = 200;
     for _ in 0..100 {
-        let refused = ask("/v1/assistants").await;
+        let refused = send("/v1/assistants").await;
         status = refused.status().as_u16();
         if status == 503 {
             assert_eq!(refused.headers()["retry-after"], "1");
             break;
         }
     }
-    let health = ask("/health").await.status().as_u16();
+    let health = send("/health").await.status().as_u16();
 
     assert_eq!((status, health), (503, 200));
-    upstream.go_on();
-    upstream.go_on();
+    upstream.resume();
+    upstream.resume();
     for stream in streams {
         assert!(stream.text().await.unwrap().ends_with("data: [DONE]\n\n"));
     }
@@ -87,14 +87,14 @@ async fn a_request_head_has_a_maximum_size() {
     let request = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(20_000));
 
     socket.write_all(request.as_bytes()).await.unwrap();
-    let mut said = String::new();
-    let _ = socket.read_to_string(&mut said).await;
+    let mut response = String::new();
+    let _ = socket.read_to_string(&mut response).await;
 
-    assert!(said.starts_with("HTTP/1.1 431"), "{said}");
+    assert!(response.starts_with("HTTP/1.1 431"), "{response}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_takes_too_much_memory_once_it_is_parsed_is_refused() {
+async fn a_body_that_needs_too_much_memory_when_parsed_is_rejected() {
     let database = Database::sqlite();
     let server = Server::start(&database, &Upstream::start().await).await;
     let body = format!("{{\"model\":\"m\",\"tools\":[0{}]}}", ",0".repeat(8_000_000));
@@ -104,22 +104,22 @@ async fn a_body_that_takes_too_much_memory_once_it_is_parsed_is_refused() {
 
     assert_eq!(reply.status, 413);
     assert!(reply.body["error"]["message"].as_str().unwrap().contains("bodies_bytes_max"), "{}", reply.body);
-    // A large text is no such body.
+    // A body with one large string is accepted.
     let image = format!("data:image/png;base64,{}", "A".repeat(12_000_000));
     let content = json!([{"type": "image_url", "image_url": {"url": image}}]);
-    let thread = server.client.thread("Hi").await;
+    let thread = server.client.create_thread("Hi").await;
     server.client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": content})).await;
 }
 
 #[tokio::test]
-async fn an_error_quotes_a_bounded_part_of_what_was_sent() {
+async fn an_error_quotes_a_bounded_part_of_the_request() {
     let database = Database::sqlite();
     let server = Server::start(&database, &Upstream::start().await).await;
     let name = "n".repeat(1_000_000);
 
     let mut members = serde_json::Map::from_iter([("model".to_owned(), json!("m"))]);
     members.insert(name, json!(1));
-    let (status, error) = server.client.refused(Method::POST, "/v1/assistants", Some(members.into())).await;
+    let (status, error) = server.client.send_rejected(Method::POST, "/v1/assistants", Some(members.into())).await;
 
     assert_eq!((status, &error["code"]), (400, &json!("unknown_parameter")));
     assert!(error.to_string().len() < 10_000);
@@ -127,16 +127,16 @@ async fn an_error_quotes_a_bounded_part_of_what_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_nobody_reads_is_closed_and_its_run_completes() {
+async fn an_unread_stream_is_closed_and_its_run_completes() {
     let database = Database::sqlite();
     let piece =
         format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(60_000));
     let end = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
     let answer: &'static str = Box::leak(format!("{}{end}", piece.repeat(120)).into_boxed_str());
-    let upstream = Upstream::saying([Answer::Raw(answer)]).await;
+    let upstream = Upstream::scripted([Answer::Raw(answer)]).await;
     let server = Server::with(&database, &upstream, &[("WRITE_TIMEOUT_S", "1")]).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let body = json!({"assistant_id": assistant, "stream": true}).to_string();
     let mut socket = TcpStream::connect(address(client)).await.unwrap();
     let request = format!(
@@ -152,19 +152,22 @@ async fn a_stream_that_nobody_reads_is_closed_and_its_run_completes() {
             break format!("/v1/threads/{thread}/runs/{id}");
         }
     };
-    client.until(&run, "completed").await;
+    client.wait_for_status(&run, "completed").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let mut received = Vec::new();
     let _ = socket.read_to_end(&mut received).await;
 
     let received = String::from_utf8_lossy(&received);
-    assert!(received.starts_with("HTTP/1.1 200") && !received.contains("[DONE]"), "it was closed on the way");
+    assert!(
+        received.starts_with("HTTP/1.1 200") && !received.contains("[DONE]"),
+        "the stream was closed before its end"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_completion_gets_the_grace_time_when_the_server_stops() {
+async fn a_chat_completion_may_finish_within_the_shutdown_grace_period() {
     let database = Database::sqlite();
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "30")]).await;
     let client = server.client.clone();
     let body = json!({"model": "m", "messages": [], "stream": true});
@@ -177,7 +180,7 @@ async fn a_chat_completion_gets_the_grace_time_when_the_server_stops() {
         let refused = client.send(Method::POST, "/v1/chat/completions", Some(&body)).await;
         assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
         tokio::time::sleep(Duration::from_millis(2_500)).await;
-        upstream.go_on();
+        upstream.resume();
     };
     let (text, (), ()) = tokio::join!(stream.text(), server.stop(), later);
 
@@ -186,9 +189,9 @@ async fn a_chat_completion_gets_the_grace_time_when_the_server_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_completion_ends_with_an_error_after_the_grace_time() {
+async fn a_chat_completion_ends_with_an_error_after_the_shutdown_grace_period() {
     let database = Database::sqlite();
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "0")]).await;
     let body = json!({"model": "m", "messages": [], "stream": true});
     let stream = server.client.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();

@@ -1,4 +1,4 @@
-//! Chat completions, handed through.
+//! Chat completions, proxied to the model server.
 
 use reqwest::Method;
 use serde_json::json;
@@ -9,8 +9,8 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-both_stores!(a_request_and_its_reply_pass_as_they_are_but_for_the_models_name, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Words(vec!["Hello"]), Answer::Words(vec!["Hel", "lo"])]).await;
+both_stores!(chat_completions_are_proxied_unchanged_except_for_the_model_name, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["Hello"]), Answer::Tokens(vec!["Hel", "lo"])]).await;
     let server = Server::with(&database, &upstream, &[("MODEL_ALIASES", "gpt-4o=small")]).await;
     let client = &server.client;
     let body = |stream: bool| json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stream": stream});
@@ -28,9 +28,9 @@ both_stores!(a_request_and_its_reply_pass_as_they_are_but_for_the_models_name, a
     assert!(text.contains("\"content\":\"Hel\"") && text.ends_with("data: [DONE]\n\n"), "{text}");
 });
 
-both_stores!(a_servers_refusal_passes_with_its_status, async |database: Database| {
+both_stores!(an_error_response_of_the_model_server_is_proxied_unchanged, async |database: Database| {
     let body = json!({"error": {"message": "bad", "type": "invalid_request_error", "param": null, "code": null}});
-    let upstream = Upstream::saying([Answer::Status(422, vec![], body.clone())]).await;
+    let upstream = Upstream::scripted([Answer::Status(422, vec![], body.clone())]).await;
     let server = Server::start(&database, &upstream).await;
 
     let reply =
@@ -39,21 +39,22 @@ both_stores!(a_servers_refusal_passes_with_its_status, async |database: Database
     assert_eq!((reply.status, reply.body), (422, body));
 });
 
-both_stores!(a_request_without_a_model_and_a_server_that_is_away_are_told, async |database: Database| {
+both_stores!(a_missing_model_and_an_unreachable_server_return_errors, async |database: Database| {
     let mut upstream = Upstream::start().await;
     upstream.url = "http://127.0.0.1:9/v1".to_owned();
     let server = Server::with(&database, &upstream, &[("UPSTREAM_RETRIES", "0")]).await;
 
-    let complaint = server.client.complaint("/v1/chat/completions", json!({"messages": []})).await;
-    let away = server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await;
+    let complaint = server.client.post_rejected("/v1/chat/completions", json!({"messages": []})).await;
+    let unreachable =
+        server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await;
 
     assert_eq!(complaint, "Missing required parameter: 'model'.");
-    let reply = Client::read(away.unwrap()).await;
+    let reply = Client::read(unreachable.unwrap()).await;
     assert_eq!((reply.status, &reply.body["error"]["type"]), (502, &json!("server_error")));
 });
 
 #[tokio::test]
-async fn the_echo_model_speaks_chat_completions_too() {
+async fn the_echo_model_answers_chat_completions() {
     use assistd::llm::{ChatModel as _, Echo};
     use futures_util::StreamExt as _;
     let mut members = serde_json::Map::new();

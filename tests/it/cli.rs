@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 
 use crate::support::database::{Database, Folder};
 
-/// The binary with these settings and nothing of the caller's.
+/// Returns a command that runs the binary with these settings and no others from the environment.
 fn assistd(settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_assistd"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ASSISTD_")) {
@@ -27,7 +27,7 @@ async fn output(command: &mut Command) -> (bool, String, String) {
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// A server that is up: its process, its address, and what it still says on standard output.
+/// Starts a server; returns its process, its address, and the rest of its standard output.
 async fn serve(settings: &[(&str, &str)]) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
     let mut command = assistd(settings);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -60,7 +60,7 @@ async fn the_settings_in_effect_are_printed_without_secrets() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_settings_is_said_and_nothing_starts() {
+async fn invalid_settings_are_reported_and_the_server_does_not_start() {
     let cases = [
         (vec![("LISTN", "x")], "ASSISTD_LISTN"),
         (vec![("LISTEN", "0.0.0.0:0")], "Set ASSISTD_API_KEYS"),
@@ -79,7 +79,7 @@ async fn what_is_wrong_with_the_settings_is_said_and_nothing_starts() {
 }
 
 #[tokio::test]
-async fn migrate_makes_the_database_and_ends() {
+async fn migrate_creates_the_database_and_exits() {
     for database in [Some(Database::sqlite()), Database::postgres().await].into_iter().flatten() {
         let (ok, out, err) = output(assistd(&[("DATABASE_URL", &database.url)]).arg("migrate")).await;
 
@@ -88,7 +88,7 @@ async fn migrate_makes_the_database_and_ends() {
 }
 
 #[tokio::test]
-async fn a_first_start_says_what_to_know_and_stops_when_told() {
+async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
     let folder = Folder::new();
     let settings = [
         ("LISTEN", "127.0.0.1:0"),
@@ -115,9 +115,9 @@ async fn a_first_start_says_what_to_know_and_stops_when_told() {
     let mut log = String::new();
     child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told = lines.iter().filter(|line| line["level"] == "INFO");
-    let said: Vec<&str> = told.map(|line| line["message"].as_str().unwrap()).collect();
-    assert_eq!(said, ["listening", "stopping", "stopped"], "not on a terminal, the log is JSON");
+    let entries = lines.iter().filter(|line| line["level"] == "INFO");
+    let messages: Vec<&str> = entries.map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(messages, ["listening", "stopping", "stopped"], "the log is JSON if stderr is not a terminal");
 }
 
 #[tokio::test]
@@ -144,5 +144,5 @@ async fn a_server_runs_although_its_output_cannot_be_written() {
         is_up = client.request(reqwest::Method::GET, "/health").send().await.is_ok();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    client.assistant().await;
+    client.create_assistant().await;
 }

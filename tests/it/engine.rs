@@ -1,4 +1,4 @@
-//! The run engine under faults: crashes in the middle of a turn, clients that hang up, databases that are away.
+//! The run engine under faults: crashes during a turn, disconnected clients, unavailable databases.
 
 use std::time::Duration;
 
@@ -18,19 +18,19 @@ use crate::support::server::Server;
 use crate::support::sse::{names, parse, text};
 use crate::support::upstream::{Answer, Upstream};
 
-/// The beginning of a call, without its end.
-const HALF_A_CALL: &str = concat!(
+/// The start of a tool call, without its end.
+const PARTIAL_CALL: &str = concat!(
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
     "{\"name\":\"weather\",\"arguments\":\"{\\\"in\"}}]}}]}\n\n"
 );
-/// Text and a call, and no usage.
+/// Text and a tool call, without usage.
 const TEXT_AND_CALL: &str = concat!(
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Let me see. Grüße!\"}}]}\n\n",
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
     "{\"name\":\"weather\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"tool_calls\"}]}\n\n",
     "data: [DONE]\n\n"
 );
-/// Text, and no usage.
+/// Text, without usage.
 const TEXT: &str = concat!(
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Sunny.\"},\"finish_reason\":\"stop\"}]}\n\n",
     "data: [DONE]\n\n"
@@ -42,18 +42,18 @@ async fn assistant(client: &Client) -> String {
     made["id"].as_str().unwrap().to_owned()
 }
 
-/// A run that awaits the output of one call: its path, and the body that submits it.
-async fn asked(client: &Client) -> (String, Value) {
-    let run = client.run(&assistant(client).await, &client.thread("Hi").await).await;
-    let asked = client.until(&run, "requires_action").await;
-    let call = &asked["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
+/// Creates a run that requires the output of one call; returns its path, and the body that submits the output.
+async fn run_requiring_action(client: &Client) -> (String, Value) {
+    let run = client.create_run(&assistant(client).await, &client.create_thread("Hi").await).await;
+    let run_object = client.wait_for_status(&run, "requires_action").await;
+    let call = &run_object["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
     (run, json!({"tool_outputs": [{"tool_call_id": call, "output": "sunny"}]}))
 }
 
-both_stores!(a_run_that_was_interrupted_in_the_middle_of_a_call_completes_with_a_text, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Hang(HALF_A_CALL), Answer::Words(vec!["Sunny"])]).await;
+both_stores!(a_run_interrupted_during_a_tool_call_restarts_and_completes, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Hang(PARTIAL_CALL), Answer::Tokens(vec!["Sunny"])]).await;
     let first = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "0")]).await;
-    let run = first.client.run(&assistant(&first.client).await, &first.client.thread("Hi").await).await;
+    let run = first.client.create_run(&assistant(&first.client).await, &first.client.create_thread("Hi").await).await;
     while first.client.get(&format!("{run}/steps")).await["data"].as_array().unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -61,18 +61,18 @@ both_stores!(a_run_that_was_interrupted_in_the_middle_of_a_call_completes_with_a
 
     let second = Server::start(&database, &upstream).await;
 
-    second.client.until(&run, "completed").await;
+    second.client.wait_for_status(&run, "completed").await;
     let steps = second.client.get(&format!("{run}/steps")).await;
     let kinds: Vec<_> = steps["data"].as_array().unwrap().iter().map(|step| step["type"].clone()).collect();
-    assert_eq!(kinds, ["message_creation"], "nothing is left of the call");
+    assert_eq!(kinds, ["message_creation"], "the interrupted call is deleted");
     assert_eq!(upstream.requests().len(), 2);
 });
 
-both_stores!(a_client_may_delete_the_message_of_a_run_that_awaits_it, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Raw(TEXT)]).await;
+both_stores!(a_run_completes_after_its_open_message_is_deleted, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Raw(TEXT_AND_CALL), Answer::Raw(TEXT)]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (run, outputs) = asked(client).await;
+    let (run, outputs) = run_requiring_action(client).await;
     let thread = run.split("/runs/").next().unwrap();
     let messages = client.get(&format!("{thread}/messages")).await;
     let message = messages["data"][0]["id"].as_str().unwrap();
@@ -80,39 +80,39 @@ both_stores!(a_client_may_delete_the_message_of_a_run_that_awaits_it, async |dat
 
     client.post(&format!("{run}/submit_tool_outputs"), outputs).await;
 
-    client.until(&run, "completed").await;
+    client.wait_for_status(&run, "completed").await;
     let messages = client.get(&format!("{thread}/messages")).await;
     assert_eq!(messages["data"][0]["content"][0]["text"]["value"], "Sunny.");
-    assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
+    assert_eq!(upstream.requests().len(), 2, "one model request for each turn");
 });
 
 both_stores!(a_run_whose_outputs_were_submitted_without_a_stream_keeps_its_lease, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Pause(vec!["Sunny"])]).await;
+    let upstream = Upstream::scripted([Answer::Raw(TEXT_AND_CALL), Answer::Pause(vec!["Sunny"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (run, outputs) = asked(client).await;
+    let (run, outputs) = run_requiring_action(client).await;
 
     client.post(&format!("{run}/submit_tool_outputs"), outputs).await;
 
-    upstream.asked(2).await;
+    upstream.wait_for_requests(2).await;
     // Meanwhile the server compares its runs with the store, more than once.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(client.get(&run).await["status"], "in_progress");
-    upstream.go_on();
-    client.until(&run, "completed").await;
+    upstream.resume();
+    client.wait_for_status(&run, "completed").await;
     assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
 });
 
-both_stores!(a_run_is_driven_although_its_client_hangs_up, async |database: Database| {
+both_stores!(a_run_completes_after_its_client_disconnects, async |database: Database| {
     let upstream = Upstream::start().await;
-    // A run that nobody drives would wait for its lease to end.
+    // A run without a driver would wait until its lease expires.
     let server = Server::with(&database, &upstream, &[("RUN_LEASE_S", "120")]).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     let address = client.base_url.trim_start_matches("http://").to_owned();
     let mut threads = Vec::new();
     for round in 0..48_u64 {
-        let thread = client.thread("Hi").await;
+        let thread = client.create_thread("Hi").await;
         let body = json!({"assistant_id": assistant}).to_string();
         let request = format!(
             "POST /v1/threads/{thread}/runs HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
@@ -131,19 +131,21 @@ both_stores!(a_run_is_driven_although_its_client_hangs_up, async |database: Data
         let runs = client.get(&format!("/v1/threads/{thread}/runs")).await;
         for run in runs["data"].as_array().unwrap() {
             created += 1;
-            client.until(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
+            client
+                .wait_for_status(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed")
+                .await;
         }
     }
-    assert!(created > 0, "every client was too fast");
+    assert!(created > 0, "every client disconnected before its run was created");
 });
 
-both_stores!(a_run_that_fails_shows_the_tokens_that_its_model_reported, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Calls(vec![], vec![("unknown", "{}")])]).await;
+both_stores!(a_failed_run_reports_the_token_usage_of_its_model, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Calls(vec![], vec![("unknown", "{}")])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let run = client.run(&assistant(client).await, &client.thread("Hi").await).await;
+    let run = client.create_run(&assistant(client).await, &client.create_thread("Hi").await).await;
 
-    let failed = client.until(&run, "failed").await;
+    let failed = client.wait_for_status(&run, "failed").await;
 
     assert_eq!(failed["usage"]["total_tokens"], 30);
     let steps = client.get(&format!("{run}/steps")).await;
@@ -152,11 +154,11 @@ both_stores!(a_run_that_fails_shows_the_tokens_that_its_model_reported, async |d
     assert_eq!(of_steps, 30, "{steps:#}");
 });
 
-both_stores!(a_cancelled_run_shows_the_tokens_that_were_used, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Once", " upon", " a", " time"])]).await;
+both_stores!(a_cancelled_run_reports_its_token_usage, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Once", " upon", " a", " time"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let run = client.run(&client.assistant().await, &client.thread("Tell me a tale").await).await;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Tell me a story").await).await;
     let thread = run.split("/runs/").next().unwrap();
     while client.get(&format!("{thread}/messages")).await["data"].as_array().unwrap().len() < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -164,19 +166,19 @@ both_stores!(a_cancelled_run_shows_the_tokens_that_were_used, async |database: D
 
     client.post(&format!("{run}/cancel"), json!({})).await;
 
-    let cancelled = client.until(&run, "cancelled").await;
+    let cancelled = client.wait_for_status(&run, "cancelled").await;
     assert!(cancelled["usage"]["prompt_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
     assert!(cancelled["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
 });
 
-both_stores!(a_retry_of_submitted_outputs_is_answered_and_the_outputs_count_once, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Raw(TEXT_AND_CALL), Answer::Words(vec!["Sun", "ny"])]).await;
+both_stores!(retrying_a_submission_of_tool_outputs_is_idempotent, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Raw(TEXT_AND_CALL), Answer::Tokens(vec!["Sun", "ny"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (run, outputs) = asked(client).await;
+    let (run, outputs) = run_requiring_action(client).await;
     let path = format!("{run}/submit_tool_outputs");
     client.post(&path, outputs.clone()).await;
-    client.until(&run, "completed").await;
+    client.wait_for_status(&run, "completed").await;
 
     let mut streamed = outputs.clone();
     streamed["stream"] = json!(true);
@@ -198,7 +200,7 @@ both_stores!(a_retry_of_submitted_outputs_is_answered_and_the_outputs_count_once
     assert_eq!(upstream.requests().len(), 2);
 });
 
-both_stores!(a_run_that_ran_out_of_attempts_fails_and_says_why, async |database: Database| {
+both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |database: Database| {
     let run = {
         let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
         let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), now);
@@ -214,7 +216,7 @@ both_stores!(a_run_that_ran_out_of_attempts_fails_and_says_why, async |database:
         for _ in 0..3 {
             let claimed = store.claim_run(Duration::from_secs(15), "", &[], u32::MAX).await.unwrap().unwrap();
             let lease = Lease { id: run.spec.id.to_string(), number: claimed.versioned.lease };
-            store.record_failed_attempt(JobKind::Run, &lease, "the moon was full", Duration::ZERO).await.unwrap();
+            store.record_failed_attempt(JobKind::Run, &lease, "connection reset", Duration::ZERO).await.unwrap();
         }
         store.close().await;
         format!("/v1/threads/{}/runs/{}", thread.id, run.spec.id)
@@ -223,37 +225,37 @@ both_stores!(a_run_that_ran_out_of_attempts_fails_and_says_why, async |database:
 
     let server = Server::with(&database, &upstream, &[("MAX_ATTEMPTS", "3")]).await;
 
-    let failed = server.client.until(&run, "failed").await;
+    let failed = server.client.wait_for_status(&run, "failed").await;
     let message = failed["last_error"]["message"].as_str().unwrap();
-    assert!(message.contains("3 times") && message.contains("the moon was full"), "{message}");
+    assert!(message.contains("3 times") && message.contains("connection reset"), "{message}");
     assert_eq!(upstream.requests().len(), 0);
     let thread = run.split("/runs/").next().unwrap();
-    server.client.post(&format!("{thread}/messages"), json!({"role": "user", "content": "free again"})).await;
+    server.client.post(&format!("{thread}/messages"), json!({"role": "user", "content": "unlocked"})).await;
 });
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_completes_although_the_database_was_away_for_longer_than_the_lease() {
+async fn a_stream_completes_after_the_database_was_unavailable_for_longer_than_the_lease() {
     use sqlx::{Connection, Executor, PgConnection};
     let Some(database) = Database::postgres().await else { return };
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("RUN_LEASE_S", "5")]).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let body = json!({"assistant_id": assistant, "stream": true});
-    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
-    upstream.asked(1).await;
+    let stream = client.open_stream(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.wait_for_requests(1).await;
     let (url, name) = database.url.rsplit_once('/').unwrap();
     let mut admin = PgConnection::connect(&format!("{url}/postgres")).await.unwrap();
     let allow = |open: bool| sqlx::AssertSqlSafe(format!("alter database {name} with allow_connections {open}"));
-    let kick = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+    let terminate = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
 
     admin.execute(allow(false)).await.unwrap();
-    admin.execute(sqlx::AssertSqlSafe(kick)).await.unwrap();
+    admin.execute(sqlx::AssertSqlSafe(terminate)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(7_500)).await;
     admin.execute(allow(true)).await.unwrap();
-    // Time for this server to find its run due, and to claim it a second time.
+    // Long enough for this server to find its run due and claim it a second time.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    upstream.go_on();
+    upstream.resume();
 
     let events = parse(&stream.text().await.unwrap());
     assert_eq!(names(&events).last_chunk::<2>().unwrap(), &["run.completed", "done"]);
@@ -265,12 +267,12 @@ async fn a_stream_completes_although_the_database_was_away_for_longer_than_the_l
 async fn a_stream_follows_a_run_that_another_server_drives() {
     let Some(database) = Database::postgres().await else { return };
     let upstream =
-        Upstream::saying([Answer::Calls(vec![], vec![("weather", "{}")]), Answer::Pause(vec!["busy"])]).await;
+        Upstream::scripted([Answer::Calls(vec![], vec![("weather", "{}")]), Answer::Pause(vec!["busy"])]).await;
     let first = Server::start(&database, &upstream).await;
     let second = Server::with(&database, &upstream, &[("MAX_CONCURRENT_RUNS", "1")]).await;
-    let (run, mut outputs) = asked(&first.client).await;
-    second.client.run(&second.client.assistant().await, &second.client.thread("busy").await).await;
-    upstream.asked(2).await;
+    let (run, mut outputs) = run_requiring_action(&first.client).await;
+    second.client.create_run(&second.client.create_assistant().await, &second.client.create_thread("busy").await).await;
+    upstream.wait_for_requests(2).await;
     outputs["stream"] = json!(true);
 
     let events = second.client.stream(&format!("{run}/submit_tool_outputs"), outputs).await;
@@ -291,5 +293,5 @@ async fn a_stream_follows_a_run_that_another_server_drives() {
     ];
     assert_eq!(names(&events), expected);
     assert_eq!(text(&events), "Hello");
-    upstream.go_on();
+    upstream.resume();
 }

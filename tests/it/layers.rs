@@ -1,8 +1,8 @@
-//! Who may use whom: no module uses one to its left.
+//! Module dependencies: no module depends on a module to its left.
 
 use std::path::{Path, PathBuf};
 
-/// Left to right as at the head of `lib.rs`; neighbours with the same number do not know each other.
+/// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
 const ORDER: [(&str, u32); 12] = [
     ("main", 0),
     ("server", 1),
@@ -33,8 +33,8 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules named behind `crate::` in a line, also as a list in braces.
-fn named(line: &str) -> Vec<String> {
+/// Returns the modules that follow `crate::` in a line, including lists in braces.
+fn modules_in(line: &str) -> Vec<String> {
     let mut modules = Vec::new();
     for (at, _) in line.match_indices("crate::") {
         let rest = &line[at + "crate::".len()..];
@@ -49,7 +49,7 @@ fn named(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_module_uses_one_to_its_left() {
+fn no_module_depends_on_a_module_to_its_left() {
     let src = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut all = Vec::new();
     files(&src, &mut all);
@@ -63,11 +63,11 @@ fn no_module_uses_one_to_its_left() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            for used in named(line).into_iter().filter(|used| *used != module && used != "request") {
+            for used in modules_in(line).into_iter().filter(|used| *used != module && used != "request") {
                 checked += 1;
                 assert!(rank(&used) > rank(&module), "{}: {line}", inside.display());
             }
         }
     }
-    assert!(checked > 50, "the lines were not read as they are written");
+    assert!(checked > 50, "too few dependencies found: does the parser still match the code?");
 }

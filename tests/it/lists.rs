@@ -1,4 +1,4 @@
-//! What all lists have in common, over HTTP.
+//! List endpoints: pagination parameters and cursors, over HTTP.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-both_stores!(an_empty_list_has_null_ends, async |database: Database| {
+both_stores!(an_empty_list_has_null_first_and_last_ids, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let thread = server.client.post("/v1/threads", json!({})).await["id"].as_str().unwrap().to_owned();
 
@@ -21,23 +21,23 @@ both_stores!(an_empty_list_has_null_ends, async |database: Database| {
     }
 });
 
-both_stores!(limits_orders_and_cursors_out_of_bounds_are_refused, async |database: Database| {
+both_stores!(invalid_limits_orders_and_cursors_are_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
-    let refused = async |query: &str| {
-        let (status, error) = server.client.refused(Method::GET, &format!("/v1/assistants?{query}"), None).await;
+    let rejected = async |query: &str| {
+        let (status, error) = server.client.send_rejected(Method::GET, &format!("/v1/assistants?{query}"), None).await;
         (status, error["message"].as_str().unwrap().to_owned(), error["param"].clone())
     };
 
-    let (status, message, param) = refused("limit=101").await;
+    let (status, message, param) = rejected("limit=101").await;
     assert_eq!((status, param), (400, json!("limit")));
     assert_eq!(message, "Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.");
-    assert_eq!(refused("limit=0").await.0, 400);
-    assert_eq!(refused("limit=ten").await.0, 400);
-    assert_eq!(refused("order=up").await.1, "Invalid value: 'up'. Supported values are: 'asc' and 'desc'.");
-    assert_eq!(refused("after=asst_x").await.1, "No assistant found with id 'asst_x'.");
+    assert_eq!(rejected("limit=0").await.0, 400);
+    assert_eq!(rejected("limit=ten").await.0, 400);
+    assert_eq!(rejected("order=up").await.1, "Invalid value: 'up'. Supported values are: 'asc' and 'desc'.");
+    assert_eq!(rejected("after=asst_x").await.1, "No assistant found with id 'asst_x'.");
 });
 
-both_stores!(a_page_at_a_time_finds_each_element_once, async |database: Database| {
+both_stores!(paging_through_a_list_returns_each_element_once, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     for number in 0..25 {
         server.client.post("/v1/assistants", json!({"model": "m", "name": number.to_string()})).await;

@@ -1,10 +1,10 @@
-//! The tests through the public faces: the store's contract on both databases, and the HTTP surface of a real server
-//! with a scripted model server behind it.
+//! Integration tests: the store on both databases, and the HTTP API of a running server in front of a scripted model
+//! server.
 
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "tests read the environment, make clients, and fail where something is not as it should be"
+    reason = "tests read the environment, create clients, and fail by panicking"
 )]
 
 mod support;

@@ -8,10 +8,10 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-both_stores!(a_message_lives_from_create_to_delete, async |database: Database| {
+both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let thread = client.thread("first").await;
+    let thread = client.create_thread("first").await;
     let path = format!("/v1/threads/{thread}/messages");
 
     let made = client
@@ -57,41 +57,41 @@ both_stores!(a_message_lives_from_create_to_delete, async |database: Database| {
     assert_eq!(client.post(&one, json!({})).await["metadata"], json!({"a": "b"}));
     assert_eq!(client.post(&one, json!({"metadata": null})).await["metadata"], json!({}));
     assert_eq!(client.delete(&one).await["object"], "thread.message.deleted");
-    let (status, error) = client.refused(Method::GET, &one, None).await;
+    let (status, error) = client.send_rejected(Method::GET, &one, None).await;
     let id = made["id"].as_str().unwrap();
     assert_eq!((status, &error["message"]), (404, &json!(format!("No message found with id '{id}'."))));
     assert_eq!(client.get(&path).await["data"].as_array().unwrap().len(), 1);
 });
 
-both_stores!(while_a_run_is_active_its_thread_takes_no_message_and_no_run, async |database: Database| {
+both_stores!(a_thread_with_an_active_run_rejects_messages_and_runs, async |database: Database| {
     use crate::support::upstream::Answer;
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("first").await);
-    let run = client.run(&assistant, &thread).await;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("first").await);
+    let run = client.create_run(&assistant, &thread).await;
     let id = run.rsplit('/').next().unwrap();
-    upstream.asked(1).await;
+    upstream.wait_for_requests(1).await;
 
     let message =
-        client.complaint(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "x"})).await;
-    let second = client.complaint(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant})).await;
+        client.post_rejected(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "x"})).await;
+    let second = client.post_rejected(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant})).await;
 
     assert_eq!(message, format!("Can't add messages to {thread} while a run {id} is active."));
     assert_eq!(second, format!("Thread {thread} already has an active run {id}."));
-    upstream.go_on();
-    client.until(&run, "completed").await;
+    upstream.resume();
+    client.wait_for_status(&run, "completed").await;
     client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "x"})).await;
 });
 
-both_stores!(messages_can_be_listed_by_run, async |database: Database| {
+both_stores!(messages_can_be_filtered_by_run, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("first").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("first").await);
     let mut runs = Vec::new();
     for _ in 0..2 {
-        let run = client.run(&assistant, &thread).await;
-        client.until(&run, "completed").await;
+        let run = client.create_run(&assistant, &thread).await;
+        client.wait_for_status(&run, "completed").await;
         runs.push(run.rsplit('/').next().unwrap().to_owned());
     }
 

@@ -1,4 +1,4 @@
-//! Schemas: the same on both databases, and brought up to date by several servers at once.
+//! Migrations: the same files for both databases, applied by several servers concurrently.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ fn both_databases_have_the_same_migrations() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_servers_may_start_at_once_on_an_empty_database() {
+async fn several_servers_can_start_concurrently_on_an_empty_database() {
     let Some(database) = Database::postgres().await else { return };
 
     let stores = futures_util::future::join_all((0..6).map(|_| database.open())).await;
@@ -28,7 +28,7 @@ async fn several_servers_may_start_at_once_on_an_empty_database() {
 }
 
 #[tokio::test]
-async fn a_sqlite_file_takes_one_server_at_a_time() {
+async fn a_sqlite_file_can_be_opened_by_one_server_at_a_time() {
     let database = Database::sqlite();
     let first = database.open().await;
 

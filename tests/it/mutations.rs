@@ -1,5 +1,5 @@
-//! Good requests, spoilt in random ways: whatever comes of it, the server answers in the API's shape, what is refused
-//! leaves nothing behind, and what is taken keeps the published rules.
+//! Random mutations of valid requests: every response has the API's schema, a rejected request has no side effects, and an
+//! accepted request matches the published API description.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -15,17 +15,17 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-/// Spoilt requests for each store.
+/// Number of mutated requests for each store.
 const CASES: usize = 600;
 
-/// What is done to a value somewhere in a body.
+/// A change of one value in a body.
 #[derive(Debug, Clone)]
-enum Spoil {
+enum Mutation {
     Replace(Value),
-    Drop,
+    Remove,
     Rename(String),
     Repeat(usize),
-    Bury(usize),
+    Nest(usize),
     Add(String, Value),
 }
 
@@ -36,7 +36,9 @@ fn values() -> impl Strategy<Value = Value> {
         Just(json!([])),
         Just(json!({})),
         any::<i64>().prop_map(|number| json!(number)),
-        any::<f64>().prop_filter("JSON has no others", |number| number.is_finite()).prop_map(|number| json!(number)),
+        any::<f64>()
+            .prop_filter("JSON numbers are finite", |number| number.is_finite())
+            .prop_map(|number| json!(number)),
         "\\PC{0,20}".prop_map(|text| json!(text)),
         "[\u{0}\u{1}\u{7f}\u{1F600}']{1,5}".prop_map(|text| json!(text)),
         (0_usize..600_000).prop_map(|length| json!("x".repeat(length))),
@@ -45,18 +47,18 @@ fn values() -> impl Strategy<Value = Value> {
     ]
 }
 
-fn spoils() -> impl Strategy<Value = Spoil> {
+fn mutations() -> impl Strategy<Value = Mutation> {
     prop_oneof![
-        4 => values().prop_map(Spoil::Replace),
-        1 => Just(Spoil::Drop),
-        1 => "[a-z_\u{0}]{0,70}".prop_map(Spoil::Rename),
-        1 => (2_usize..200).prop_map(Spoil::Repeat),
-        1 => (1_usize..400).prop_map(Spoil::Bury),
-        1 => ("[a-z_]{1,12}", values()).prop_map(|(name, value)| Spoil::Add(name, value)),
+        4 => values().prop_map(Mutation::Replace),
+        1 => Just(Mutation::Remove),
+        1 => "[a-z_\u{0}]{0,70}".prop_map(Mutation::Rename),
+        1 => (2_usize..200).prop_map(Mutation::Repeat),
+        1 => (1_usize..400).prop_map(Mutation::Nest),
+        1 => ("[a-z_]{1,12}", values()).prop_map(|(name, value)| Mutation::Add(name, value)),
     ]
 }
 
-/// The JSON pointers of all values in a body, the body itself first.
+/// Collects the JSON pointers of all values in a body, the body itself first.
 fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     found.push(at.to_owned());
     match value {
@@ -70,22 +72,22 @@ fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-fn spoil(body: &mut Value, place: usize, how: &Spoil) {
+fn mutate(body: &mut Value, index: usize, mutation: &Mutation) {
     let mut found = Vec::new();
     pointers(body, "", &mut found);
-    let pointer = &found[place % found.len()];
+    let pointer = &found[index % found.len()];
     let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", ""));
-    match how {
-        Spoil::Drop | Spoil::Rename(_) => {
+    match mutation {
+        Mutation::Remove | Mutation::Rename(_) => {
             if let Some(Value::Object(members)) = body.pointer_mut(parent)
                 && let Some(value) = members.remove(name)
-                && let Spoil::Rename(new) = how
+                && let Mutation::Rename(new) = mutation
             {
                 members.insert(new.clone(), value);
             }
         }
-        Spoil::Replace(value) => *body.pointer_mut(pointer).unwrap() = value.clone(),
-        Spoil::Repeat(times) => {
+        Mutation::Replace(value) => *body.pointer_mut(pointer).unwrap() = value.clone(),
+        Mutation::Repeat(times) => {
             let value = body.pointer_mut(pointer).unwrap();
             *value = match value.take() {
                 Value::Array(elements) => elements.iter().cycle().take(elements.len() * times).cloned().collect(),
@@ -93,11 +95,11 @@ fn spoil(body: &mut Value, place: usize, how: &Spoil) {
                 other => Value::Array(vec![other; *times]),
             };
         }
-        Spoil::Bury(depth) => {
+        Mutation::Nest(depth) => {
             let value = body.pointer_mut(pointer).unwrap();
             *value = (0..*depth).fold(value.take(), |inner, _| json!([inner]));
         }
-        Spoil::Add(name, value) => {
+        Mutation::Add(name, value) => {
             if let Value::Object(members) = body.pointer_mut(pointer).unwrap() {
                 members.insert(name.clone(), value.clone());
             }
@@ -105,8 +107,8 @@ fn spoil(body: &mut Value, place: usize, how: &Spoil) {
     }
 }
 
-/// Bodies that are taken as they are, with most of their members used.
-fn good(assistant: &str) -> Vec<(&'static str, Value)> {
+/// Valid bodies that use most parameters.
+fn valid_requests(assistant: &str) -> Vec<(&'static str, Value)> {
     let metadata = json!({"a": "b"});
     let tools = json!([{"type": "code_interpreter"}, {"type": "file_search", "file_search": {"max_num_results": 3,
             "ranking_options": {"ranker": "auto", "score_threshold": 0.5}}},
@@ -149,7 +151,7 @@ fn good(assistant: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// All that a client can have changed, as one text.
+/// Returns everything that a client can change, as one text.
 async fn contents(url: &str) -> String {
     let tables = [
         ("assistants", "body"),
@@ -171,8 +173,8 @@ async fn contents(url: &str) -> String {
     all
 }
 
-/// Waits until a run that was taken has ended.
-async fn settle(client: &Client, reply: &Value) {
+/// Waits until a created run has ended.
+async fn wait_for_end(client: &Client, reply: &Value) {
     if reply["object"] == "thread.run" {
         let path =
             format!("/v1/threads/{}/runs/{}", reply["thread_id"].as_str().unwrap(), reply["id"].as_str().unwrap());
@@ -182,27 +184,28 @@ async fn settle(client: &Client, reply: &Value) {
     }
 }
 
-both_stores!(spoilt_requests_are_refused_and_leave_nothing_behind, async |database: Database| {
+both_stores!(mutated_requests_are_rejected_without_side_effects, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
-    let run = client.run(&assistant, &client.thread("Hi").await).await;
-    client.until(&run, "completed").await;
+    let assistant = client.create_assistant().await;
+    let run = client.create_run(&assistant, &client.create_thread("Hi").await).await;
+    client.wait_for_status(&run, "completed").await;
     let (of_thread, run_id) = run.rsplit_once("/runs/").unwrap();
     let message = client.get(&format!("{of_thread}/messages")).await["data"][0]["id"].as_str().unwrap().to_owned();
-    let good = good(&assistant);
+    let requests = valid_requests(&assistant);
     let mut runner = TestRunner::deterministic();
-    let spoilt = (0..good.len(), prop::collection::vec((any::<usize>(), spoils()), 1..3));
-    let (mut taken, mut refused) = (0, 0);
+    let cases = (0..requests.len(), prop::collection::vec((any::<usize>(), mutations()), 1..3));
+    let (mut accepted, mut rejected) = (0, 0);
 
     for _ in 0..CASES {
-        let (which, changes) = spoilt.new_tree(&mut runner).unwrap().current();
-        let (template, mut body) = good[which].clone();
-        for (place, how) in &changes {
-            spoil(&mut body, *place, how);
+        let (which, changes) = cases.new_tree(&mut runner).unwrap().current();
+        let (template, mut body) = requests[which].clone();
+        for (index, mutation) in &changes {
+            mutate(&mut body, *index, mutation);
         }
         let fresh = template.ends_with("/runs") || template.ends_with("/messages");
-        let thread = if fresh { client.thread("Hi").await } else { of_thread.rsplit('/').next().unwrap().to_owned() };
+        let thread =
+            if fresh { client.create_thread("Hi").await } else { of_thread.rsplit('/').next().unwrap().to_owned() };
         let path = template
             .replace("{assistant}", &assistant)
             .replace("{thread}", &thread)
@@ -215,17 +218,20 @@ both_stores!(spoilt_requests_are_refused_and_leave_nothing_behind, async |databa
         let shown: String = body.to_string().chars().take(2_000).collect();
         assert!(reply.status < 500, "{path} {shown}: {:#}", reply.body);
         if reply.status == 200 {
-            taken += 1;
-            let breaches = contract::request_breaches(&path, &body);
-            assert!(breaches.is_empty(), "{path} took what its description does not have: {breaches:?} in {shown}");
+            accepted += 1;
+            let violations = contract::request_violations(&path, &body);
+            assert!(
+                violations.is_empty(),
+                "{path} accepted a body that violates its description: {violations:?} in {shown}"
+            );
             contract::check_reply("POST", &path, &reply.body);
-            settle(client, &reply.body).await;
+            wait_for_end(client, &reply.body).await;
         } else {
-            refused += 1;
+            rejected += 1;
             contract::check_error(&reply.body);
-            assert_eq!(before, contents(&database.url).await, "{path} {shown} was refused and left something");
+            assert_eq!(before, contents(&database.url).await, "{path} {shown} was rejected and changed the database");
         }
     }
 
-    assert!(taken > CASES / 20 && refused > CASES / 3, "both happen: {taken} taken, {refused} refused");
+    assert!(accepted > CASES / 20 && rejected > CASES / 3, "{accepted} accepted, {rejected} rejected");
 });

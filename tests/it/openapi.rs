@@ -1,4 +1,4 @@
-//! The description of the API, and whether it tells the truth.
+//! The API description: it matches the served routes.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -11,7 +11,7 @@ use crate::support::upstream::Upstream;
 
 const METHODS: [&str; 5] = ["get", "post", "delete", "put", "patch"];
 
-/// Every reference in a document.
+/// Collects the references in a document.
 fn references(value: &Value) -> Vec<&str> {
     match value {
         Value::Object(members) => members
@@ -27,14 +27,14 @@ fn references(value: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_description_has_every_route_and_no_other() {
+async fn the_api_description_lists_exactly_the_served_routes() {
     let database = Database::sqlite();
     let server = Server::start(&database, &Upstream::start().await).await;
     let description = server.client.send(Method::GET, "/openapi.json", None).await;
     assert_eq!(description.headers["content-type"], "application/json");
     let paths = description.body["paths"].as_object().unwrap();
 
-    let told: BTreeSet<(String, String)> = paths
+    let described: BTreeSet<(String, String)> = paths
         .iter()
         .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone())))
         .collect();
@@ -42,9 +42,9 @@ async fn the_description_has_every_route_and_no_other() {
         .into_iter()
         .map(|operation| (operation.path, operation.method.to_owned()))
         .collect();
-    assert_eq!(told, served);
+    assert_eq!(described, served);
 
-    // Asked for each path with each method, the server agrees.
+    // The server serves exactly these methods of each path.
     for path in paths.keys() {
         let filled: String = path
             .split('/')
@@ -62,13 +62,13 @@ async fn the_description_has_every_route_and_no_other() {
         for method in METHODS {
             let request = server.client.request(method.to_uppercase().parse().unwrap(), &filled);
             let is_served = request.send().await.unwrap().status().as_u16() != 405;
-            assert_eq!(is_served, told.contains(&(path.clone(), method.to_owned())), "{method} {path}");
+            assert_eq!(is_served, described.contains(&(path.clone(), method.to_owned())), "{method} {path}");
         }
     }
 }
 
 #[test]
-fn the_description_is_whole() {
+fn the_api_description_has_no_dangling_references_or_duplicate_ids() {
     let description = assistd::http::description();
 
     let schemas = &description["components"]["schemas"];
@@ -78,5 +78,5 @@ fn the_description_is_whole() {
     }
     let operations = assistd::http::operations();
     let ids: HashSet<&str> = operations.iter().map(|operation| operation.id).collect();
-    assert_eq!(ids.len(), operations.len(), "names are unique");
+    assert_eq!(ids.len(), operations.len(), "operation IDs are unique");
 }

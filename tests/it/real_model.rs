@@ -1,6 +1,6 @@
-//! A real model behind the server: opt in by naming one that speaks chat completions, such as
+//! A test with a real model. To run it, name a server that offers chat completions, for example
 //! `ASSISTD_TEST_MODEL_URL=http://127.0.0.1:11434/v1 ASSISTD_TEST_MODEL=qwen3:8b cargo test --test it real_model`.
-//! What it says is its own business; the life of the run is ours.
+//! The test checks the life cycle of the run, not the text of the answer.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::support::sse::{names, text};
 use crate::support::upstream::Upstream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_real_model_answers_streamed_and_polled_and_stops_at_a_limit() {
+async fn a_real_model_answers_streamed_and_polled_runs_and_stops_at_a_limit() {
     let Ok(url) = std::env::var("ASSISTD_TEST_MODEL_URL") else {
         eprintln!("skipped: no ASSISTD_TEST_MODEL_URL");
         return;
@@ -23,7 +23,7 @@ async fn a_real_model_answers_streamed_and_polled_and_stops_at_a_limit() {
     let client = &server.client;
     let body = json!({"model": "gpt-4o", "instructions": "Answer in one short sentence.", "temperature": 0.0});
     let assistant = client.post("/v1/assistants", body).await["id"].clone();
-    let thread = client.thread("What is the capital of France?").await;
+    let thread = client.create_thread("What is the capital of France?").await;
     let runs = format!("/v1/threads/{thread}/runs");
 
     let events = client.stream(&runs, json!({"assistant_id": assistant, "stream": true})).await;
@@ -34,7 +34,7 @@ async fn a_real_model_answers_streamed_and_polled_and_stops_at_a_limit() {
 
     let message = json!({"role": "user", "content": "Count from one to a hundred."});
     client.post(&format!("/v1/threads/{thread}/messages"), message).await;
-    // 16 were taken by the service, though its description says 256 and more.
+    // The API description requires 256 or more; the service accepted 16.
     let request = json!({"assistant_id": assistant, "max_completion_tokens": 16});
     let reply = client.request(reqwest::Method::POST, &runs).json(&request).send().await.unwrap();
     let run: Value = reply.json().await.unwrap();

@@ -1,4 +1,4 @@
-//! What the live service sent, against what we send for the same input.
+//! Compares recorded streams of the live service with our streams for the same input.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-/// The frames of a recording: names and payloads.
+/// Parses the events of a recording: names and payloads.
 fn frames(text: &str) -> Vec<(String, Value)> {
     text.split("\n\n")
         .filter_map(|frame| {
@@ -19,8 +19,8 @@ fn frames(text: &str) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// The shape of a payload: its members in order, and for each whether it is null, a word, a number, a list, …
-/// Ids, times, texts and counts are of the day.
+/// Returns the shape of a payload: its properties in order, and the type of each. Ids, times, texts and counts differ
+/// between recordings.
 fn shape(value: &Value) -> Value {
     match value {
         Value::Object(members) => {
@@ -34,9 +34,9 @@ fn shape(value: &Value) -> Value {
     }
 }
 
-/// What we send more than was recorded, so that strict clients find every member of the schema; and a text where the
-/// service sent null, which they refuse.
-fn beyond_the_recording(name: &str, mut data: Value) -> Value {
+/// Removes the properties that we send in addition to the recorded ones, so that strict clients find every property of
+/// the schema, and restores a null that we replace with a string, because strict clients reject it.
+fn without_our_additions(name: &str, mut data: Value) -> Value {
     let Some(members) = data.as_object_mut() else { return data };
     if name.starts_with("thread.run.step.") && name != "thread.run.step.delta" {
         assert_eq!(members.shift_remove("expired_at"), Some(Value::Null));
@@ -47,7 +47,7 @@ fn beyond_the_recording(name: &str, mut data: Value) -> Value {
     data
 }
 
-both_stores!(a_plain_run_is_told_as_it_was_recorded, async |database: Database| {
+both_stores!(the_stream_of_a_text_answer_matches_the_recording, async |database: Database| {
     let Some(recording) = contract::file("recordings/text.sse") else { return };
     let recorded = frames(&recording);
     let words: Vec<&'static str> = recorded
@@ -57,11 +57,11 @@ both_stores!(a_plain_run_is_told_as_it_was_recorded, async |database: Database| 
             data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
         })
         .collect();
-    let upstream = Upstream::saying([Answer::Words(words)]).await;
+    let upstream = Upstream::scripted([Answer::Tokens(words)]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": "gpt-4o"})).await;
-    let thread = client.thread("Hello, assistant!").await;
+    let thread = client.create_thread("Hello, assistant!").await;
 
     let body = json!({"assistant_id": assistant["id"], "additional_messages": [], "stream": true});
     let path = format!(
@@ -72,11 +72,11 @@ both_stores!(a_plain_run_is_told_as_it_was_recorded, async |database: Database| 
     assert_eq!(ours.len(), recorded.len());
     for (ours, (name, data)) in ours.into_iter().zip(recorded) {
         assert_eq!(ours.name, name);
-        assert_eq!(shape(&beyond_the_recording(&name, ours.data)), shape(&data), "{name}");
+        assert_eq!(shape(&without_our_additions(&name, ours.data)), shape(&data), "{name}");
     }
 });
 
-both_stores!(a_function_call_is_told_as_it_was_recorded, async |database: Database| {
+both_stores!(the_streams_of_a_function_call_match_the_recordings, async |database: Database| {
     let (Some(first), Some(second)) = (
         contract::file("recordings/function_call_1_create.sse"),
         contract::file("recordings/function_call_2_submit.sse"),
@@ -92,7 +92,7 @@ both_stores!(a_function_call_is_told_as_it_was_recorded, async |database: Databa
         })
         .collect();
     let upstream =
-        Upstream::saying([Answer::Calls(vec![], vec![("get_current_weather", "{}")]), Answer::Words(words)]).await;
+        Upstream::scripted([Answer::Calls(vec![], vec![("get_current_weather", "{}")]), Answer::Tokens(words)]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let function = json!({"name": "get_current_weather", "description": "Gets the user's current weather"});
@@ -116,7 +116,7 @@ both_stores!(a_function_call_is_told_as_it_was_recorded, async |database: Databa
         let names: Vec<&str> = ours.iter().map(|event| event.name.as_str()).collect();
         assert_eq!(names, recorded.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
         for (ours, (name, data)) in ours.into_iter().zip(recorded) {
-            assert_eq!(shape(&beyond_the_recording(&name, ours.data)), shape(&data), "{name}");
+            assert_eq!(shape(&without_our_additions(&name, ours.data)), shape(&data), "{name}");
         }
     }
 });

@@ -1,4 +1,4 @@
-//! Servers that die or stop, and databases that go away.
+//! Server crashes and shutdowns, and unavailable databases.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::support::sse::{names, parse};
 use crate::support::transition::commit;
 use crate::support::upstream::{Answer, Upstream};
 
-/// Leaves a run behind as a server does that died in the middle of the answer: in progress, with some text, and on a
-/// lease that has lapsed. Gives the run's path.
-async fn leave_behind(database: &Database) -> String {
+/// Stores a run as if its server had crashed during the answer: in progress, with some text, and with an expired lease.
+/// Returns the run's path.
+async fn create_interrupted_run(database: &Database) -> String {
     let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
     let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), now);
     store.create_assistant(&assistant).await.unwrap();
@@ -45,66 +45,67 @@ async fn leave_behind(database: &Database) -> String {
     format!("/v1/threads/{}/runs/{id}", thread.id)
 }
 
-async fn answer(server: &Server, run: &str) -> (Value, Vec<Value>, Vec<Value>) {
-    let done = server.client.until(run, "completed").await;
+async fn completed_run(server: &Server, run: &str) -> (Value, Vec<Value>, Vec<Value>) {
+    let done = server.client.wait_for_status(run, "completed").await;
     let steps = server.client.get(&format!("{run}/steps")).await;
     let thread = run.split("/runs/").next().unwrap();
     let messages = server.client.get(&format!("{thread}/messages")).await;
     (done, steps["data"].as_array().unwrap().clone(), messages["data"].as_array().unwrap().clone())
 }
 
-both_stores!(a_run_whose_server_died_is_answered_once_by_the_next, async |database: Database| {
-    let run = leave_behind(&database).await;
-    let upstream = Upstream::saying([Answer::Words(vec!["A whole", " answer"])]).await;
+both_stores!(a_run_whose_server_crashed_is_completed_once_by_the_next_server, async |database: Database| {
+    let run = create_interrupted_run(&database).await;
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["A whole", " answer"])]).await;
 
     let server = Server::start(&database, &upstream).await;
 
-    let (_, steps, messages) = answer(&server, &run).await;
+    let (_, steps, messages) = completed_run(&server, &run).await;
     assert_eq!(steps.len(), 1);
     assert_eq!(messages.len(), 2);
     assert_eq!(messages[0]["content"][0]["text"]["value"], "A whole answer");
     assert_eq!(
         upstream.requests()[0]["messages"],
         json!([{"role": "user", "content": "Hi"}]),
-        "the model does not see its own half answer"
+        "the prompt does not contain the partial answer"
     );
 });
 
-both_stores!(a_server_that_stops_hands_its_runs_on, async |database: Database| {
+both_stores!(a_run_is_resumed_by_the_next_server_after_a_shutdown, async |database: Database| {
     let upstream =
-        Upstream::saying([Answer::Pause(vec!["Half an ans"]), Answer::Words(vec!["A whole", " answer"])]).await;
+        Upstream::scripted([Answer::Pause(vec!["Half an ans"]), Answer::Tokens(vec!["A whole", " answer"])]).await;
     let first = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "0")]).await;
-    let (assistant, thread) = (first.client.assistant().await, first.client.thread("Hi").await);
+    let (assistant, thread) = (first.client.create_assistant().await, first.client.create_thread("Hi").await);
     let stream = first
         .client
-        .begin(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant, "stream": true}))
+        .open_stream(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant, "stream": true}))
         .await;
-    upstream.asked(1).await;
+    upstream.wait_for_requests(1).await;
 
     let (text, ()) = tokio::join!(stream.text(), first.stop());
     let events = parse(&text.unwrap());
 
     assert_eq!(names(&events).last_chunk::<2>().unwrap(), &["error", "done"]);
     let error = &events[events.len() - 2].data;
-    assert_eq!(error["error"]["message"], error["message"], "in both known forms");
+    assert_eq!(error["error"]["message"], error["message"], "the error has both forms that clients read");
     let second = Server::start(&database, &upstream).await;
     let run = format!("/v1/threads/{thread}/runs/{}", events[0].data["id"].as_str().unwrap());
-    let (_, steps, messages) = answer(&second, &run).await;
+    let (_, steps, messages) = completed_run(&second, &run).await;
     assert_eq!((steps.len(), messages.len()), (1, 2));
     assert_eq!(messages[0]["content"][0]["text"]["value"], "A whole answer");
 });
 
-both_stores!(a_server_that_stops_lets_its_runs_finish_in_the_grace_time, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+both_stores!(runs_may_finish_within_the_shutdown_grace_period, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "30")]).await;
     let client = server.client.clone();
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
-    let stream =
-        client.begin(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant, "stream": true})).await;
-    upstream.asked(1).await;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
+    let stream = client
+        .open_stream(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant, "stream": true}))
+        .await;
+    upstream.wait_for_requests(1).await;
 
     let finish = async {
-        // No new run begins, and load balancers are told; then the model goes on.
+        // The server is not ready and rejects new runs; then the model continues.
         let ready = format!("{}/ready", client.base_url);
         loop {
             let reply = client
@@ -120,7 +121,7 @@ both_stores!(a_server_that_stops_lets_its_runs_finish_in_the_grace_time, async |
         let body = json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}});
         let refused = client.send(reqwest::Method::POST, "/v1/threads/runs", Some(&body)).await;
         assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
-        upstream.go_on();
+        upstream.resume();
     };
     let (text, (), ()) = tokio::join!(stream.text(), server.stop(), finish);
 
@@ -128,27 +129,27 @@ both_stores!(a_server_that_stops_lets_its_runs_finish_in_the_grace_time, async |
 });
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_away_is_a_503_until_it_is_back() {
+async fn an_unavailable_database_returns_503_until_it_recovers() {
     use sqlx::{Connection, Executor, PgConnection};
     let Some(database) = Database::postgres().await else { return };
     let server = Server::start(&database, &Upstream::start().await).await;
-    let thread = server.client.thread("Hi").await;
+    let thread = server.client.create_thread("Hi").await;
     let (url, name) = database.url.rsplit_once('/').unwrap();
     let mut admin = PgConnection::connect(&format!("{url}/postgres")).await.unwrap();
-    let kick = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
-    let close = |open: bool| sqlx::AssertSqlSafe(format!("alter database {name} with allow_connections {open}"));
+    let terminate = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+    let allow = |open: bool| sqlx::AssertSqlSafe(format!("alter database {name} with allow_connections {open}"));
 
-    admin.execute(close(false)).await.unwrap();
-    admin.execute(sqlx::AssertSqlSafe(kick)).await.unwrap();
+    admin.execute(allow(false)).await.unwrap();
+    admin.execute(sqlx::AssertSqlSafe(terminate)).await.unwrap();
     let refused = server.client.send(reqwest::Method::GET, &format!("/v1/threads/{thread}"), None).await;
     assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
     assert_eq!(refused.body["error"]["type"], "server_error");
-    admin.execute(close(true)).await.unwrap();
+    admin.execute(allow(true)).await.unwrap();
 
     for _ in 0..1_000 {
         if server.client.send(reqwest::Method::GET, &format!("/v1/threads/{thread}"), None).await.status == 200 {
-            let run = server.client.run(&server.client.assistant().await, &thread).await;
-            server.client.until(&run, "completed").await;
+            let run = server.client.create_run(&server.client.create_assistant().await, &thread).await;
+            server.client.wait_for_status(&run, "completed").await;
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -156,50 +157,50 @@ async fn a_database_that_is_away_is_a_503_until_it_is_back() {
     panic!("the server did not recover");
 }
 
-/// A relay to a database that can be made to fall silent: what is connected then hears nothing any more, and what comes
-/// later is served.
-async fn relay(to: String) -> (u16, tokio::sync::watch::Sender<u32>) {
+/// Starts a TCP proxy to a database. Each message to the returned sender stalls all open connections; later connections
+/// work.
+async fn start_proxy(to: String) -> (u16, tokio::sync::watch::Sender<u32>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let silence = tokio::sync::watch::Sender::new(0);
-    let silenced = silence.clone();
+    let stall = tokio::sync::watch::Sender::new(0);
+    let stalled = stall.clone();
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
-            let (to, mut silenced) = (to.clone(), silenced.subscribe());
+            let (to, mut stalled) = (to.clone(), stalled.subscribe());
             tokio::spawn(async move {
                 let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = silenced.changed() => std::future::pending().await,
+                    _ = stalled.changed() => std::future::pending().await,
                 }
             });
         }
     });
-    (port, silence)
+    (port, stall)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_connection_that_falls_silent_holds_nobody_for_good() {
+async fn a_stalled_database_connection_times_out() {
     let Some(database) = Database::postgres().await else { return };
     let (scheme, rest) = database.url.split_once("://").unwrap();
     let (authority, name) = rest.split_once('/').unwrap();
     let (user, host) = authority.split_once('@').unwrap();
-    let (port, silence) = relay(host.to_owned()).await;
-    let relayed = Database::at(format!("{scheme}://{user}@127.0.0.1:{port}/{name}"));
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
-    let server = Server::with(&relayed, &upstream, &[("DATABASE_STATEMENT_TIMEOUT_S", "1")]).await;
+    let (port, stall) = start_proxy(host.to_owned()).await;
+    let proxied = Database::at(format!("{scheme}://{user}@127.0.0.1:{port}/{name}"));
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
+    let server = Server::with(&proxied, &upstream, &[("DATABASE_STATEMENT_TIMEOUT_S", "1")]).await;
     let client = &server.client;
-    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
-    upstream.asked(1).await;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    upstream.wait_for_requests(1).await;
 
-    silence.send_modify(|times| *times += 1);
-    upstream.go_on();
+    stall.send_modify(|times| *times += 1);
+    upstream.resume();
 
-    // Each connection that is silent costs one request at most.
+    // Each stalled connection fails at most one request.
     for _ in 0..100 {
         if client.request(reqwest::Method::GET, &run).send().await.unwrap().status().as_u16() == 200 {
             break;
         }
     }
-    client.until(&run, "completed").await;
+    client.wait_for_status(&run, "completed").await;
 }

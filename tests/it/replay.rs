@@ -1,7 +1,7 @@
-//! Requests that the live service was recorded to answer, sent to us one by one: our replies must be its replies.
+//! Replays recorded requests of the live service one by one: our responses must equal the recorded ones.
 //!
-//! Ids and times are of the day, and so is how far a run has come at a moment; all else is compared, with the model's
-//! words taken from the recording. Recordings that need files or the service's own tools wait for those.
+//! IDs, times and the momentary status of a run differ between recordings and are not compared. The scripted model answers
+//! with the recorded text. Recordings that need files or the service's own tools are skipped until these are supported.
 
 use std::collections::HashMap;
 
@@ -15,12 +15,12 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-/// Recorded scripts that begin with an upload, and what they are about.
-const WAITING: [(&str, &str); 2] =
+/// Recorded scripts that upload files first, and the feature that they need.
+const UNSUPPORTED: [(&str, &str); 2] =
     [("BasicRunStepFunctionalityWorks", "code_interpreter"), ("FileSearchWorks", "vector stores")];
 
-/// What stands in the place of a value that is of the day.
-const OF_THE_DAY: &str = "of the day";
+/// Replaces a value that differs between recordings.
+const VARIABLE: &str = "variable";
 
 fn recordings(name: &str) -> Option<Vec<Value>> {
     let text = contract::file(&format!("recordings/{name}"))?;
@@ -32,16 +32,16 @@ fn is_id(text: &str) -> bool {
     prefixes.iter().any(|prefix| text.starts_with(prefix)) && text.len() > 20
 }
 
-/// Notes which of our ids stands for which of the recorded ones.
-fn learn(ids: &mut HashMap<String, String>, recorded: &Value, ours: &Value) {
+/// Maps the IDs of a recorded response to ours.
+fn map_ids(ids: &mut HashMap<String, String>, recorded: &Value, ours: &Value) {
     match (recorded, ours) {
         (Value::Object(recorded), Value::Object(ours)) => {
-            // The ends of a list may be of others' elements.
+            // The first and last IDs may belong to objects of other scripts.
             let members = recorded.iter().filter(|(name, _)| !["first_id", "last_id"].contains(&name.as_str()));
-            members.for_each(|(name, value)| learn(ids, value, ours.get(name).unwrap_or(&Value::Null)));
+            members.for_each(|(name, value)| map_ids(ids, value, ours.get(name).unwrap_or(&Value::Null)));
         }
         (Value::Array(recorded), Value::Array(ours)) => {
-            recorded.iter().zip(ours).for_each(|(recorded, ours)| learn(ids, recorded, ours));
+            recorded.iter().zip(ours).for_each(|(recorded, ours)| map_ids(ids, recorded, ours));
         }
         (Value::String(recorded), Value::String(ours)) if is_id(recorded) => {
             ids.entry(recorded.clone()).or_insert_with(|| ours.clone());
@@ -58,8 +58,8 @@ fn with_our_ids(value: &Value, ids: &HashMap<String, String>) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The recorded reply as we would give it: our ids, the members that the service left out, and the one text that we
-/// send where it sent null.
+/// Converts a recorded response to the one that we must return: with our IDs, the properties that the service omitted, and
+/// the one string that we send instead of null.
 fn expected(recorded: &Value, ids: &HashMap<String, String>) -> Value {
     let mut value = with_our_ids(recorded, ids);
     normalize(&mut value);
@@ -80,7 +80,7 @@ fn normalize(value: &mut Value) {
 fn normalize_object(members: &mut Map<String, Value>) {
     match members.get("object").and_then(Value::as_str) {
         Some("thread.message") => {
-            // Differs: the service left four members out, and once gave an old one in place of `attachments`.
+            // Differs: the service omitted four properties, and once sent an old one instead of `attachments`.
             members.shift_remove("file_ids");
             for name in ["status", "incomplete_details", "incomplete_at", "completed_at"] {
                 members.shift_remove(name);
@@ -89,7 +89,7 @@ fn normalize_object(members: &mut Map<String, Value>) {
             members.sort_keys();
         }
         Some("thread.run") => {
-            // Differs: strict clients refuse null there.
+            // Differs: strict clients reject null here.
             if members["instructions"].is_null() {
                 members["instructions"] = json!("");
             }
@@ -97,30 +97,30 @@ fn normalize_object(members: &mut Map<String, Value>) {
                 members["status"] = json!("queued");
             }
             if members["status"] == "queued" {
-                members["started_at"] = json!(OF_THE_DAY);
+                members["started_at"] = json!(VARIABLE);
             }
         }
         _ => {}
     }
     for (name, value) in members.iter_mut() {
         if (name.ends_with("_at") || name.ends_with("_tokens")) && value.is_number() {
-            *value = json!(OF_THE_DAY);
+            *value = json!(VARIABLE);
         }
     }
 }
 
-/// Keeps the elements of a list that belong to this script: the recorded account had others too.
-fn keep_own(list: &mut Value, ids: &HashMap<String, String>) {
+/// Retains the elements of a list that belong to this script: the recorded account had others too.
+fn retain_own(list: &mut Value, ids: &HashMap<String, String>) {
     let Some(data) = list.get_mut("data").and_then(Value::as_array_mut) else { return };
     data.retain(|element| element["id"].as_str().is_some_and(|id| ids.values().any(|ours| ours == id)));
     if list["has_more"] == true {
-        // The account's, then, not the script's.
+        // The next page belongs to other scripts.
         list["has_more"] = json!(false);
         list["last_id"] = list["data"].as_array().unwrap().last().map_or(Value::Null, |last| last["id"].clone());
     }
 }
 
-/// What the recorded model said, in the order of its answers, each held until the script goes on.
+/// Returns the recorded answers of the model in order, each held until the script continues.
 fn answers(script: &[&Value]) -> Vec<Answer> {
     let leak = |text: &str| -> &'static str { text.to_owned().leak() };
     let mut answers = Vec::new();
@@ -134,7 +134,7 @@ fn answers(script: &[&Value]) -> Vec<Answer> {
         for message in reply["data"].as_array().into_iter().flatten() {
             if let (true, Some(text)) = (message["run_id"].is_string(), message["content"][0]["text"]["value"].as_str())
             {
-                answers.push(Answer::Held(Box::new(Answer::Words(vec![leak(text)]))));
+                answers.push(Answer::Held(Box::new(Answer::Tokens(vec![leak(text)]))));
             }
         }
     }
@@ -151,24 +151,24 @@ async fn replay(client: &Client, upstream: &Upstream, script: &[&Value]) {
         if method == "GET"
             && ["completed", "requires_action"].contains(&recorded["status"].as_str().unwrap_or_default())
         {
-            upstream.go_on();
-            client.until(&path, recorded["status"].as_str().unwrap()).await;
+            upstream.resume();
+            client.wait_for_status(&path, recorded["status"].as_str().unwrap()).await;
         }
         let body = (!entry["request"].is_null()).then(|| with_our_ids(&entry["request"], &ids));
         let reply = client.send(method.parse::<Method>().unwrap(), &path, body.as_ref()).await;
 
         assert_eq!(Some(u64::from(reply.status)), entry["status"].as_u64(), "{what}: {:#}", reply.body);
-        learn(&mut ids, recorded, &reply.body);
+        map_ids(&mut ids, recorded, &reply.body);
         let mut expected = expected(recorded, &ids);
         let mut ours = reply.body;
         normalize(&mut ours);
-        keep_own(&mut expected, &ids);
-        keep_own(&mut ours, &ids);
+        retain_own(&mut expected, &ids);
+        retain_own(&mut ours, &ids);
         assert_eq!(ours.to_string(), expected.to_string(), "{what}");
     }
 }
 
-both_stores!(the_assistants_are_answered_as_they_were_recorded, async |database: Database| {
+both_stores!(assistants_responses_match_the_recordings, async |database: Database| {
     let Some(recordings) = recordings("assistants.json") else { return };
     let mut scripts: Vec<(&str, Vec<&Value>)> = Vec::new();
     for entry in &recordings {
@@ -178,22 +178,22 @@ both_stores!(the_assistants_are_answered_as_they_were_recorded, async |database:
             _ => scripts.push((source, vec![entry])),
         }
     }
-    let (mut replayed, mut left) = (0, 0);
+    let (mut replayed, mut skipped) = (0, 0);
     for (name, script) in scripts {
-        if WAITING.iter().any(|(waiting, _)| name.contains(waiting)) {
-            left += script.len();
+        if UNSUPPORTED.iter().any(|(script, _)| name.contains(script)) {
+            skipped += script.len();
             continue;
         }
-        let upstream = Upstream::saying(answers(&script)).await;
+        let upstream = Upstream::scripted(answers(&script)).await;
         let server = Server::start(&database, &upstream).await;
         replay(&server.client, &upstream, &script).await;
         server.stop().await;
         replayed += script.len();
     }
-    assert_eq!((replayed, left), (55, 17), "what waits for files and tools is known");
+    assert_eq!((replayed, skipped), (55, 17), "number of replayed and skipped requests");
 });
 
-both_stores!(the_models_are_answered_as_they_were_recorded, async |database: Database| {
+both_stores!(models_responses_match_the_recordings, async |database: Database| {
     let Some(recordings) = recordings("files_uploads_models.json") else { return };
     let server = Server::start(&database, &Upstream::start().await).await;
 
@@ -202,7 +202,7 @@ both_stores!(the_models_are_answered_as_they_were_recorded, async |database: Dat
 
     assert_eq!(models.len(), 2);
     for entry in models {
-        // The scripted server does not have the recorded model; one of its own is answered alike.
+        // The scripted server does not have the recorded model; its own model is used instead.
         let path = entry["path"].as_str().unwrap().replace("gpt-4o-mini", "small");
         let reply = server.client.send(Method::GET, &format!("/v1{path}"), None).await;
         let mut recorded = entry["response"].clone();

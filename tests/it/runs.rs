@@ -1,4 +1,4 @@
-//! Runs that are not streamed, and what the model is asked.
+//! Runs that are not streamed, and the requests to the model.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,11 +8,11 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-both_stores!(a_run_answers_with_one_message_and_one_step, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Words(vec!["Hello", "!", " Bye"])]).await;
+both_stores!(a_run_creates_one_message_and_one_step, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["Hello", "!", " Bye"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
 
     let reply = client
         .send(Method::POST, &format!("/v1/threads/{thread}/runs"), Some(&json!({"assistant_id": assistant})))
@@ -57,7 +57,7 @@ both_stores!(a_run_answers_with_one_message_and_one_step, async |database: Datab
     );
 
     let path = format!("/v1/threads/{thread}/runs/{}", reply.body["id"].as_str().unwrap());
-    let run = client.until(&path, "completed").await;
+    let run = client.wait_for_status(&path, "completed").await;
     let usage = json!({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
         "prompt_token_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}});
     assert_eq!((&run["usage"], &run["expires_at"]), (&usage, &Value::Null));
@@ -78,7 +78,7 @@ both_stores!(a_run_answers_with_one_message_and_one_step, async |database: Datab
     assert_eq!(client.get(&format!("/v1/threads/{thread}/runs")).await["data"], json!([run]));
 });
 
-both_stores!(the_model_is_asked_with_the_whole_thread_and_the_runs_wishes, async |database: Database| {
+both_stores!(the_model_request_contains_the_thread_and_the_run_parameters, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::with(&database, &upstream, &[("UPSTREAM_API_KEY", "sk-up")]).await;
     let client = &server.client;
@@ -104,7 +104,7 @@ both_stores!(the_model_is_asked_with_the_whole_thread_and_the_runs_wishes, async
                 "max_completion_tokens": 300, "reasoning_effort": "low", "response_format": {"type": "json_object"}}),
         )
         .await;
-    upstream.asked(1).await;
+    upstream.wait_for_requests(1).await;
 
     assert_eq!((&run["instructions"], &run["model"]), (&json!("be kind\nand short"), &json!("other")));
     assert_eq!(
@@ -122,13 +122,13 @@ both_stores!(the_model_is_asked_with_the_whole_thread_and_the_runs_wishes, async
     assert_eq!(upstream.keys()[0].as_deref(), Some("Bearer sk-up"));
 });
 
-both_stores!(what_nobody_set_is_not_sent, async |database: Database| {
+both_stores!(unset_parameters_are_not_sent_to_the_model, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
-    client.run(&client.assistant().await, &client.thread("Hi").await).await;
-    upstream.asked(1).await;
+    client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    upstream.wait_for_requests(1).await;
 
     assert_eq!(
         upstream.requests()[0],
@@ -137,58 +137,58 @@ both_stores!(what_nobody_set_is_not_sent, async |database: Database| {
     );
 });
 
-both_stores!(the_last_messages_alone_can_be_asked_for, async |database: Database| {
+both_stores!(truncation_to_the_last_messages_limits_the_prompt, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let thread = client.thread("one").await;
+    let thread = client.create_thread("one").await;
     for text in ["two", "three"] {
         client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": text})).await;
     }
 
-    let body = json!({"assistant_id": client.assistant().await,
+    let body = json!({"assistant_id": client.create_assistant().await,
         "truncation_strategy": {"type": "last_messages", "last_messages": 2}});
     client.post(&format!("/v1/threads/{thread}/runs"), body).await;
-    upstream.asked(1).await;
+    upstream.wait_for_requests(1).await;
 
-    let said = &upstream.requests()[0]["messages"];
-    assert_eq!(said, &json!([{"role": "user", "content": "two"}, {"role": "user", "content": "three"}]));
+    let sent = &upstream.requests()[0]["messages"];
+    assert_eq!(sent, &json!([{"role": "user", "content": "two"}, {"role": "user", "content": "three"}]));
 });
 
-both_stores!(a_thread_too_long_for_the_models_window_is_cut_in_the_middle, async |database: Database| {
+both_stores!(a_thread_longer_than_the_context_window_is_truncated_in_the_middle, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::with(&database, &upstream, &[("CONTEXT_WINDOWS", "m=400")]).await;
     let client = &server.client;
-    let thread = client.thread("the first").await;
+    let thread = client.create_thread("the first").await;
     for number in 0..20 {
         let text = format!("message {number}: {}", "many words ".repeat(20));
         client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": text})).await;
     }
 
-    let run = client.run(&client.assistant().await, &thread).await;
-    client.until(&run, "completed").await;
+    let run = client.create_run(&client.create_assistant().await, &thread).await;
+    client.wait_for_status(&run, "completed").await;
 
-    let said: Vec<String> = upstream.requests()[0]["messages"]
+    let sent: Vec<String> = upstream.requests()[0]["messages"]
         .as_array()
         .unwrap()
         .iter()
         .map(|message| message["content"].as_str().unwrap().split(':').next().unwrap().to_owned())
         .collect();
-    assert!(said.len() > 2 && said.len() < 12, "{said:?}");
-    assert_eq!((said[0].as_str(), said[said.len() - 1].as_str()), ("the first", "message 19"));
-    assert_eq!(said[1], format!("message {}", 20 - (said.len() - 1)), "the oldest go first");
+    assert!(sent.len() > 2 && sent.len() < 12, "{sent:?}");
+    assert_eq!((sent[0].as_str(), sent[sent.len() - 1].as_str()), ("the first", "message 19"));
+    assert_eq!(sent[1], format!("message {}", 20 - (sent.len() - 1)), "the oldest messages are removed first");
 });
 
-both_stores!(a_run_stops_at_what_it_may_read_and_write, async |database: Database| {
+both_stores!(a_run_is_incomplete_when_it_reaches_a_token_limit, async |database: Database| {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
     let call = || Answer::Calls(vec![], vec![("f", "{}")]);
-    let upstream = Upstream::saying([call(), call()]).await;
+    let upstream = Upstream::scripted([call(), call()]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await["id"].clone();
 
-    // The prompt alone is too long, however much of the thread is left out.
-    let thread = client.thread(&"many words ".repeat(300)).await;
+    // The prompt exceeds the limit, whatever part of the thread is left out.
+    let thread = client.create_thread(&"many words ".repeat(300)).await;
     let events = client
         .stream(
             &format!("/v1/threads/{thread}/runs"),
@@ -200,15 +200,15 @@ both_stores!(a_run_stops_at_what_it_may_read_and_write, async |database: Databas
     assert_eq!(events[3].data["incomplete_details"], json!({"reason": "max_prompt_tokens"}));
     assert_eq!(upstream.requests().len(), 0);
 
-    // The first turn takes 20 to read and 10 to write; a second may not begin, or is too long to read.
+    // The first turn uses 20 prompt and 10 completion tokens; a second turn would exceed the limit.
     let limits =
         [("max_completion_tokens", 10, "max_completion_tokens"), ("max_prompt_tokens", 64, "max_prompt_tokens")];
     for (member, tokens, reason) in limits {
-        let thread = client.thread("Hi").await;
+        let thread = client.create_thread("Hi").await;
         let runs = format!("/v1/threads/{thread}/runs");
         let mut body = json!({"assistant_id": assistant});
         body[member] = json!(tokens);
-        // The description says 256 and more; the service took 16.
+        // The API description requires 256 or more; the service accepted 16.
         let made: Value = client.request(Method::POST, &runs).json(&body).send().await.unwrap().json().await.unwrap();
         let path = format!("{runs}/{}", made["id"].as_str().unwrap());
         let get = async || -> Value { client.request(Method::GET, &path).send().await.unwrap().json().await.unwrap() };
@@ -235,8 +235,8 @@ both_stores!(a_run_stops_at_what_it_may_read_and_write, async |database: Databas
     }
 });
 
-both_stores!(words_for_not_answering_are_a_part_of_their_own, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Raw(concat!(
+both_stores!(a_refusal_is_stored_as_a_refusal_content_part, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Raw(concat!(
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"refusal\":\"I can\"}}]}\n\n",
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"refusal\":\"not.\"},\"finish_reason\":\"stop\"}]}\n\n",
         "data: [DONE]\n\n"
@@ -244,7 +244,7 @@ both_stores!(words_for_not_answering_are_a_part_of_their_own, async |database: D
     .await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
 
     let body = json!({"assistant_id": assistant, "stream": true});
     let events = client.stream(&format!("/v1/threads/{thread}/runs"), body).await;
@@ -265,10 +265,10 @@ both_stores!(words_for_not_answering_are_a_part_of_their_own, async |database: D
     assert_eq!(messages["data"][0]["content"], json!([{"type": "refusal", "refusal": "I cannot."}]));
 });
 
-both_stores!(a_thread_and_its_run_are_made_in_one_request, async |database: Database| {
+both_stores!(a_thread_and_its_run_are_created_in_one_request, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
 
     let run = client
         .post(
@@ -281,94 +281,94 @@ both_stores!(a_thread_and_its_run_are_made_in_one_request, async |database: Data
     let thread = run["thread_id"].as_str().unwrap();
     assert_eq!(client.get(&format!("/v1/threads/{thread}")).await["metadata"], json!({"k": "v"}));
     assert_eq!(run["tool_resources"], json!({"code_interpreter": {"file_ids": ["file-1"]}}));
-    client.until(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
+    client.wait_for_status(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
 });
 
-both_stores!(a_run_with_nothing_to_say_is_refused, async |database: Database| {
+both_stores!(a_run_without_messages_and_instructions_is_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     let thread = client.post("/v1/threads", json!({})).await["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/threads/{thread}/runs");
 
-    let (status, error) = client.refused(Method::POST, &path, Some(json!({"assistant_id": assistant}))).await;
+    let (status, error) = client.send_rejected(Method::POST, &path, Some(json!({"assistant_id": assistant}))).await;
     assert_eq!((status, &error["code"]), (400, &json!("invalid_thread")));
     assert_eq!(
         error["message"],
         "Run creation requires a Thread with a user message or an assistant with instructions."
     );
     let streamed = client
-        .refused(Method::POST, "/v1/threads/runs", Some(json!({"assistant_id": assistant, "stream": true})))
+        .send_rejected(Method::POST, "/v1/threads/runs", Some(json!({"assistant_id": assistant, "stream": true})))
         .await;
-    assert_eq!(streamed.0, 400, "a stream is refused before it begins");
-    assert_eq!(client.get("/v1/threads").await["data"].as_array().unwrap().len(), 1, "no thread is left behind");
+    assert_eq!(streamed.0, 400, "an error is returned before the stream starts");
+    assert_eq!(client.get("/v1/threads").await["data"].as_array().unwrap().len(), 1, "no thread is created");
 
     let run = client.post(&path, json!({"assistant_id": assistant, "instructions": "say something"})).await;
-    client.until(&format!("{path}/{}", run["id"].as_str().unwrap()), "completed").await;
+    client.wait_for_status(&format!("{path}/{}", run["id"].as_str().unwrap()), "completed").await;
 });
 
-both_stores!(what_a_run_names_must_be_there, async |database: Database| {
+both_stores!(a_run_that_references_unknown_objects_is_rejected, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
-    let refused = async |path: &str, body: Value| {
-        let (status, error) = client.refused(Method::POST, path, Some(body)).await;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
+    let rejected = async |path: &str, body: Value| {
+        let (status, error) = client.send_rejected(Method::POST, path, Some(body)).await;
         (status, error["message"].as_str().unwrap().to_owned())
     };
     let not_found = |noun: &str, id: &str| (404, format!("No {noun} found with id '{id}'."));
 
     let runs = format!("/v1/threads/{thread}/runs");
-    assert_eq!(refused(&runs, json!({"assistant_id": "asst_x"})).await, not_found("assistant", "asst_x"));
+    assert_eq!(rejected(&runs, json!({"assistant_id": "asst_x"})).await, not_found("assistant", "asst_x"));
     assert_eq!(
-        refused("/v1/threads/thread_x/runs", json!({"assistant_id": assistant})).await,
+        rejected("/v1/threads/thread_x/runs", json!({"assistant_id": assistant})).await,
         not_found("thread", "thread_x")
     );
-    assert_eq!(refused(&format!("{runs}/run_x/cancel"), json!({})).await, not_found("run", "run_x"));
-    assert_eq!(refused(&format!("{runs}/run_x"), json!({"metadata": {}})).await, not_found("run", "run_x"));
+    assert_eq!(rejected(&format!("{runs}/run_x/cancel"), json!({})).await, not_found("run", "run_x"));
+    assert_eq!(rejected(&format!("{runs}/run_x"), json!({"metadata": {}})).await, not_found("run", "run_x"));
     assert_eq!(
-        refused(&runs, json!({"assistant_id": "x"})).await,
+        rejected(&runs, json!({"assistant_id": "x"})).await,
         (400, "Invalid 'assistant_id': 'x'. Expected an ID that begins with 'asst'.".to_owned())
     );
-    assert_eq!(refused(&runs, json!({})).await, (400, "Missing required parameter: 'assistant_id'.".to_owned()));
-    let run = client.run(&assistant, &thread).await;
-    client.until(&run, "completed").await;
-    let (status, error) = client.refused(Method::GET, &format!("{run}/steps/step_123"), None).await;
+    assert_eq!(rejected(&runs, json!({})).await, (400, "Missing required parameter: 'assistant_id'.".to_owned()));
+    let run = client.create_run(&assistant, &thread).await;
+    client.wait_for_status(&run, "completed").await;
+    let (status, error) = client.send_rejected(Method::GET, &format!("{run}/steps/step_123"), None).await;
     assert_eq!((status, error["message"].as_str().unwrap()), (404, "No run step found with id 'step_123'."));
 });
 
-both_stores!(a_runs_metadata_can_be_changed_once_it_is_not_in_progress, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+both_stores!(the_metadata_of_a_run_cannot_be_modified_while_it_is_in_progress, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
-    upstream.asked(1).await;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    upstream.wait_for_requests(1).await;
 
-    let early = client.complaint(&run, json!({"metadata": {"k": "v"}})).await;
+    let early = client.post_rejected(&run, json!({"metadata": {"k": "v"}})).await;
     assert_eq!(early, "Cannot update run with status 'in_progress'.");
-    upstream.go_on();
-    client.until(&run, "completed").await;
+    upstream.resume();
+    client.wait_for_status(&run, "completed").await;
 
     assert_eq!(client.post(&run, json!({"metadata": {"k": "v"}})).await["metadata"], json!({"k": "v"}));
     assert_eq!(client.get(&run).await["metadata"], json!({"k": "v"}));
 });
 
-both_stores!(runs_beyond_the_bound_wait_in_order, async |database: Database| {
+both_stores!(runs_above_the_concurrency_limit_are_queued_in_order, async |database: Database| {
     let pause = || Answer::Pause(vec!["Hm"]);
-    let upstream = Upstream::saying([pause(), pause(), pause()]).await;
+    let upstream = Upstream::scripted([pause(), pause(), pause()]).await;
     let server = Server::with(&database, &upstream, &[("MAX_CONCURRENT_RUNS", "1")]).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     let mut runs = Vec::new();
     for text in ["first", "second", "third"] {
-        runs.push(client.run(&assistant, &client.thread(text).await).await);
+        runs.push(client.create_run(&assistant, &client.create_thread(text).await).await);
     }
-    upstream.asked(1).await;
+    upstream.wait_for_requests(1).await;
 
     assert_eq!(client.get(&runs[1]).await["status"], "queued");
     for (turn, run) in runs.iter().enumerate() {
-        upstream.asked(turn + 1).await;
-        upstream.go_on();
-        client.until(run, "completed").await;
+        upstream.wait_for_requests(turn + 1).await;
+        upstream.resume();
+        client.wait_for_status(run, "completed").await;
     }
 
     let asked: Vec<Value> =
@@ -376,56 +376,56 @@ both_stores!(runs_beyond_the_bound_wait_in_order, async |database: Database| {
     assert_eq!(asked, [json!("first"), json!("second"), json!("third")]);
 });
 
-both_stores!(a_thread_that_is_deleted_during_its_run_stays_deleted, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+both_stores!(a_thread_deleted_during_its_run_stays_deleted, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let body = json!({"assistant_id": assistant, "stream": true});
-    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
-    upstream.asked(1).await;
+    let stream = client.open_stream(&format!("/v1/threads/{thread}/runs"), body).await;
+    upstream.wait_for_requests(1).await;
 
     client.delete(&format!("/v1/threads/{thread}")).await;
-    upstream.go_on();
+    upstream.resume();
     let events = crate::support::sse::parse(&stream.text().await.unwrap());
 
     assert_eq!(events[events.len() - 2].name, "error", "the stream ends and says why");
-    assert_eq!(client.refused(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await.0, 404);
+    assert_eq!(client.send_rejected(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await.0, 404);
 });
 
-both_stores!(a_server_that_tells_no_usage_is_counted_for, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Raw(concat!(
+both_stores!(usage_is_estimated_when_the_model_server_reports_none, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Raw(concat!(
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello, world!\"},\"finish_reason\":\"stop\"}]}\n\n",
         "data: [DONE]\n\n"
     ))])
     .await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let run = client.run(&client.assistant().await, &client.thread("Hi").await).await;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
 
-    let usage = client.until(&run, "completed").await["usage"].clone();
+    let usage = client.wait_for_status(&run, "completed").await["usage"].clone();
 
-    // "Hi" is one token, and the template's four stand with it.
+    // "Hi" is one token; the chat template adds four.
     assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(5), &json!(4)));
     assert_eq!(usage["total_tokens"], 9);
 });
 
-both_stores!(a_model_that_counts_more_tokens_than_we_do_gets_shorter_prompts, async |database: Database| {
+both_stores!(prompts_are_shortened_for_a_model_that_counts_more_tokens, async |database: Database| {
     let counts_more = Answer::Raw(concat!(
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n",
         "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":600,\"completion_tokens\":1,\"total_tokens\":601}}\n\n",
         "data: [DONE]\n\n"
     ));
-    let upstream = Upstream::saying([counts_more]).await;
+    let upstream = Upstream::scripted([counts_more]).await;
     let server = Server::with(&database, &upstream, &[("CONTEXT_WINDOWS", "m=400")]).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     for _ in 0..2 {
         let messages: Vec<Value> =
             (0..20).map(|_| json!({"role": "user", "content": "many words ".repeat(20)})).collect();
         let thread = client.post("/v1/threads", json!({"messages": messages})).await["id"].clone();
-        let run = client.run(&assistant, thread.as_str().unwrap()).await;
-        client.until(&run, "completed").await;
+        let run = client.create_run(&assistant, thread.as_str().unwrap()).await;
+        client.wait_for_status(&run, "completed").await;
     }
 
     let lengths: Vec<usize> =
@@ -433,7 +433,7 @@ both_stores!(a_model_that_counts_more_tokens_than_we_do_gets_shorter_prompts, as
     assert!(lengths[1] < lengths[0] && lengths[1] > 0, "{lengths:?}");
 });
 
-both_stores!(a_picture_among_the_files_is_kept_and_the_model_hears_of_it, async |database: Database| {
+both_stores!(an_image_file_is_stored_and_replaced_by_a_note_in_the_prompt, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
@@ -442,39 +442,39 @@ both_stores!(a_picture_among_the_files_is_kept_and_the_model_hears_of_it, async 
     let thread = client.post("/v1/threads", json!({"messages": [{"role": "user", "content": content}]})).await;
     let thread = thread["id"].as_str().unwrap();
 
-    let run = client.run(&client.assistant().await, thread).await;
-    client.until(&run, "completed").await;
+    let run = client.create_run(&client.create_assistant().await, thread).await;
+    client.wait_for_status(&run, "completed").await;
 
-    let kept = client.get(&format!("/v1/threads/{thread}/messages?order=asc")).await;
-    assert_eq!(kept["data"][0]["content"][1], content[1]);
-    let told = "What is this?\n[The image file-abc is here and cannot be shown.]";
-    assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": told}]));
+    let stored = client.get(&format!("/v1/threads/{thread}/messages?order=asc")).await;
+    assert_eq!(stored["data"][0]["content"][1], content[1]);
+    let text = "What is this?\n[The image file-abc is here and cannot be shown.]";
+    assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": text}]));
 });
 
-both_stores!(an_assistant_that_is_deleted_meanwhile_still_answers, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+both_stores!(a_run_completes_after_its_assistant_is_deleted, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
-    let run = client.run(&assistant, &thread).await;
-    upstream.asked(1).await;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
+    let run = client.create_run(&assistant, &thread).await;
+    upstream.wait_for_requests(1).await;
 
     client.delete(&format!("/v1/assistants/{assistant}")).await;
-    upstream.go_on();
+    upstream.resume();
 
-    let done = client.until(&run, "completed").await;
-    assert_eq!(done["assistant_id"], json!(assistant), "runs keep the name of it");
+    let done = client.wait_for_status(&run, "completed").await;
+    assert_eq!(done["assistant_id"], json!(assistant), "the run still has the ID of its assistant");
     let again = json!({"assistant_id": assistant});
-    assert_eq!(client.refused(Method::POST, &format!("/v1/threads/{thread}/runs"), Some(again)).await.0, 404);
+    assert_eq!(client.send_rejected(Method::POST, &format!("/v1/threads/{thread}/runs"), Some(again)).await.0, 404);
 });
 
-both_stores!(what_a_client_notes_on_a_message_while_it_is_written_is_told_at_its_end, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Pause(vec!["Hm"])]).await;
+both_stores!(message_metadata_modified_during_the_run_is_in_the_completed_event, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let (assistant, thread) = (client.assistant().await, client.thread("Hi").await);
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let body = json!({"assistant_id": assistant, "stream": true});
-    let stream = client.begin(&format!("/v1/threads/{thread}/runs"), body).await;
+    let stream = client.open_stream(&format!("/v1/threads/{thread}/runs"), body).await;
     let messages = format!("/v1/threads/{thread}/messages");
     let message = loop {
         let newest = client.get(&messages).await["data"][0].clone();
@@ -484,7 +484,7 @@ both_stores!(what_a_client_notes_on_a_message_while_it_is_written_is_told_at_its
     };
 
     client.post(&format!("{messages}/{message}"), json!({"metadata": {"k": "v"}})).await;
-    upstream.go_on();
+    upstream.resume();
 
     let events = crate::support::sse::parse(&stream.text().await.unwrap());
     let completed = events.iter().find(|event| event.name == "thread.message.completed").unwrap();
@@ -492,12 +492,12 @@ both_stores!(what_a_client_notes_on_a_message_while_it_is_written_is_told_at_its
     assert_eq!(client.get(&format!("{messages}/{message}")).await["metadata"], json!({"k": "v"}));
 });
 
-both_stores!(a_prompt_that_was_cut_counts_as_it_was_sent, async |database: Database| {
-    let silent = Answer::Raw(concat!(
+both_stores!(estimated_usage_counts_the_truncated_prompt, async |database: Database| {
+    let without_usage = Answer::Raw(concat!(
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"},\"finish_reason\":\"stop\"}]}\n\n",
         "data: [DONE]\n\n"
     ));
-    let upstream = Upstream::saying([silent]).await;
+    let upstream = Upstream::scripted([without_usage]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let messages: Vec<Value> = ["first", &"many words ".repeat(3_000), "last"]
@@ -507,23 +507,23 @@ both_stores!(a_prompt_that_was_cut_counts_as_it_was_sent, async |database: Datab
     let thread = client.post("/v1/threads", json!({"messages": messages})).await["id"].clone();
     let runs = format!("/v1/threads/{}/runs", thread.as_str().unwrap());
 
-    let body = json!({"assistant_id": client.assistant().await, "max_prompt_tokens": 500});
+    let body = json!({"assistant_id": client.create_assistant().await, "max_prompt_tokens": 500});
     let run = client.post(&runs, body).await;
-    let done = client.until(&format!("{runs}/{}", run["id"].as_str().unwrap()), "completed").await;
+    let done = client.wait_for_status(&format!("{runs}/{}", run["id"].as_str().unwrap()), "completed").await;
 
     assert_eq!(upstream.requests()[0]["messages"].as_array().unwrap().len(), 2);
-    assert_eq!(done["usage"]["prompt_tokens"], 10, "two short messages and what stands round them");
+    assert_eq!(done["usage"]["prompt_tokens"], 10, "two short messages and their template tokens");
 });
 
-both_stores!(a_server_that_keeps_to_no_bound_makes_the_run_incomplete, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Words(vec!["word "; 30])]).await;
+both_stores!(a_run_is_incomplete_when_the_model_exceeds_max_completion_tokens, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["word "; 30])]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let thread = client.thread("Hi").await;
+    let thread = client.create_thread("Hi").await;
 
-    let body = json!({"assistant_id": client.assistant().await, "max_completion_tokens": 16, "stream": true});
+    let body = json!({"assistant_id": client.create_assistant().await, "max_completion_tokens": 16, "stream": true});
     let reply = client.request(Method::POST, &format!("/v1/threads/{thread}/runs")).json(&body).send().await.unwrap();
-    // The description says 256 and more; the service took 16.
+    // The API description requires 256 or more; the service accepted 16.
     let text = reply.text().await.unwrap();
 
     assert!(text.contains("event: thread.run.incomplete\n"), "{text}");

@@ -1,4 +1,4 @@
-//! Clients that never finish what they begin, or begin with what is no request.
+//! Clients that never finish a request, and clients that send malformed requests.
 
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,36 +8,36 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-/// What the server says to these bytes before it closes the connection.
-async fn answer(server: &Server, bytes: &[u8]) -> String {
+/// Sends these bytes, and returns the response until the server closes the connection.
+async fn exchange(server: &Server, bytes: &[u8]) -> String {
     let address = server.client.base_url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
-    let mut said = String::new();
-    let _ = stream.read_to_string(&mut said).await;
-    said
+    let mut response = String::new();
+    let _ = stream.read_to_string(&mut response).await;
+    response
 }
 
 #[tokio::test]
-async fn headers_and_bodies_that_do_not_arrive_are_given_up() {
+async fn slow_headers_and_bodies_time_out() {
     let settings = [("HEADER_TIMEOUT_S", "1"), ("BODY_TIMEOUT_S", "1")];
     let database = Database::sqlite();
     let server = Server::with(&database, &Upstream::start().await, &settings).await;
 
-    answer(&server, b"POST /v1/assistants HTTP/1.1\r\nhost: localhost\r\n").await;
-    let said = answer(
+    exchange(&server, b"POST /v1/assistants HTTP/1.1\r\nhost: localhost\r\n").await;
+    let response = exchange(
         &server,
         b"POST /v1/assistants HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
     )
     .await;
 
-    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
-    assert!(said.contains("did not arrive within 1 s"), "{said}");
+    assert!(response.starts_with("HTTP/1.1 408"), "{response}");
+    assert!(response.contains("did not arrive within 1 s"), "{response}");
     assert_eq!(server.client.send(Method::GET, "/v1/assistants", None).await.status, 200);
 }
 
-/// A request with this body, by hand.
-fn posted(path: &str, body: &[u8]) -> Vec<u8> {
+/// Formats a POST request with this body.
+fn post_request(path: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -46,7 +46,7 @@ fn posted(path: &str, body: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_request_and_what_is_no_json_harms_nobody() {
+async fn malformed_requests_and_bodies_are_rejected() {
     let settings = [("HEADER_TIMEOUT_S", "1"), ("BODY_TIMEOUT_S", "1")];
     let database = Database::sqlite();
     let server = Server::with(&database, &Upstream::start().await, &settings).await;
@@ -64,14 +64,14 @@ async fn what_is_no_request_and_what_is_no_json_harms_nobody() {
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
     ];
     for request in malformed {
-        let said = answer(&server, request.as_bytes()).await;
+        let response = exchange(&server, request.as_bytes()).await;
         let shown: String = request.chars().take(80).collect();
-        let status = said.split(' ').nth(1).unwrap_or("closed");
-        assert!(!status.starts_with('5'), "{shown}: {said}");
+        let status = response.split(' ').nth(1).unwrap_or("closed");
+        assert!(!status.starts_with('5'), "{shown}: {response}");
     }
 
     let deep = [b"[".repeat(100_000), b"{\"metadata\":".repeat(10_000)];
-    let no_json: [&[u8]; 8] = [
+    let not_json: [&[u8]; 8] = [
         &deep[0],
         &deep[1],
         b"{\"metadata\": {\"k\": \"\xFF\xFE\"}}",
@@ -81,13 +81,13 @@ async fn what_is_no_request_and_what_is_no_json_harms_nobody() {
         b"{\"metadata\": {\"k\": \"a\nb\"}}",
         b"{} {}",
     ];
-    for body in no_json {
-        let said = answer(&server, &posted("/v1/threads", body)).await;
+    for body in not_json {
+        let response = exchange(&server, &post_request("/v1/threads", body)).await;
         let shown = String::from_utf8_lossy(&body[..body.len().min(60)]);
-        assert!(said.starts_with("HTTP/1.1 400"), "{shown}: {said}");
-        assert!(said.contains("We could not parse the JSON body of your request."), "{shown}: {said}");
+        assert!(response.starts_with("HTTP/1.1 400"), "{shown}: {response}");
+        assert!(response.contains("We could not parse the JSON body of your request."), "{shown}: {response}");
     }
 
     let list = server.client.send(Method::GET, "/v1/threads", None).await;
-    assert_eq!((list.status, &list.body["data"]), (200, &serde_json::json!([])), "nothing of it was kept");
+    assert_eq!((list.status, &list.body["data"]), (200, &serde_json::json!([])), "nothing was stored");
 }

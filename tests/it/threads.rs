@@ -8,7 +8,7 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
-both_stores!(a_thread_lives_from_create_to_delete, async |database: Database| {
+both_stores!(a_thread_is_created_retrieved_modified_and_deleted, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
 
@@ -27,27 +27,31 @@ both_stores!(a_thread_lives_from_create_to_delete, async |database: Database| {
     assert_eq!(made["tool_resources"], json!({}));
     let path = format!("/v1/threads/{}", made["id"].as_str().unwrap());
     let mut retrieved = client.get(&path).await;
-    assert_eq!(retrieved["tool_resources"].take(), json!({"code_interpreter": {"file_ids": []}}), "as recorded");
+    assert_eq!(
+        retrieved["tool_resources"].take(),
+        json!({"code_interpreter": {"file_ids": []}}),
+        "as in the recording"
+    );
     retrieved["tool_resources"] = json!({});
     assert_eq!(retrieved, made);
     let messages = client.get(&format!("{path}/messages?order=asc")).await;
-    let said: Vec<(&Value, &Value)> = messages["data"]
+    let texts: Vec<(&Value, &Value)> = messages["data"]
         .as_array()
         .unwrap()
         .iter()
         .map(|message| (&message["role"], &message["content"][0]["text"]["value"]))
         .collect();
-    assert_eq!(said, [(&json!("user"), &json!("one")), (&json!("assistant"), &json!("two"))]);
+    assert_eq!(texts, [(&json!("user"), &json!("one")), (&json!("assistant"), &json!("two"))]);
 
     let modified = client.post(&path, json!({"metadata": null})).await;
     assert_eq!(modified["metadata"], json!({}));
     assert_eq!(client.delete(&path).await, json!({"id": made["id"], "object": "thread.deleted", "deleted": true}));
-    let (status, error) = client.refused(Method::GET, &format!("{path}/messages"), None).await;
+    let (status, error) = client.send_rejected(Method::GET, &format!("{path}/messages"), None).await;
     let id = made["id"].as_str().unwrap();
     assert_eq!((status, &error["message"]), (404, &json!(format!("No thread found with id '{id}'."))));
 });
 
-both_stores!(a_thread_needs_no_body_at_all, async |database: Database| {
+both_stores!(a_thread_can_be_created_without_a_body, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
 
     let reply = server.client.send(Method::POST, "/v1/threads", None).await;
@@ -70,21 +74,21 @@ both_stores!(threads_can_be_listed, async |database: Database| {
     assert_eq!((rest["data"].as_array().unwrap().len(), &rest["has_more"]), (1, &json!(false)));
 });
 
-both_stores!(an_id_of_the_wrong_kind_is_refused_by_name, async |database: Database| {
+both_stores!(a_malformed_id_is_rejected_with_the_parameter_name, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
 
-    let (status, error) = server.client.refused(Method::GET, "/v1/threads/undefined", None).await;
+    let (status, error) = server.client.send_rejected(Method::GET, "/v1/threads/undefined", None).await;
 
     assert_eq!(status, 400);
     assert_eq!(error["message"], "Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.");
     assert_eq!((&error["param"], &error["code"]), (&json!("thread_id"), &json!("invalid_value")));
 });
 
-both_stores!(a_vector_store_that_cannot_be_made_is_refused_rather_than_dropped, async |database: Database| {
+both_stores!(creating_a_vector_store_is_rejected_instead_of_ignored, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let body = json!({"tool_resources": {"file_search": {"vector_stores": [{"file_ids": ["file-1"]}]}}});
 
-    let complaint = server.client.complaint("/v1/threads", body).await;
+    let complaint = server.client.post_rejected("/v1/threads", body).await;
 
     assert!(complaint.contains("does not serve vector stores yet"), "{complaint}");
 });

@@ -1,4 +1,4 @@
-//! Model servers: which one is asked under which name, how often, and what becomes of their failures.
+//! Model servers: routing by model name, retries, and the handling of their errors.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,11 +8,11 @@ use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-/// The end of a run of an assistant with this model.
-async fn end(server: &Server, model: &str) -> Value {
+/// Runs an assistant with this model; returns the run when it has ended.
+async fn finished_run(server: &Server, model: &str) -> Value {
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": model})).await["id"].as_str().unwrap().to_owned();
-    let run = client.run(&assistant, &client.thread("Hi").await).await;
+    let run = client.create_run(&assistant, &client.create_thread("Hi").await).await;
     loop {
         let now = client.get(&run).await;
         if !["queued", "in_progress"].contains(&now["status"].as_str().unwrap()) {
@@ -22,62 +22,62 @@ async fn end(server: &Server, model: &str) -> Value {
     }
 }
 
-both_stores!(a_server_that_is_busy_is_asked_again_when_it_said, async |database: Database| {
+both_stores!(a_rate_limited_request_is_retried_after_the_requested_delay, async |database: Database| {
     let busy = Answer::Status(429, vec![("retry-after-ms", "1")], json!({"error": {"message": "slow down"}}));
-    let upstream = Upstream::saying([busy]).await;
+    let upstream = Upstream::scripted([busy]).await;
     let server = Server::start(&database, &upstream).await;
 
-    assert_eq!(end(&server, "m").await["status"], "completed");
+    assert_eq!(finished_run(&server, "m").await["status"], "completed");
     assert_eq!(upstream.requests().len(), 2);
 });
 
-both_stores!(a_server_that_stays_busy_fails_the_run_as_rate_limited, async |database: Database| {
+both_stores!(a_run_fails_as_rate_limited_when_retries_are_exhausted, async |database: Database| {
     let busy = || Answer::Status(429, vec![("retry-after-ms", "1")], json!({"error": {"message": "slow down"}}));
-    let upstream = Upstream::saying([busy(), busy()]).await;
+    let upstream = Upstream::scripted([busy(), busy()]).await;
     let server = Server::start(&database, &upstream).await;
 
-    let run = end(&server, "m").await;
+    let run = finished_run(&server, "m").await;
 
     assert_eq!((&run["status"], &run["last_error"]["code"]), (&json!("failed"), &json!("rate_limit_exceeded")));
     assert!(run["last_error"]["message"].as_str().unwrap().ends_with("answered 429: slow down"), "{run:#}");
     assert!(run["failed_at"].is_i64());
 });
 
-both_stores!(a_refusal_is_not_tried_again, async |database: Database| {
+both_stores!(a_bad_request_error_is_not_retried, async |database: Database| {
     let upstream =
-        Upstream::saying([Answer::Status(400, vec![], json!({"error": {"message": "no such model"}}))]).await;
+        Upstream::scripted([Answer::Status(400, vec![], json!({"error": {"message": "no such model"}}))]).await;
     let server = Server::start(&database, &upstream).await;
 
-    let run = end(&server, "m").await;
+    let run = finished_run(&server, "m").await;
 
     assert_eq!(run["last_error"]["code"], "server_error");
     assert!(run["last_error"]["message"].as_str().unwrap().ends_with("answered 400: no such model"));
     assert_eq!(upstream.requests().len(), 1);
 });
 
-both_stores!(an_answer_that_has_begun_is_not_asked_for_again, async |database: Database| {
-    let upstream = Upstream::saying([Answer::Cut(vec!["Hal"])]).await;
+both_stores!(a_stream_that_has_started_is_not_retried, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Disconnect(vec!["Hal"])]).await;
     let server = Server::start(&database, &upstream).await;
 
-    assert_eq!(end(&server, "m").await["status"], "failed");
+    assert_eq!(finished_run(&server, "m").await["status"], "failed");
     assert_eq!(upstream.requests().len(), 1);
 });
 
-both_stores!(a_server_that_is_not_there_is_named_with_what_to_do, async |database: Database| {
+both_stores!(an_unreachable_model_server_is_named_with_a_hint, async |database: Database| {
     let mut upstream = Upstream::start().await;
-    // A port that nobody listens on any more.
+    // A port on which nothing listens.
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     upstream.url = format!("http://{gone}/v1");
     let server = Server::start(&database, &upstream).await;
 
-    let run = end(&server, "m").await;
+    let run = finished_run(&server, "m").await;
 
     let message = run["last_error"]["message"].as_str().unwrap();
     assert!(message.contains(&gone.to_string()) && message.contains("Check that it runs"), "{message}");
 });
 
-both_stores!(garbage_and_silence_fail_the_run, async |database: Database| {
-    let upstream = Upstream::saying([
+both_stores!(malformed_and_stalled_streams_fail_the_run, async |database: Database| {
+    let upstream = Upstream::scripted([
         Answer::Raw("data: {not json\n\n"),
         Answer::Raw("data: {\"error\": {\"message\": \"out of memory\"}}\n\n"),
         Answer::Raw("data: {\"choices\": []}\n\n"),
@@ -87,38 +87,38 @@ both_stores!(garbage_and_silence_fail_the_run, async |database: Database| {
     let server = Server::with(&database, &upstream, &[("UPSTREAM_IDLE_TIMEOUT_S", "1")]).await;
 
     for expected in ["not a completion chunk", "out of memory", "broke off in the middle", "fell silent for 1 s"] {
-        let run = end(&server, "m").await;
+        let run = finished_run(&server, "m").await;
         let message = run["last_error"]["message"].as_str().unwrap();
         assert!(message.contains(expected), "{message}");
         assert_eq!((&run["status"], &run["last_error"]["code"]), (&json!("failed"), &json!("server_error")));
     }
 });
 
-both_stores!(a_server_that_does_not_stream_is_understood, async |database: Database| {
+both_stores!(a_reply_that_is_not_streamed_is_accepted, async |database: Database| {
     let body = json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": "whole"}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}});
-    let upstream = Upstream::saying([Answer::Status(200, vec![], body)]).await;
+    let upstream = Upstream::scripted([Answer::Status(200, vec![], body)]).await;
     let server = Server::start(&database, &upstream).await;
 
-    let run = end(&server, "m").await;
+    let run = finished_run(&server, "m").await;
 
     assert_eq!((&run["status"], &run["usage"]["total_tokens"]), (&json!("completed"), &json!(3)));
 });
 
-both_stores!(names_go_where_the_settings_say, async |database: Database| {
+both_stores!(model_names_are_mapped_by_the_settings, async |database: Database| {
     let upstream = Upstream::start().await;
     let settings = [("MODEL_ALIASES", "gpt-4o=small"), ("DEFAULT_MODEL", "org/large")];
     let server = Server::with(&database, &upstream, &settings).await;
 
     for name in ["gpt-4o", "small", "unheard-of"] {
-        assert_eq!(end(&server, name).await["model"], name, "the run keeps the name it was given");
+        assert_eq!(finished_run(&server, name).await["model"], name, "the run shows the requested model name");
     }
 
     let asked: Vec<Value> = upstream.requests().into_iter().map(|request| request["model"].clone()).collect();
     assert_eq!(asked, [json!("small"), json!("small"), json!("org/large")]);
 });
 
-both_stores!(models_are_listed_with_the_configured_names, async |database: Database| {
+both_stores!(models_are_listed_with_the_configured_aliases, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("MODEL_ALIASES", "gpt-4o=small")]).await;
     let client = &server.client;
 
@@ -130,25 +130,25 @@ both_stores!(models_are_listed_with_the_configured_names, async |database: Datab
         client.get("/v1/models/org/large").await,
         json!({"id": "org/large", "object": "model", "created": 2, "owned_by": "us"})
     );
-    let (status, error) = client.refused(Method::GET, "/v1/models/fake_id", None).await;
+    let (status, error) = client.send_rejected(Method::GET, "/v1/models/fake_id", None).await;
     assert_eq!((status, &error["message"]), (404, &json!("The model 'fake_id' does not exist")));
     assert_eq!((&error["param"], &error["code"]), (&json!("model"), &json!("model_not_found")));
 });
 
 #[tokio::test]
-async fn the_first_server_that_lists_a_model_is_found() {
+async fn discovery_selects_the_first_server_that_lists_a_model() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let settings = assistd::config::Settings::load(None, std::iter::empty()).unwrap().llm();
-    let nobody = ("nobody", "http://127.0.0.1:9/v1");
-    let places = [nobody, ("first", first.url.as_str()), ("second", second.url.as_str())];
+    let unreachable = ("unreachable", "http://127.0.0.1:9/v1");
+    let candidates = [unreachable, ("first", first.url.as_str()), ("second", second.url.as_str())];
 
-    let (name, _, model) = assistd::llm::find(&settings, &places).await.unwrap();
+    let (name, _, model) = assistd::llm::find(&settings, &candidates).await.unwrap();
 
     assert_eq!((name, model.as_str()), ("first", "small"));
-    assert!(assistd::llm::find(&settings, &[nobody]).await.is_none());
+    assert!(assistd::llm::find(&settings, &[unreachable]).await.is_none());
 }
 
-both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Database| {
+both_stores!(requests_are_routed_by_model_name, async |database: Database| {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let folder = crate::support::database::Folder::new();
     let file = folder.0.join("assistd.toml");
@@ -165,8 +165,8 @@ both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Datab
 
     for model in ["special", "plain"] {
         let assistant = client.post("/v1/assistants", json!({"model": model})).await["id"].as_str().unwrap().to_owned();
-        let run = client.run(&assistant, &client.thread("Hi").await).await;
-        client.until(&run, "completed").await;
+        let run = client.create_run(&assistant, &client.create_thread("Hi").await).await;
+        client.wait_for_status(&run, "completed").await;
     }
 
     assert_eq!(first.requests()[0]["model"], "plain");
@@ -174,34 +174,37 @@ both_stores!(each_server_gets_the_names_that_are_its_own, async |database: Datab
     assert_eq!((first.keys()[0].as_deref(), second.keys()[0].as_deref()), (None, Some("Bearer sk-second")));
 });
 
-both_stores!(a_server_that_does_not_want_a_member_is_asked_without_it, async |database: Database| {
-    let refusal = |message: &str| Answer::Status(400, vec![], json!({"error": {"message": message}}));
-    let upstream = Upstream::saying([
-        refusal("Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."),
-        refusal("stream_options: Extra inputs are not permitted"),
-        Answer::Words(vec!["Hello"]),
-        Answer::Words(vec!["Hello"]),
-        refusal("max_completion_tokens is too large"),
+both_stores!(parameters_that_a_server_rejects_are_omitted_on_retry, async |database: Database| {
+    let bad_request = |message: &str| Answer::Status(400, vec![], json!({"error": {"message": message}}));
+    let upstream = Upstream::scripted([
+        bad_request("Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."),
+        bad_request("stream_options: Extra inputs are not permitted"),
+        Answer::Tokens(vec!["Hello"]),
+        Answer::Tokens(vec!["Hello"]),
+        bad_request("max_completion_tokens is too large"),
     ])
     .await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let assistant = client.assistant().await;
+    let assistant = client.create_assistant().await;
     let run = async || {
-        let runs = format!("/v1/threads/{}/runs", client.thread("Hi").await);
+        let runs = format!("/v1/threads/{}/runs", client.create_thread("Hi").await);
         let run = client.post(&runs, json!({"assistant_id": assistant, "max_completion_tokens": 500})).await;
         format!("{runs}/{}", run["id"].as_str().unwrap())
     };
 
-    client.until(&run().await, "completed").await;
-    client.until(&run().await, "completed").await;
-    let failed = client.until(&run().await, "failed").await;
+    client.wait_for_status(&run().await, "completed").await;
+    client.wait_for_status(&run().await, "completed").await;
+    let failed = client.wait_for_status(&run().await, "failed").await;
 
-    let members = |request: &Value| {
+    let sent = |request: &Value| {
         ["max_tokens", "max_completion_tokens", "stream_options"].map(|member| request.get(member).is_some())
     };
-    let asked: Vec<[bool; 3]> = upstream.requests().iter().map(members).collect();
+    let asked: Vec<[bool; 3]> = upstream.requests().iter().map(sent).collect();
     let learned = [false, true, false];
     assert_eq!(asked, [[true; 3], [false, true, true], learned, learned, learned]);
-    assert!(failed["last_error"]["message"].as_str().unwrap().contains("too large"), "the bound is never dropped");
+    assert!(
+        failed["last_error"]["message"].as_str().unwrap().contains("too large"),
+        "the token limit is never omitted"
+    );
 });

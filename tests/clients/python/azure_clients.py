@@ -1,9 +1,9 @@
-"""Drives a served assistd through Azure's clients: AzureOpenAI of openai-python, and azure-ai-agents. The models are those of
+"""Tests a running assistd with Azure's clients: AzureOpenAI of openai-python, and azure-ai-agents. The model server is
 ../upstream.py.
 
     OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=key azure_clients.py [TEST...]
 
-The server must be served with API keys.
+The server must have API keys configured.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ ANSWER = "Hello! How can I help?"
 QUICK = {"poll_interval_ms": 50}
 
 
-def get_place(city: str) -> str:
-    """Tells where a city is.
+def get_location(city: str) -> str:
+    """Returns the location of a city.
 
     :param city: The city.
     """
@@ -45,8 +45,8 @@ def azure(**members):
     return openai.AzureOpenAI(**{**settings, **members})
 
 
-class AnAzureOpenAiClient(unittest.TestCase):
-    def test_runs_and_polls(self):
+class AzureOpenAiClient(unittest.TestCase):
+    def test_creates_and_polls_a_run(self):
         client = azure()
         assistant = client.beta.assistants.create(model="words", name="n")
         thread = client.beta.threads.create(messages=[{"role": "user", "content": "Hi"}])
@@ -58,10 +58,10 @@ class AnAzureOpenAiClient(unittest.TestCase):
         with self.assertRaises(openai.NotFoundError):
             client.beta.assistants.retrieve(assistant.id)
 
-    def test_streams_and_answers_calls(self):
+    def test_streams_a_run_and_submits_tool_outputs(self):
         client = azure()
         parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
-        function = {"name": "get_place", "description": "d", "parameters": parameters}
+        function = {"name": "get_location", "description": "d", "parameters": parameters}
         tools = [{"type": "function", "function": function}]
         assistant = client.beta.assistants.create(model="tool", tools=tools)
         thread = client.beta.threads.create(messages=[{"role": "user", "content": "Hi"}])
@@ -76,13 +76,13 @@ class AnAzureOpenAiClient(unittest.TestCase):
             stream.until_done()
         self.assertEqual(stream.current_run.status, "completed")
 
-    def test_asks_a_deployment_whatever_model_it_names(self):
+    def test_a_deployment_overrides_the_model_of_the_request(self):
         messages = [{"role": "user", "content": "Hi"}]
         for client, model in [(azure(), "words"), (azure(azure_deployment="words"), "another")]:
             completion = client.chat.completions.create(model=model, messages=messages)
             self.assertEqual(completion.choices[0].message.content, ANSWER)
 
-    def test_is_refused_with_a_wrong_key(self):
+    def test_a_wrong_key_is_rejected(self):
         with self.assertRaises(openai.AuthenticationError):
             azure(api_key="sk-wrong").beta.assistants.list()
         self.assertIsNotNone(azure(api_key=None, azure_ad_token=KEY).beta.assistants.list(limit=1))
@@ -99,7 +99,7 @@ class AsyncToken:
 
 
 class AllowHttp(SansIOHTTPPolicy):
-    """Without it the client sends no token over plain HTTP, not even on this machine."""
+    """Lets the client send a token over plain HTTP, which it otherwise rejects even on loopback."""
 
     def on_request(self, request):
         request.context.options["enforce_https"] = False
@@ -108,29 +108,29 @@ class AllowHttp(SansIOHTTPPolicy):
 class Handler(AgentEventHandler):
     def __init__(self):
         super().__init__()
-        self.states, self.strange, self.is_done = [], [], False
+        self.states, self.unexpected, self.is_done = [], [], False
 
     def on_thread_run(self, run):
         self.states.append(run.status)
 
     def on_error(self, data):
-        self.strange.append(data)
+        self.unexpected.append(data)
 
     def on_unhandled_event(self, event_type, event_data):
-        self.strange.append((event_type, event_data))
+        self.unexpected.append((event_type, event_data))
 
     def on_done(self):
         self.is_done = True
 
 
-class AnAgentsClient(unittest.TestCase):
+class AgentsClientTest(unittest.TestCase):
     def setUp(self):
         self.client = AgentsClient(PROJECT, Token(), per_call_policies=[AllowHttp()])
         self.addCleanup(self.client.close)
 
-    def test_runs_and_calls_functions_by_itself(self):
+    def test_creates_a_run_with_automatic_function_calls(self):
         tools = ToolSet()
-        tools.add(FunctionTool({get_place}))
+        tools.add(FunctionTool({get_location}))
         self.client.enable_auto_function_calls(tools)
         agent = self.client.create_agent(model="tool", name="n", toolset=tools)
         self.assertEqual(self.client.get_agent(agent.id).as_dict(), agent.as_dict())
@@ -148,18 +148,18 @@ class AnAgentsClient(unittest.TestCase):
         with self.assertRaises(ResourceNotFoundError):
             self.client.get_agent(agent.id)
 
-    def test_streams(self):
+    def test_streams_a_run(self):
         agent = self.client.create_agent(model="words", name="n")
         thread = self.client.threads.create()
         self.client.messages.create(thread_id=thread.id, role="user", content="Hi")
         handler = Handler()
         with self.client.runs.stream(thread_id=thread.id, agent_id=agent.id, event_handler=handler) as stream:
             stream.until_done()
-        self.assertEqual((handler.states[-1], handler.strange, handler.is_done), ("completed", [], True))
+        self.assertEqual((handler.states[-1], handler.unexpected, handler.is_done), ("completed", [], True))
         self.assertEqual(len(list(self.client.runs.list(thread_id=thread.id))), 1)
 
-    def test_runs_asynchronously(self):
-        async def drive():
+    def test_creates_a_run_asynchronously(self):
+        async def flow():
             async with AsyncAgentsClient(PROJECT, AsyncToken(), per_call_policies=[AllowHttp()]) as client:
                 agent = await client.create_agent(model="words", name="n")
                 thread = await client.threads.create()
@@ -168,7 +168,7 @@ class AnAgentsClient(unittest.TestCase):
                 run = await process(thread_id=thread.id, agent_id=agent.id, polling_interval=0.05)
                 return run.status, len([message async for message in client.messages.list(thread_id=thread.id)])
 
-        self.assertEqual(asyncio.run(drive()), ("completed", 2))
+        self.assertEqual(asyncio.run(flow()), ("completed", 2))
 
 
 sys.exit(suite.run(sys.modules[__name__]))

@@ -1,4 +1,4 @@
-"""Keeps what a server answered, and holds it against the contract that lies beside the project, in ../shared.
+"""Records the responses of a server, and checks them against the contract in ../shared, beside the project.
 
     contract.py TRANSCRIPT
 
@@ -16,9 +16,9 @@ import httpx2
 VALIDATOR = Path(__file__).resolve().parents[4] / "shared" / "tools" / "conformance"
 DONE = "event: done\ndata: [DONE]\n\n"
 
-# What the contract does not know: a turn of text and function calls, whose message stays open while the client answers.
-# By whether it is the stream of a submit, the rules that such a stream does not keep.
-MIXED = {
+# The contract does not cover a turn with text and function calls, whose message stays open until the outputs are submitted.
+# These are the rules that such a stream violates, by whether it is the stream of a submission.
+TEXT_AND_CALLS = {
     False: {"message_open"},
     True: {"message_open", "message_not_empty", "accumulation", "first_delta"},
 }
@@ -26,7 +26,7 @@ MIXED = {
 
 @dataclasses.dataclass
 class Exchange:
-    """One request and what was answered; `text` grows while a stream is being read."""
+    """A request and its response; `text` grows while a stream is read."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Exchange:
 
 
 class Recorder(httpx2.BaseTransport):
-    """Passes requests on and keeps every exchange."""
+    """Forwards requests and records every exchange."""
 
     def __init__(self):
         self.inner = httpx2.HTTPTransport()
@@ -48,10 +48,10 @@ class Recorder(httpx2.BaseTransport):
 
     def handle_request(self, request):
         response = self.inner.handle_request(request)
-        response.stream = Tee(response.stream, self.keep(request, response))
+        response.stream = Tee(response.stream, self.record(request, response))
         return response
 
-    def keep(self, request, response):
+    def record(self, request, response):
         kind = response.headers.get("content-type", "")
         exchange = Exchange(request.method, request.url.path, response.status_code, kind)
         self.exchanges.append(exchange)
@@ -62,7 +62,7 @@ class Recorder(httpx2.BaseTransport):
 
 
 class AsyncRecorder(httpx2.AsyncBaseTransport):
-    """The same for an asynchronous client; its exchanges are those of another recorder."""
+    """The same for an asynchronous client; adds its exchanges to another recorder."""
 
     def __init__(self, recorder):
         self.inner = httpx2.AsyncHTTPTransport()
@@ -70,7 +70,7 @@ class AsyncRecorder(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request):
         response = await self.inner.handle_async_request(request)
-        response.stream = AsyncTee(response.stream, self.recorder.keep(request, response))
+        response.stream = AsyncTee(response.stream, self.recorder.record(request, response))
         return response
 
     async def aclose(self):
@@ -105,8 +105,8 @@ class AsyncTee(httpx2.AsyncByteStream):
         await self.inner.aclose()
 
 
-def absent():
-    """Why nothing can be checked, or None. In CI the contract must be there."""
+def missing():
+    """Returns why the contract cannot be checked, or None. In CI the contract is required."""
     if (VALIDATOR / "validate.py").exists():
         return None
     reason = "../shared/tools/conformance/validate.py is not here: the answers are not checked against the contract"
@@ -115,7 +115,7 @@ def absent():
     return reason
 
 
-def is_mixed(text):
+def is_text_and_calls(text):
     """Whether the stream asks for outputs with a message open, or begins with a message that has text."""
     is_open = False
     for frame in text.split("\n\n"):
@@ -131,8 +131,8 @@ def is_mixed(text):
     return False
 
 
-def faults(exchanges):
-    """What is wrong with these, as lines of text; warnings count."""
+def violations(exchanges):
+    """Returns the violations of the contract, including warnings, as lines of text."""
     sys.path.insert(0, str(VALIDATOR))
     from validate import Contract, loads
 
@@ -144,15 +144,15 @@ def faults(exchanges):
             continue
         if exchange.is_stream:
             if DONE not in exchange.text:
-                continue  # the client left before the end; the drives check that those who stay see it
+                continue  # the client disconnected before the end; the tests check the end of complete streams
             resumed = path.endswith("/submit_tool_outputs")
             report = contract.check_stream(exchange.text, submit=resumed)
-            mixed = MIXED[resumed] if is_mixed(exchange.text) else set()
-            report.errors[:] = [finding for finding in report.errors if finding.code not in mixed]
-            report.warnings[:] = [finding for finding in report.warnings if finding.code not in mixed]
+            text_and_calls = TEXT_AND_CALLS[resumed] if is_text_and_calls(exchange.text) else set()
+            report.errors[:] = [finding for finding in report.errors if finding.code not in text_and_calls]
+            report.warnings[:] = [finding for finding in report.warnings if finding.code not in text_and_calls]
         elif contract.operation(exchange.method, path) is None:
             if exchange.status < 400:
-                continue  # an operation of our own
+                continue  # an operation that only assistd has
             report = contract.check_named("ErrorResponse", loads(exchange.text))
         else:
             report = contract.check_response(exchange.method, path, exchange.status, loads(exchange.text))
@@ -162,17 +162,17 @@ def faults(exchanges):
 
 
 def main():
-    reason = absent()
+    reason = missing()
     if reason:
         print(f"skipped: {reason}")
         return 0
     with open(sys.argv[1]) as file:
         exchanges = [Exchange(**json.loads(line)) for line in file]
-    found = faults(exchanges)
+    found = violations(exchanges)
     for line in found:
         print(line)
     streams = sum(exchange.is_stream for exchange in exchanges)
-    print(f"contract: {len(exchanges)} answers checked, {streams} of them streams, {len(found)} faults")
+    print(f"contract: {len(exchanges)} responses checked, {streams} of them streams, {len(found)} violations")
     return 1 if found or not exchanges else 0
 
 

@@ -1,8 +1,8 @@
-"""Drives a served assistd through openai-python, as an app would. The models are those of ../upstream.py.
+"""Tests a running assistd with openai-python, like an application. The model server is ../upstream.py.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=key drive.py [TEST...]
+    TEXT_STARTEDAI_BASE_URL=http://127.0.0.1:8484/v1 TEXT_STARTEDAI_API_KEY=key drive.py [TEST...]
 
-The server must be served with API keys. Every answer is checked against the contract, where that is present.
+The server must have API keys configured. Every response is checked against the contract, if it is present.
 """
 
 import asyncio
@@ -23,16 +23,21 @@ import suite  # noqa: E402
 
 ANSWER = "Hello! How can I help?"
 STEADY = "".join(f"word{number} " for number in range(40))
-BEGIN = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"]
-OPEN = ["thread.run.step.created", "thread.run.step.in_progress", "thread.message.created", "thread.message.in_progress"]
+RUN_STARTED = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"]
+TEXT_STARTED = [
+    "thread.run.step.created",
+    "thread.run.step.in_progress",
+    "thread.message.created",
+    "thread.message.in_progress",
+]
 DELTA = ["thread.message.delta"]
-CLOSE = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"]
-CALLING = ["thread.run.step.created", "thread.run.step.in_progress"]
+RUN_COMPLETED = ["thread.message.completed", "thread.run.step.completed", "thread.run.completed"]
+CALL_STARTED = ["thread.run.step.created", "thread.run.step.in_progress"]
 RESUMED = ["thread.run.step.completed", "thread.run.queued", "thread.run.in_progress"]
-INTRODUCED = ["thread.message.created", "thread.message.in_progress"]
-ASKED = ["thread.run.requires_action"]
-PLACE = '{"city": "Rome"}'
-ZONE = '{"zone": "CET"}'
+MESSAGE_STARTED = ["thread.message.created", "thread.message.in_progress"]
+REQUIRES_ACTION = ["thread.run.requires_action"]
+WEATHER_ARGUMENTS = '{"city": "Rome"}'
+TIME_ARGUMENTS = '{"zone": "CET"}'
 
 recorder = contract.Recorder()
 client = openai.OpenAI(max_retries=0, http_client=openai.DefaultHttpxClient(transport=recorder))
@@ -54,7 +59,7 @@ def text_of(message):
 
 
 def texts_of(thread_id):
-    """Role and text of each message, oldest first."""
+    """Returns role and text of each message, oldest first."""
     return [(message.role, text_of(message)) for message in threads.messages.list(thread_id, order="asc")]
 
 
@@ -67,13 +72,13 @@ FUNCTIONS = [function("weather"), function("time")]
 RESULTS = {"weather": "sunny", "time": "noon"}
 
 
-def calling(model):
-    """An assistant that has two functions."""
+def function_assistant(model):
+    """Creates an assistant with two functions; returns its ID."""
     return assistant_of(model, tools=FUNCTIONS)
 
 
 def calls_of(run):
-    """Which functions a run wants called, and with what."""
+    """Returns the names and arguments of a run's required calls."""
     return [(call.function.name, call.function.arguments) for call in run.required_action.submit_tool_outputs.tool_calls]
 
 
@@ -83,7 +88,7 @@ def outputs_for(run):
 
 
 def names_in(exchange):
-    """The names of a stream's events, `done` included."""
+    """Returns the names of a stream's events, including `done`."""
     return [line[7:] for line in exchange.text.split("\n") if line.startswith("event: ")]
 
 
@@ -91,13 +96,13 @@ class Case(unittest.TestCase):
     maxDiff = None
 
     def one_step(self, thread_id, run_id):
-        """The run's only step, which makes a message."""
+        """Returns the run's only step, which creates a message."""
         steps = threads.runs.steps.list(run_id, thread_id=thread_id).data
         self.assertEqual([step.type for step in steps], ["message_creation"])
         return steps[0]
 
-    def steps_are(self, run, *expected):
-        """The run's steps, oldest first, are these: `message`, or the outputs of its calls. All cost what the run cost."""
+    def assert_steps(self, run, *expected):
+        """Checks the run's steps, oldest first: `message`, or the outputs of the calls. Their usage adds up to the run's."""
         steps = threads.runs.steps.list(run.id, thread_id=run.thread_id, order="asc").data
         found = []
         for step in steps:
@@ -114,7 +119,7 @@ class Case(unittest.TestCase):
         for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
             self.assertEqual(sum(getattr(step.usage, count) for step in steps), getattr(run.usage, count), count)
 
-    def refused(self, error_class, text, call, *args, param=None, code=None, **kwargs):
+    def assert_rejected(self, error_class, text, call, *args, param=None, code=None, **kwargs):
         with self.assertRaises(error_class) as caught:
             call(*args, **kwargs)
         error = caught.exception
@@ -123,8 +128,8 @@ class Case(unittest.TestCase):
         self.assertTrue(error.request_id.startswith("req_"), error.request_id)
 
 
-class AnAssistant(Case):
-    def test_is_created_read_changed_and_deleted(self):
+class AssistantTest(Case):
+    def test_is_created_retrieved_modified_and_deleted(self):
         made = assistants.create(
             model="words",
             name="Ada",
@@ -147,11 +152,11 @@ class AnAssistant(Case):
         gone = assistants.delete(made.id)
 
         self.assertEqual((gone.id, gone.deleted, gone.object), (made.id, True, "assistant.deleted"))
-        self.refused(
+        self.assert_rejected(
             openai.NotFoundError, f"No assistant found with id '{made.id}'.", assistants.retrieve, made.id
         )
 
-    def test_list_pages_by_itself_in_both_orders(self):
+    def test_list_pages_automatically_in_both_orders(self):
         made = [assistant_of("words", name=f"page {number}") for number in range(5)]
 
         newest = assistants.list(limit=2)
@@ -167,13 +172,13 @@ class AnAssistant(Case):
         self.assertEqual([assistant.id for assistant in between.data], made[1:4])
 
 
-class AThread(Case):
-    def test_is_created_read_changed_and_deleted(self):
+class ThreadTest(Case):
+    def test_is_created_retrieved_modified_and_deleted(self):
         made = threads.create(messages=[{"role": "user", "content": "Hi"}], metadata={"a": "b"})
 
         self.assertEqual(made.metadata, {"a": "b"})
         read = threads.retrieve(made.id)
-        self.assertEqual(read.tool_resources.code_interpreter.file_ids, [], "as it was recorded of the service")
+        self.assertEqual(read.tool_resources.code_interpreter.file_ids, [], "as in the recording")
         read.tool_resources = made.tool_resources
         self.assertEqual(read, made)
         self.assertEqual(texts_of(made.id), [("user", "Hi")])
@@ -184,10 +189,10 @@ class AThread(Case):
 
         self.assertTrue(threads.delete(made.id).deleted)
         message = f"No thread found with id '{made.id}'."
-        self.refused(openai.NotFoundError, message, threads.retrieve, made.id)
-        self.refused(openai.NotFoundError, message, threads.messages.list, made.id)
+        self.assert_rejected(openai.NotFoundError, message, threads.retrieve, made.id)
+        self.assert_rejected(openai.NotFoundError, message, threads.messages.list, made.id)
 
-    def test_list_is_ours_and_pages_by_itself(self):
+    def test_threads_are_listed_and_paged_automatically(self):
         made = [threads.create().id for _ in range(5)]
 
         first = client.get("/threads", cast_to=object, options={"params": {"limit": 2}})
@@ -201,8 +206,8 @@ class AThread(Case):
         self.assertEqual(listed, made[::-1])
 
 
-class AMessage(Case):
-    def test_is_created_read_changed_and_deleted(self):
+class MessageTest(Case):
+    def test_is_created_retrieved_modified_and_deleted(self):
         thread_id = thread_with()
 
         made = threads.messages.create(thread_id, role="user", content="Hello", metadata={"a": "b"})
@@ -215,7 +220,7 @@ class AMessage(Case):
         self.assertEqual((changed.metadata, text_of(changed)), ({"a": "c"}, "Hello"))
 
         self.assertTrue(threads.messages.delete(made.id, thread_id=thread_id).deleted)
-        self.refused(
+        self.assert_rejected(
             openai.NotFoundError,
             f"No message found with id '{made.id}'.",
             threads.messages.retrieve,
@@ -223,7 +228,7 @@ class AMessage(Case):
             thread_id=thread_id,
         )
 
-    def test_list_keeps_the_order_of_insertion_and_pages_by_itself(self):
+    def test_list_is_in_insertion_order_and_pages_automatically(self):
         texts = [f"text {number}" for number in range(7)]
         thread_id = thread_with(*texts[:4])
         for text in texts[4:]:
@@ -234,7 +239,7 @@ class AMessage(Case):
         self.assertEqual(newest, texts[::-1])
         self.assertEqual(texts_of(thread_id), [("user", text) for text in texts])
 
-    def test_keeps_its_content_parts(self):
+    def test_content_parts_are_stored(self):
         thread_id = thread_with()
         parts = [
             {"type": "text", "text": "Ünïcödé 日本語 🙂"},
@@ -248,7 +253,7 @@ class AMessage(Case):
         self.assertEqual(made.content[1].image_url.detail, "auto")
 
 
-class APolledRun(Case):
+class PolledRun(Case):
     def test_completes_with_one_message_and_one_step(self):
         assistant_id, thread_id = assistant_of("words"), thread_with("Hi")
 
@@ -266,13 +271,13 @@ class APolledRun(Case):
         self.assertEqual((answer.assistant_id, answer.run_id, answer.status), (assistant_id, run.id, "completed"))
         self.assertEqual(threads.runs.steps.retrieve(step.id, thread_id=thread_id, run_id=run.id), step)
 
-    def test_polls_as_fast_as_the_server_says(self):
+    def test_polling_follows_the_interval_of_the_server(self):
         began = time.monotonic()
 
         run = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=assistant_of("words"))
 
         self.assertEqual(run.status, "completed")
-        self.assertLess(time.monotonic() - began, 0.9, "openai-poll-after-ms is below the second of the SDK")
+        self.assertLess(time.monotonic() - began, 0.9, "openai-poll-after-ms is below the SDK's default of one second")
 
     def test_is_created_together_with_its_thread(self):
         run = threads.create_and_run_poll(
@@ -285,7 +290,7 @@ class APolledRun(Case):
         self.assertEqual((run.status, run.metadata), ("completed", {"kind": "both"}))
         self.assertEqual(texts_of(run.thread_id), [("user", "One"), ("user", "Two"), ("assistant", ANSWER)])
 
-    def test_is_listed_read_and_changed(self):
+    def test_is_listed_retrieved_and_modified(self):
         assistant_id, thread_id = assistant_of("words"), thread_with("Hi")
         runs = [
             threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_id, **QUICK) for _ in range(3)
@@ -298,7 +303,7 @@ class APolledRun(Case):
         self.assertEqual((changed.metadata, changed.status), ({"seen": "yes"}, "completed"))
         self.assertEqual(threads.runs.retrieve(runs[0].id, thread_id=thread_id), changed)
 
-    def test_shows_the_model_the_whole_thread_and_the_instructions(self):
+    def test_model_receives_the_whole_thread_and_the_instructions(self):
         thread_id = thread_with("First")
         threads.messages.create(thread_id, role="assistant", content="Second")
 
@@ -317,7 +322,7 @@ class APolledRun(Case):
             [message["content"] for message in seen], ["Be terse.\nBe kind.", "First", "Second", "Third"]
         )
 
-    def test_may_override_the_model_and_the_instructions(self):
+    def test_can_override_the_model_and_the_instructions(self):
         thread_id = thread_with("Hi")
 
         run = threads.runs.create_and_poll(
@@ -337,7 +342,7 @@ class APolledRun(Case):
 
         run = threads.runs.create(thread_id=thread_id, assistant_id=assistant_id)
 
-        self.refused(
+        self.assert_rejected(
             openai.BadRequestError,
             f"Can't add messages to {thread_id} while a run {run.id} is active.",
             threads.messages.create,
@@ -345,7 +350,7 @@ class APolledRun(Case):
             role="user",
             content="Wait",
         )
-        self.refused(
+        self.assert_rejected(
             openai.BadRequestError,
             f"Thread {thread_id} already has an active run {run.id}.",
             threads.runs.create,
@@ -359,7 +364,7 @@ class APolledRun(Case):
         self.assertEqual((cancelling.status, cancelling.cancelled_at), ("cancelling", None))
         self.assertEqual(over.status, "cancelled")
         self.assertIsNotNone(over.cancelled_at)
-        self.refused(
+        self.assert_rejected(
             openai.BadRequestError,
             "Cannot cancel run with status 'cancelled'.",
             threads.runs.cancel,
@@ -375,7 +380,7 @@ class APolledRun(Case):
 
 
 class Collector(openai.AssistantEventHandler):
-    """Writes down every callback in order; `act` is called with each event."""
+    """Records every callback in order; calls `act` with each event."""
 
     def __init__(self, act=lambda _: None):
         super().__init__()
@@ -433,7 +438,7 @@ class Collector(openai.AssistantEventHandler):
         self.calls.append("end")
 
 
-class AStreamedRun(Case):
+class StreamedRun(Case):
     def test_calls_the_event_handler_in_the_recorded_order(self):
         thread_id = thread_with("Hi")
         handler = Collector()
@@ -443,7 +448,7 @@ class AStreamedRun(Case):
         ) as stream:
             stream.until_done()
 
-        self.assertEqual(handler.events, BEGIN + OPEN + 8 * DELTA + CLOSE)
+        self.assertEqual(handler.events, RUN_STARTED + TEXT_STARTED + 8 * DELTA + RUN_COMPLETED)
         self.assertEqual(
             handler.calls,
             ["run_step_created", "message_created", "text_created"]
@@ -464,7 +469,7 @@ class AStreamedRun(Case):
         with threads.runs.create(thread_id=thread_id, assistant_id=assistant_of("words"), stream=True) as stream:
             events = [(event.event, event.data) for event in stream]
 
-        self.assertEqual([name for name, _ in events], BEGIN + OPEN + 8 * DELTA + CLOSE)
+        self.assertEqual([name for name, _ in events], RUN_STARTED + TEXT_STARTED + 8 * DELTA + RUN_COMPLETED)
         self.assertEqual(events[0][1], events[1][1])
         self.assertEqual(events[-1][1].status, "completed")
         self.assertEqual(threads.runs.retrieve(events[0][1].id, thread_id=thread_id).status, "completed")
@@ -480,7 +485,7 @@ class AStreamedRun(Case):
         self.assertEqual(names_in(recorder.exchanges[-1])[0], "thread.created")
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", ANSWER)])
 
-    def test_sends_each_token_when_it_comes(self):
+    def test_sends_each_token_as_soon_as_it_arrives(self):
         began = time.monotonic()
         times = []
 
@@ -493,7 +498,7 @@ class AStreamedRun(Case):
         self.assertGreater(times[-1], 1.9)
         self.assertLess(max(later - sooner for sooner, later in zip(times, times[1:])), 0.5)
 
-    def test_goes_on_when_its_client_leaves(self):
+    def test_completes_when_its_client_disconnects(self):
         thread_id = thread_with("Hi")
 
         stream = threads.runs.create(thread_id=thread_id, assistant_id=assistant_of("steady"), stream=True)
@@ -508,7 +513,7 @@ class AStreamedRun(Case):
         self.assertEqual(texts_of(thread_id), [("user", "Hi"), ("assistant", STEADY)])
         self.one_step(thread_id, run_id)
 
-    def test_tells_of_its_cancelling_and_keeps_the_partial_text(self):
+    def test_cancelling_is_streamed_and_the_partial_text_is_stored(self):
         thread_id = thread_with("Hi")
         answers = []
 
@@ -523,7 +528,7 @@ class AStreamedRun(Case):
             thread_id=thread_id, assistant_id=assistant_of("slow"), event_handler=handler
         ) as stream:
             stream.until_done()
-        end = [name for name in handler.events if name not in BEGIN + OPEN + DELTA]
+        end = [name for name in handler.events if name not in RUN_STARTED + TEXT_STARTED + DELTA]
         message = threads.messages.list(thread_id).data[0]
 
         self.assertEqual(answers[0].status, "cancelling")
@@ -536,89 +541,89 @@ class AStreamedRun(Case):
         self.assertEqual(self.one_step(thread_id, answers[0].id).status, "cancelled")
 
 
-class APolledFunctionCall(Case):
-    def asked(self, model):
-        run = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=calling(model), **QUICK)
+class PolledFunctionCall(Case):
+    def run_requiring_action(self, model):
+        run = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=function_assistant(model), **QUICK)
         self.assertEqual((run.status, run.required_action.type), ("requires_action", "submit_tool_outputs"), run.last_error)
         self.assertEqual((run.usage, run.completed_at), (None, None))
         return run
 
-    def answered(self, run, outputs=None):
+    def submit_outputs(self, run, outputs=None):
         return threads.runs.submit_tool_outputs_and_poll(
             run_id=run.id, thread_id=run.thread_id, tool_outputs=outputs or outputs_for(run), **QUICK
         )
 
-    def test_is_answered_and_the_run_goes_on(self):
-        asked = self.asked("tool")
+    def test_run_resumes_after_its_output(self):
+        asked = self.run_requiring_action("tool")
         steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id).data
 
-        self.assertEqual(calls_of(asked), [("weather", PLACE)])
+        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual([(step.type, step.status, step.usage) for step in steps], [("tool_calls", "in_progress", None)])
         call = steps[0].step_details.tool_calls[0]
         self.assertEqual((call.type, call.function.output), ("function", None))
         self.assertEqual(call.id, asked.required_action.submit_tool_outputs.tool_calls[0].id)
         self.assertEqual(texts_of(asked.thread_id), [("user", "Hi")])
 
-        run = self.answered(asked)
+        run = self.submit_outputs(asked)
 
         self.assertEqual((run.id, run.status, run.required_action), (asked.id, "completed", None))
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", "The tools say: sunny")])
         self.assertEqual((run.usage.prompt_tokens, run.usage.completion_tokens, run.usage.total_tokens), (22, 7, 29))
-        self.steps_are(run, [("weather", "sunny")], "message")
+        self.assert_steps(run, [("weather", "sunny")], "message")
 
-    def test_may_be_one_of_several_which_are_answered_in_any_order(self):
-        asked = self.asked("tools")
+    def test_parallel_calls_accept_outputs_in_any_order(self):
+        asked = self.run_requiring_action("tools")
 
-        self.assertEqual(calls_of(asked), [("weather", PLACE), ("time", ZONE)])
+        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
 
-        run = self.answered(asked, outputs_for(asked)[::-1])
+        run = self.submit_outputs(asked, outputs_for(asked)[::-1])
 
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
         self.assertEqual(texts_of(run.thread_id)[-1], ("assistant", "The tools say: sunny, noon"))
-        self.steps_are(run, [("weather", "sunny"), ("time", "noon")], "message")
+        self.assert_steps(run, [("weather", "sunny"), ("time", "noon")], "message")
 
-    def test_beside_text_leaves_one_message_that_is_whole(self):
-        asked = self.asked("talk")
+    def test_with_text_creates_one_message(self):
+        asked = self.run_requiring_action("talk")
         partial = threads.messages.list(asked.thread_id).data[0]
 
-        self.assertEqual(calls_of(asked), [("weather", PLACE)])
+        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual((partial.status, text_of(partial)), ("in_progress", "Let me see."))
 
-        run = self.answered(asked)
+        run = self.submit_outputs(asked)
 
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
         self.assertEqual(
             texts_of(run.thread_id), [("user", "Hi"), ("assistant", "Let me see.\n\nThe tools say: sunny")]
         )
         self.assertEqual(threads.messages.list(run.thread_id).data[0].id, partial.id)
-        self.steps_are(run, "message", [("weather", "sunny")])
+        self.assert_steps(run, "message", [("weather", "sunny")])
 
-    def test_beside_text_may_come_twice(self):
-        run = self.asked("talk-twice")
+    def test_with_text_can_occur_twice(self):
+        run = self.run_requiring_action("talk-twice")
 
-        self.assertEqual(calls_of(run), [("weather", PLACE)])
-        run = self.answered(run)
-        self.assertEqual((run.status, calls_of(run)), ("requires_action", [("time", ZONE)]))
-        run = self.answered(run)
+        self.assertEqual(calls_of(run), [("weather", WEATHER_ARGUMENTS)])
+        run = self.submit_outputs(run)
+        self.assertEqual((run.status, calls_of(run)), ("requires_action", [("time", TIME_ARGUMENTS)]))
+        run = self.submit_outputs(run)
 
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 49))
         whole = "Let me see.\n\nAnd once more.\n\nThe tools say: sunny, noon"
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
-        self.steps_are(run, "message", [("weather", "sunny")], [("time", "noon")])
+        self.assert_steps(run, "message", [("weather", "sunny")], [("time", "noon")])
 
-    def test_may_follow_in_a_later_run_and_its_thread_may_be_made_with_it(self):
+    def test_can_occur_in_several_runs_of_a_thread(self):
         first = threads.create_and_run_poll(
             assistant_id=assistant_of("tool"),
             thread={"messages": [{"role": "user", "content": "Hi"}]},
             tools=FUNCTIONS[1:],
             **QUICK,
         )
-        self.assertEqual(calls_of(first), [("time", PLACE)])
-        self.assertEqual(self.answered(first).status, "completed")
+        self.assertEqual(calls_of(first), [("time", WEATHER_ARGUMENTS)])
+        self.assertEqual(self.submit_outputs(first).status, "completed")
 
         threads.messages.create(first.thread_id, role="user", content="Again")
-        second = threads.runs.create_and_poll(thread_id=first.thread_id, assistant_id=calling("talk"), **QUICK)
-        run = self.answered(second)
+        second = threads.runs.create_and_poll(thread_id=first.thread_id, assistant_id=function_assistant("talk"), **QUICK)
+        run = self.submit_outputs(second)
 
         self.assertEqual(run.status, "completed")
         self.assertEqual(
@@ -631,21 +636,21 @@ class APolledFunctionCall(Case):
             ],
         )
 
-    def test_takes_no_outputs_but_its_own(self):
-        asked = self.asked("tools")
+    def test_rejects_outputs_of_other_calls(self):
+        asked = self.run_requiring_action("tools")
         weather, clock = outputs_for(asked)
         ids = f"'{weather['tool_call_id']}', '{clock['tool_call_id']}'"
-        strange = {"tool_call_id": "call_x", "output": "x"}
+        unknown = {"tool_call_id": "call_x", "output": "x"}
 
         for outputs, got in [
             ([weather], f"'{weather['tool_call_id']}'"),
-            ([weather, strange], f"'{weather['tool_call_id']}', 'call_x'"),
-            ([weather, clock, strange], f"{ids}, 'call_x'"),
+            ([weather, unknown], f"'{weather['tool_call_id']}', 'call_x'"),
+            ([weather, clock, unknown], f"{ids}, 'call_x'"),
             ([], ""),
         ]:
             for submit in (threads.runs.submit_tool_outputs, self.submit_streamed):
                 with self.subTest(got=got, submit=submit.__name__):
-                    self.refused(
+                    self.assert_rejected(
                         openai.BadRequestError,
                         f"Expected tool outputs for call_ids [{ids}], got [{got}]",
                         submit,
@@ -655,15 +660,15 @@ class APolledFunctionCall(Case):
                     )
         self.assertEqual(threads.runs.retrieve(asked.id, thread_id=asked.thread_id), asked)
 
-        self.assertEqual(self.answered(asked).status, "completed")
+        self.assertEqual(self.submit_outputs(asked).status, "completed")
 
     @staticmethod
     def submit_streamed(run_id, **params):
         with threads.runs.submit_tool_outputs_stream(run_id=run_id, **params) as stream:
             stream.until_done()
 
-    def test_takes_outputs_once(self):
-        asked = self.asked("tool")
+    def test_accepts_outputs_once(self):
+        asked = self.run_requiring_action("tool")
         outputs = outputs_for(asked)
         queued = threads.runs.submit_tool_outputs(asked.id, thread_id=asked.thread_id, tool_outputs=outputs)
 
@@ -671,7 +676,7 @@ class APolledFunctionCall(Case):
         run = threads.runs.poll(asked.id, thread_id=asked.thread_id, **QUICK)
         self.assertEqual(run.status, "completed")
         for submit in (threads.runs.submit_tool_outputs, self.submit_streamed):
-            self.refused(
+            self.assert_rejected(
                 openai.BadRequestError,
                 'Runs in status "completed" do not accept tool outputs.',
                 submit,
@@ -681,8 +686,8 @@ class APolledFunctionCall(Case):
             )
         self.assertEqual(threads.runs.retrieve(run.id, thread_id=run.thread_id), run)
 
-    def test_of_an_unknown_run_is_not_found(self):
-        self.refused(
+    def test_unknown_run_is_not_found(self):
+        self.assert_rejected(
             openai.NotFoundError,
             "No run found with id 'run_x'.",
             threads.runs.submit_tool_outputs,
@@ -694,10 +699,10 @@ class APolledFunctionCall(Case):
     def test_locks_its_thread_until_it_is_cancelled(self):
         for model, text in [("tool", None), ("talk", "Let me see.")]:
             with self.subTest(model=model):
-                asked = self.asked(model)
+                asked = self.run_requiring_action(model)
                 thread_id = asked.thread_id
 
-                self.refused(
+                self.assert_rejected(
                     openai.BadRequestError,
                     f"Can't add messages to {thread_id} while a run {asked.id} is active.",
                     threads.messages.create,
@@ -717,7 +722,7 @@ class APolledFunctionCall(Case):
                 if text:
                     self.assertEqual(newest.incomplete_details.reason, "run_cancelled")
                 self.assertEqual(text_of(newest), text or "Hi")
-                self.refused(
+                self.assert_rejected(
                     openai.BadRequestError,
                     'Runs in status "cancelled" do not accept tool outputs.',
                     threads.runs.submit_tool_outputs,
@@ -725,7 +730,7 @@ class APolledFunctionCall(Case):
                     thread_id=thread_id,
                     tool_outputs=outputs_for(asked),
                 )
-                self.refused(
+                self.assert_rejected(
                     openai.BadRequestError,
                     "Cannot cancel run with status 'cancelled'.",
                     threads.runs.cancel,
@@ -736,7 +741,7 @@ class APolledFunctionCall(Case):
 
 
 class Caller(Collector):
-    """Answers calls as OpenAI's guide shows it: from its own `on_event`, with a new handler for the new stream."""
+    """Submits outputs like OpenAI's guide: in `on_event`, with a new handler for the new stream."""
 
     def __init__(self, chain):
         super().__init__(self.answer)
@@ -759,29 +764,29 @@ class Caller(Collector):
                     pass
 
 
-class AStreamedFunctionCall(Case):
+class StreamedFunctionCall(Case):
     def streamed(self, model):
-        """The handlers of the run's streams, in the order of their making."""
+        """Creates a run; returns the handlers of its streams in order."""
         chain = []
         with threads.runs.stream(
-            thread_id=thread_with("Hi"), assistant_id=calling(model), event_handler=Caller(chain)
+            thread_id=thread_with("Hi"), assistant_id=function_assistant(model), event_handler=Caller(chain)
         ) as stream:
             stream.until_done()
         return chain
 
-    def test_is_answered_while_its_stream_is_open(self):
+    def test_outputs_are_submitted_while_the_stream_is_open(self):
         first, second = self.streamed("tool")
 
-        self.assertEqual(first.events, BEGIN + CALLING + 4 * ["thread.run.step.delta"] + ASKED)
+        self.assertEqual(first.events, RUN_STARTED + CALL_STARTED + 4 * ["thread.run.step.delta"] + REQUIRES_ACTION)
         self.assertEqual(
             first.calls,
             ["run_step_created", "tool_call_created", "run_step_delta"]
             + 3 * ["tool_call_delta", "run_step_delta"]
             + ["tool_call_done", "end"],
         )
-        self.assertEqual(first.made, [("weather", PLACE)])
+        self.assertEqual(first.made, [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual(first.get_final_run().status, "requires_action")
-        self.assertEqual(second.events, RESUMED + OPEN + 4 * DELTA + CLOSE)
+        self.assertEqual(second.events, RESUMED + TEXT_STARTED + 4 * DELTA + RUN_COMPLETED)
         self.assertEqual(
             second.calls,
             ["run_step_done", "run_step_created", "message_created", "text_created"]
@@ -793,27 +798,30 @@ class AStreamedFunctionCall(Case):
         self.assertEqual(second.deltas, ["The", " tools", " say:", " sunny"])
         self.assertEqual([text_of(message) for message in second.get_final_messages()], ["The tools say: sunny"])
         self.assertEqual([step.type for step in second.get_final_run_steps()], ["message_creation"])
-        self.steps_are(run, [("weather", "sunny")], "message")
+        self.assert_steps(run, [("weather", "sunny")], "message")
 
-    def test_may_be_one_of_several(self):
+    def test_parallel_calls_are_streamed(self):
         first, second = self.streamed("tools")
 
-        self.assertEqual(first.events, BEGIN + CALLING + 8 * ["thread.run.step.delta"] + ASKED)
-        self.assertEqual(first.made, [("weather", PLACE), ("time", ZONE)])
+        self.assertEqual(first.events, RUN_STARTED + CALL_STARTED + 8 * ["thread.run.step.delta"] + REQUIRES_ACTION)
+        self.assertEqual(first.made, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
         self.assertEqual(first.calls.count("tool_call_created"), 2)
         self.assertEqual("".join(second.deltas), "The tools say: sunny, noon")
-        self.steps_are(second.get_final_run(), [("weather", "sunny"), ("time", "noon")], "message")
+        self.assert_steps(second.get_final_run(), [("weather", "sunny"), ("time", "noon")], "message")
 
-    def test_is_answered_after_its_stream_with_the_thread_made_by_it(self):
+    def test_outputs_are_submitted_after_a_stream_that_created_the_thread(self):
         handler = Collector()
         with threads.create_and_run_stream(
-            assistant_id=calling("tool"),
+            assistant_id=function_assistant("tool"),
             thread={"messages": [{"role": "user", "content": "Hi"}]},
             event_handler=handler,
         ) as stream:
             asked = stream.get_final_run()
 
-        self.assertEqual(handler.events, ["thread.created"] + BEGIN + CALLING + 4 * ["thread.run.step.delta"] + ASKED)
+        self.assertEqual(
+            handler.events,
+            ["thread.created"] + RUN_STARTED + CALL_STARTED + 4 * ["thread.run.step.delta"] + REQUIRES_ACTION,
+        )
         self.assertEqual(names_in(recorder.exchanges[-1])[-1], "done")
         self.assertEqual([step.type for step in stream.get_final_run_steps()], ["tool_calls"])
 
@@ -826,8 +834,8 @@ class AStreamedFunctionCall(Case):
         self.assertEqual((run.status, text), ("completed", "The tools say: sunny"))
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", "The tools say: sunny")])
 
-    def test_is_answered_by_a_poll_after_its_stream(self):
-        with threads.runs.stream(thread_id=thread_with("Hi"), assistant_id=calling("talk")) as stream:
+    def test_outputs_are_submitted_and_polled_after_the_stream(self):
+        with threads.runs.stream(thread_id=thread_with("Hi"), assistant_id=function_assistant("talk")) as stream:
             asked = stream.get_final_run()
 
         run = threads.runs.submit_tool_outputs_and_poll(
@@ -837,8 +845,8 @@ class AStreamedFunctionCall(Case):
         self.assertEqual(run.status, "completed")
         self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
 
-    def test_goes_on_when_its_client_leaves_after_the_outputs(self):
-        asked = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=calling("talk"), **QUICK)
+    def test_completes_when_its_client_disconnects_after_submitting(self):
+        asked = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=function_assistant("talk"), **QUICK)
 
         stream = threads.runs.submit_tool_outputs(
             asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked), stream=True
@@ -850,11 +858,11 @@ class AStreamedFunctionCall(Case):
         self.assertEqual(run.status, "completed")
         self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
 
-    def test_beside_text_goes_on_in_the_same_message(self):
+    def test_text_after_a_call_continues_the_same_message(self):
         first, second = self.streamed("talk")
         whole = "Let me see.\n\nThe tools say: sunny"
 
-        self.assertEqual([name for name in first.events if name not in DELTA], BEGIN + OPEN + ASKED)
+        self.assertEqual([name for name in first.events if name not in DELTA], RUN_STARTED + TEXT_STARTED + REQUIRES_ACTION)
         self.assertEqual("".join(first.deltas), "Let me see.")
         self.assertNotIn("exception", first.calls + second.calls)
         self.assertEqual("".join(second.deltas), "\n\nThe tools say: sunny")
@@ -865,9 +873,9 @@ class AStreamedFunctionCall(Case):
         run = second.get_final_run()
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
-        self.steps_are(run, "message", [("weather", "sunny")])
+        self.assert_steps(run, "message", [("weather", "sunny")])
 
-    def test_beside_text_may_come_twice(self):
+    def test_with_text_can_occur_twice(self):
         first, second, third = self.streamed("talk-twice")
         whole = "Let me see.\n\nAnd once more.\n\nThe tools say: sunny, noon"
 
@@ -881,39 +889,40 @@ class AStreamedFunctionCall(Case):
         self.assertEqual([text_of(message) for message in third.get_final_messages()], [whole])
         run = third.get_final_run()
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
-        self.steps_are(run, "message", [("weather", "sunny")], [("time", "noon")])
+        self.assert_steps(run, "message", [("weather", "sunny")], [("time", "noon")])
 
-    def test_beside_text_and_call_without_text_may_follow_each_other(self):
+    def test_calls_with_and_without_text_can_alternate(self):
         whole = "Let me see.\n\nThe tools say: sunny, noon"
-        for model, told, steps in [
+        for model, texts, steps in [
             ("talk-call", ["Let me see.", "", "\n\nThe tools say: sunny, noon"], ["message", 0, 1]),
             ("call-talk", ["", "Let me see.", "\n\nThe tools say: sunny, noon"], [0, "message", 1]),
         ]:
             with self.subTest(model=model):
                 chain = self.streamed(model)
 
-                self.assertEqual(["".join(handler.deltas) for handler in chain], told)
+                self.assertEqual(["".join(handler.deltas) for handler in chain], texts)
                 self.assertNotIn("exception", sum((handler.calls for handler in chain), []))
                 self.assertEqual([text_of(message) for message in chain[-1].get_final_messages()], [whole])
                 run = chain[-1].get_final_run()
                 self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", whole)])
                 outputs = [[("weather", "sunny")], [("time", "noon")]]
-                self.steps_are(run, *(step if step == "message" else outputs[step] for step in steps))
+                self.assert_steps(run, *(step if step == "message" else outputs[step] for step in steps))
 
-    def test_without_text_is_told_on_every_stream(self):
+    def test_calls_without_text_are_sent_on_every_stream(self):
         for model, makers in [("call-talk", [0]), ("talk-call", [1])]:
             chain = self.streamed(model)
             for number in makers:
                 with self.subTest(model=model, stream=number):
-                    self.assertEqual(chain[number].made, [[("weather", PLACE)], [("time", ZONE)]][number])
+                    expected = [[("weather", WEATHER_ARGUMENTS)], [("time", TIME_ARGUMENTS)]][number]
+                    self.assertEqual(chain[number].made, expected)
 
-    def test_whose_run_fails_afterwards_ends_in_order(self):
+    def test_stream_of_a_run_that_fails_after_a_call_ends_in_order(self):
         failed = ["thread.run.failed"]
         for model, end, kinds in [
             ("tool-fail", failed, ["tool_calls", "message_creation"]),
             (
                 "talk-fail",
-                INTRODUCED + ["thread.message.incomplete", "thread.run.step.failed"] + failed,
+                MESSAGE_STARTED + ["thread.message.incomplete", "thread.run.step.failed"] + failed,
                 ["message_creation", "tool_calls"],
             ),
         ]:
@@ -932,17 +941,17 @@ class AStreamedFunctionCall(Case):
                     self.assertEqual(newest.incomplete_details.reason, "run_failed")
                 else:
                     self.assertEqual(text_of(newest), "Hi")
-                told = [name for name in second.events if name not in CALLING]  # the step may be introduced as well
-                self.assertEqual(told, RESUMED + end)
+                events = [name for name in second.events if name not in CALL_STARTED]  # the step events may be sent as well
+                self.assertEqual(events, RESUMED + end)
 
-    def test_whose_run_is_cancelled_afterwards_ends_in_order(self):
+    def test_stream_of_a_run_cancelled_after_a_call_ends_in_order(self):
         for moment, begins in [
             ("thread.run.in_progress", "Let me see."),
             ("thread.message.delta", "Let me see.\n\nword0"),
         ]:
             with self.subTest(moment=moment):
                 asked = threads.runs.create_and_poll(
-                    thread_id=thread_with("Hi"), assistant_id=calling("talk-slow"), **QUICK
+                    thread_id=thread_with("Hi"), assistant_id=function_assistant("talk-slow"), **QUICK
                 )
                 answers = []
 
@@ -971,12 +980,12 @@ class AStreamedFunctionCall(Case):
                 steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id, order="asc").data
                 self.assertEqual([step.status for step in steps], ["cancelled", "completed"])
 
-    def test_beside_text_shows_the_step_of_the_message_on_every_stream(self):
+    def test_with_text_sends_the_message_step_on_every_stream(self):
         for handler in self.streamed("talk-twice"):
             self.assertEqual([step.type for step in handler.get_final_run_steps()], ["message_creation"])
 
 
-class AFailingUpstream(Case):
+class FailingModelServer(Case):
     def failed_run(self, model):
         thread_id = thread_with("Hi")
         run = threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_of(model), **QUICK)
@@ -986,26 +995,26 @@ class AFailingUpstream(Case):
         thread_id, run = self.failed_run("fail")
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "server_error"))
-        self.assertIn("the script says no", run.last_error.message)
+        self.assertIn("scripted failure", run.last_error.message)
         self.assertEqual(texts_of(thread_id), [("user", "Hi")])
 
         step = self.one_step(thread_id, run.id)
 
         self.assertEqual((step.status, step.last_error.code), ("failed", "server_error"))
 
-    def test_that_limits_the_rate_fails_the_run_with_its_own_code(self):
+    def test_rate_limit_fails_the_run_with_its_own_code(self):
         _, run = self.failed_run("limit")
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "rate_limit_exceeded"))
         self.assertIn("too many requests", run.last_error.message)
 
-    def test_that_knows_no_such_model_fails_the_run(self):
-        _, run = self.failed_run("nobody")
+    def test_unknown_model_fails_the_run(self):
+        _, run = self.failed_run("unknown")
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "server_error"))
-        self.assertIn("nobody", run.last_error.message)
+        self.assertIn("unknown", run.last_error.message)
 
-    def test_is_told_on_the_stream(self):
+    def test_failure_ends_the_stream_with_run_failed(self):
         handler = Collector()
 
         with threads.runs.stream(
@@ -1013,12 +1022,12 @@ class AFailingUpstream(Case):
         ) as stream:
             stream.until_done()
 
-        self.assertEqual(handler.events[:3], BEGIN)
+        self.assertEqual(handler.events[:3], RUN_STARTED)
         self.assertEqual(handler.events[-1], "thread.run.failed")
         self.assertEqual(stream.get_final_run().last_error.code, "server_error")
         self.assertEqual(names_in(recorder.exchanges[-1])[-1], "done")
 
-    def test_that_breaks_off_leaves_the_partial_text(self):
+    def test_disconnect_leaves_the_partial_text(self):
         thread_id, run = self.failed_run("cut")
         message = threads.messages.list(thread_id).data[0]
 
@@ -1027,7 +1036,7 @@ class AFailingUpstream(Case):
         self.assertEqual(text_of(message), "Half an")
         self.assertEqual(self.one_step(thread_id, run.id).status, "failed")
 
-    def test_that_breaks_off_is_told_on_the_stream(self):
+    def test_disconnect_ends_the_stream_with_run_failed(self):
         handler = Collector()
 
         with threads.runs.stream(
@@ -1037,13 +1046,13 @@ class AFailingUpstream(Case):
 
         self.assertEqual(
             handler.events,
-            BEGIN
-            + OPEN
+            RUN_STARTED
+            + TEXT_STARTED
             + 2 * DELTA
             + ["thread.message.incomplete", "thread.run.step.failed", "thread.run.failed"],
         )
 
-    def test_at_its_token_limit_makes_the_run_incomplete(self):
+    def test_token_limit_makes_the_run_incomplete(self):
         thread_id = thread_with("Hi")
         handler = Collector()
 
@@ -1064,8 +1073,8 @@ class AFailingUpstream(Case):
         self.assertEqual(self.one_step(thread_id, run.id).status, "completed")
 
 
-class ARefusal(Case):
-    def test_of_an_unknown_id_is_not_found(self):
+class InvalidRequest(Case):
+    def test_unknown_id_is_not_found(self):
         thread_id = thread_with("Hi")
         run = threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_of("words"), **QUICK)
 
@@ -1086,10 +1095,10 @@ class ARefusal(Case):
             ("No assistant found with id 'asst_x'.", threads.runs.create, [thread_id], {"assistant_id": "asst_x"}),
         ]:
             with self.subTest(text=text, call=call.__qualname__):
-                self.refused(openai.NotFoundError, text, call, *args, **kwargs)
+                self.assert_rejected(openai.NotFoundError, text, call, *args, **kwargs)
 
-    def test_of_a_malformed_id_says_what_was_expected(self):
-        self.refused(
+    def test_malformed_id_is_rejected_with_the_expected_prefix(self):
+        self.assert_rejected(
             openai.BadRequestError,
             "Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.",
             threads.retrieve,
@@ -1098,7 +1107,7 @@ class ARefusal(Case):
             code="invalid_value",
         )
 
-    def test_of_a_wrong_body_names_the_member(self):
+    def test_invalid_body_is_rejected_with_the_parameter_name(self):
         long = "x" * 257
         for text, param, code, members in [
             ("Unknown parameter: 'foo'.", "foo", "unknown_parameter", {"model": "words", "extra_body": {"foo": 1}}),
@@ -1132,10 +1141,10 @@ class ARefusal(Case):
         ]:
             with self.subTest(text=text):
                 members = {"model": openai.NOT_GIVEN, **members}
-                self.refused(openai.BadRequestError, text, assistants.create, param=param, code=code, **members)
+                self.assert_rejected(openai.BadRequestError, text, assistants.create, param=param, code=code, **members)
 
-    def test_of_a_wrong_limit_says_the_bound(self):
-        self.refused(
+    def test_invalid_limit_is_rejected_with_the_maximum(self):
+        self.assert_rejected(
             openai.BadRequestError,
             "Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.",
             assistants.list,
@@ -1144,15 +1153,15 @@ class ARefusal(Case):
             code="integer_above_max_value",
         )
 
-    def test_of_broken_json_is_readable(self):
+    def test_malformed_json_is_rejected(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             headers = {"content-type": "application/json"}
             client.post("/threads", cast_to=object, content=b"{", options={"headers": headers})
 
         self.assertTrue(caught.exception.body["message"].startswith("We could not parse the JSON body of your request."))
 
-    def test_of_a_run_with_nothing_to_answer(self):
-        self.refused(
+    def test_run_without_messages_and_instructions_is_rejected(self):
+        self.assert_rejected(
             openai.BadRequestError,
             "Run creation requires a Thread with a user message or an assistant with instructions.",
             threads.runs.create,
@@ -1162,11 +1171,11 @@ class ARefusal(Case):
             code="invalid_thread",
         )
 
-    def test_of_a_cancel_after_the_end(self):
+    def test_cancelling_a_finished_run_is_rejected(self):
         thread_id = thread_with("Hi")
         run = threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_of("words"), **QUICK)
 
-        self.refused(
+        self.assert_rejected(
             openai.BadRequestError,
             "Cannot cancel run with status 'completed'.",
             threads.runs.cancel,
@@ -1174,13 +1183,13 @@ class ARefusal(Case):
             thread_id=thread_id,
         )
 
-    def test_of_an_unknown_url(self):
+    def test_unknown_url_is_not_found(self):
         with self.assertRaises(openai.NotFoundError) as caught:
             client.post("/nowhere", cast_to=object)
 
         self.assertEqual(caught.exception.body["message"], "Invalid URL (POST /v1/nowhere)")
 
-    def test_of_a_wrong_key_shows_it_masked(self):
+    def test_wrong_key_is_rejected_and_masked(self):
         wrong = client.with_options(api_key="sk-wrong-0123456789")
 
         with self.assertRaises(openai.AuthenticationError) as caught:
@@ -1191,13 +1200,13 @@ class ARefusal(Case):
         self.assertTrue(error.body["message"].startswith("Incorrect API key provided: sk-wr***89."), error.body)
 
 
-class AModel(Case):
-    def test_is_listed_and_read(self):
+class ModelTest(Case):
+    def test_is_listed_and_retrieved(self):
         names = [model.id for model in client.models.list()]
 
         self.assertLessEqual({"words", "slow"}, set(names))
         self.assertEqual(client.models.retrieve("words").id, "words")
-        self.refused(
+        self.assert_rejected(
             openai.NotFoundError,
             "The model 'fake_id' does not exist",
             client.models.retrieve,
@@ -1206,13 +1215,13 @@ class AModel(Case):
             code="model_not_found",
         )
 
-    def test_completes_a_chat(self):
+    def test_creates_a_chat_completion(self):
         answer = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "Hi"}])
 
         self.assertEqual(answer.choices[0].message.content, ANSWER)
         self.assertEqual(answer.usage.total_tokens, 19)
 
-    def test_streams_a_chat(self):
+    def test_streams_a_chat_completion(self):
         stream = client.chat.completions.create(
             model="words",
             messages=[{"role": "user", "content": "Hi"}],
@@ -1225,14 +1234,14 @@ class AModel(Case):
         self.assertEqual(text, ANSWER)
         self.assertEqual(chunks[-1].usage.total_tokens, 19)
 
-    def test_calls_a_function_in_a_chat(self):
+    def test_calls_a_function_in_a_chat_completion(self):
         asked = [{"role": "user", "content": "Hi"}]
         answer = client.chat.completions.create(model="tool", messages=asked, tools=FUNCTIONS)
 
         self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
-        self.assertEqual(answer.choices[0].message.tool_calls[0].function.arguments, PLACE)
+        self.assertEqual(answer.choices[0].message.tool_calls[0].function.arguments, WEATHER_ARGUMENTS)
 
-    def test_that_fails_answers_a_chat_with_its_error(self):
+    def test_error_of_a_chat_completion_is_forwarded(self):
         with self.assertRaises(openai.APIStatusError) as caught:
             client.chat.completions.create(model="limit", messages=[{"role": "user", "content": "Hi"}])
 
@@ -1240,7 +1249,7 @@ class AModel(Case):
 
 
 class AsyncCollector(openai.AsyncAssistantEventHandler):
-    """Collects the text; with a client, it answers calls from its own `on_event`."""
+    """Collects the text; with a client, submits outputs in `on_event`."""
 
     def __init__(self, client=None, deltas=None):
         super().__init__()
@@ -1263,7 +1272,7 @@ class AsyncCollector(openai.AsyncAssistantEventHandler):
         self.deltas.append(delta.value)
 
 
-class AnAsynchronousClient(Case):
+class AsynchronousClient(Case):
     def test_polls_and_streams(self):
         async def flow():
             transport = contract.AsyncRecorder(recorder)
@@ -1289,13 +1298,13 @@ class AnAsynchronousClient(Case):
         self.assertEqual("".join(deltas), ANSWER)
         self.assertEqual(listed, [ANSWER, ANSWER, "Hi"])
 
-    def test_answers_function_calls(self):
+    def test_submits_tool_outputs(self):
         async def flow(model):
             transport = contract.AsyncRecorder(recorder)
             http_client = openai.DefaultAsyncHttpxClient(transport=transport)
             async with openai.AsyncOpenAI(max_retries=0, http_client=http_client) as client:
                 runs = client.beta.threads.runs
-                assistant_id, thread_id = calling(model), thread_with("Hi")
+                assistant_id, thread_id = function_assistant(model), thread_with("Hi")
                 asked = await runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_id, **QUICK)
                 polled = await runs.submit_tool_outputs_and_poll(
                     run_id=asked.id, thread_id=thread_id, tool_outputs=outputs_for(asked), **QUICK
@@ -1311,14 +1320,14 @@ class AnAsynchronousClient(Case):
             with self.subTest(model=model):
                 text += "The tools say: sunny" + ", noon" * (model == "tools")
 
-                status, told, made, stored = asyncio.run(flow(model))
+                status, streamed, made, stored = asyncio.run(flow(model))
 
-                self.assertEqual((status, told), ("completed", text))
+                self.assertEqual((status, streamed), ("completed", text))
                 if model == "tools":
-                    self.assertEqual(made, [("weather", PLACE), ("time", ZONE)])
+                    self.assertEqual(made, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
                 self.assertEqual(stored, [("user", "Hi"), ("assistant", text), ("assistant", text)])
 
-    def test_runs_forty_threads_at_once(self):
+    def test_runs_forty_threads_concurrently(self):
         async def one(client, assistant_id):
             run = await client.beta.threads.create_and_run_poll(
                 assistant_id=assistant_id, thread={"messages": [{"role": "user", "content": "Hi"}]}, **QUICK
@@ -1334,16 +1343,16 @@ class AnAsynchronousClient(Case):
         self.assertEqual(asyncio.run(flow()), 40 * [("completed", 1)])
 
 
-class ZTheContract(Case):
-    """Looks at what all the others were answered; its name makes it the last."""
+class ZContract(Case):
+    """Checks the recorded responses of all other tests; the name sorts it last."""
 
-    def test_is_kept_by_every_answer(self):
-        reason = contract.absent()
+    def test_every_response_matches_the_contract(self):
+        reason = contract.missing()
         if reason:
             self.skipTest(reason)
 
         self.assertGreater(len(recorder.exchanges), 0)
-        self.assertEqual(contract.faults(recorder.exchanges), [])
+        self.assertEqual(contract.violations(recorder.exchanges), [])
 
 
 if __name__ == "__main__":

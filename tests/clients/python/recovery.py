@@ -1,10 +1,10 @@
-"""Stops a server in the middle of its work, hard and gently, starts it again, and looks whether anything is missing.
+"""Kills and gracefully stops a server during its work, restarts it, and checks that nothing is lost.
 
     recovery.py ASSISTD PORT
 
-starts and stops ASSISTD itself, on PORT, with the settings of the environment: the store in ASSISTD_DATABASE_URL, the
-scripted models in ASSISTD_UPSTREAM_URL, a short ASSISTD_RUN_LEASE_S and ASSISTD_SHUTDOWN_GRACE_S, one key in
-ASSISTD_API_KEYS. What the server says goes to the file SERVER_LOG.
+starts and stops ASSISTD on PORT, with the settings of the environment: the store in ASSISTD_DATABASE_URL, the scripted
+model server in ASSISTD_UPSTREAM_URL, a short ASSISTD_RUN_LEASE_S and ASSISTD_SHUTDOWN_GRACE_S, one key in
+ASSISTD_API_KEYS. The server's log is written to the file SERVER_LOG.
 """
 
 import os
@@ -44,7 +44,7 @@ threads = client.beta.threads
 
 
 class Server:
-    """One process of the server; the next one takes over its store."""
+    """A server process; the next process uses the same store."""
 
     def __init__(self):
         environment = {**os.environ, "ASSISTD_LISTEN": ADDRESS}
@@ -53,7 +53,7 @@ class Server:
         deadline = time.monotonic() + START_S
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the server does not start")
+                raise RuntimeError("the server did not start")
             time.sleep(0.02)
 
     def is_ready(self):
@@ -63,7 +63,7 @@ class Server:
             return False
 
     def stop(self, signal_number):
-        """Sends the signal; gives the exit status and the seconds until then."""
+        """Sends the signal; returns the exit status and the seconds until the exit."""
         began = time.monotonic()
         self.process.send_signal(signal_number)
         status = self.process.wait(timeout=30)
@@ -71,7 +71,7 @@ class Server:
 
 
 class Stream(threading.Thread):
-    """Reads a run's stream, as raw text, until it ends or breaks."""
+    """Reads a run's stream as raw text until it ends or the connection is lost."""
 
     def __init__(self, thread_id, assistant_id):
         super().__init__(daemon=True)
@@ -83,8 +83,8 @@ class Stream(threading.Thread):
     def run(self):
         headers = {"authorization": f"Bearer {KEY}"}
         try:
-            with httpx2.stream("POST", self.url, json=self.body, headers=headers, timeout=60, trust_env=False) as answer:
-                for part in answer.iter_text():
+            with httpx2.stream("POST", self.url, json=self.body, headers=headers, timeout=60, trust_env=False) as response:
+                for part in response.iter_text():
                     self.text += part
         except httpx2.TransportError:
             pass  # the server was killed
@@ -98,7 +98,7 @@ class Stream(threading.Thread):
 
 
 class Writer(threading.Thread):
-    """Adds messages to a thread, one after the other, until the server is gone; keeps those that were acknowledged."""
+    """Creates messages on a thread until the server is killed; records the acknowledged ones."""
 
     def __init__(self, thread_id):
         super().__init__(daemon=True)
@@ -113,10 +113,10 @@ class Writer(threading.Thread):
                 message = threads.messages.create(self.thread_id, role="user", content=content)
                 self.acknowledged.append(message.id)
         except openai.APIError:
-            pass  # gone
+            pass  # the server was killed
 
 
-class AStoppedServer(unittest.TestCase):
+class StoppedServer(unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
@@ -130,7 +130,7 @@ class AStoppedServer(unittest.TestCase):
             self.server.stop(signal.SIGTERM)
 
     def completed_run(self, within_s):
-        """The thread's only run, which nobody asked to go on."""
+        """Returns the thread's only run when it has completed without a further request."""
         run = threads.runs.list(self.thread_id).data[0]
         deadline = time.monotonic() + within_s
         while run.status in ("queued", "in_progress") and time.monotonic() < deadline:
@@ -139,7 +139,7 @@ class AStoppedServer(unittest.TestCase):
         self.assertEqual((run.status, run.last_error), ("completed", None))
         return run
 
-    def assert_answered_once(self, run):
+    def assert_completed_once(self, run):
         messages = threads.messages.list(self.thread_id, order="asc").data
         steps = threads.runs.steps.list(run.id, thread_id=self.thread_id).data
         texts = [(message.role, message.status, message.content[0].text.value) for message in messages]
@@ -148,7 +148,7 @@ class AStoppedServer(unittest.TestCase):
         self.assertEqual(steps[0].step_details.message_creation.message_id, messages[1].id)
         self.assertEqual(len(threads.runs.list(self.thread_id).data), 1)
 
-    def test_that_was_killed_goes_on_with_its_runs_and_has_lost_nothing(self):
+    def test_a_killed_server_resumes_its_runs_and_loses_nothing(self):
         writer = Writer(threads.create().id)
         stream = Stream(self.thread_id, self.assistant_id)
         stream.wait_for_deltas(26)
@@ -159,13 +159,13 @@ class AStoppedServer(unittest.TestCase):
         self.server = Server()
         run = self.completed_run(within_s=LEASE_S + 10)
 
-        self.assert_answered_once(run)
-        kept = [message.id for message in threads.messages.list(writer.thread_id, order="asc", limit=100)]
+        self.assert_completed_once(run)
+        stored = [message.id for message in threads.messages.list(writer.thread_id, order="asc", limit=100)]
         self.assertGreater(len(writer.acknowledged), 0)
-        self.assertEqual(kept[: len(writer.acknowledged)], writer.acknowledged)
-        self.assertLessEqual(len(kept), len(writer.acknowledged) + 1, "one may be stored that was not acknowledged")
+        self.assertEqual(stored[: len(writer.acknowledged)], writer.acknowledged)
+        self.assertLessEqual(len(stored), len(writer.acknowledged) + 1, "one unacknowledged message may be stored")
 
-    def test_that_was_killed_again_and_again_still_answers_once(self):
+    def test_a_server_killed_twice_completes_its_run_once(self):
         stream = Stream(self.thread_id, self.assistant_id)
         stream.wait_for_deltas(3)
 
@@ -174,10 +174,10 @@ class AStoppedServer(unittest.TestCase):
             self.server = Server()
         run = self.completed_run(within_s=2 * LEASE_S + 10)
 
-        self.assert_answered_once(run)
+        self.assert_completed_once(run)
 
-    def asked(self, model):
-        """A run of the model that waits for outputs."""
+    def run_requiring_action(self, model):
+        """Creates a run that requires tool outputs."""
         thread_id = threads.create(messages=[{"role": "user", "content": "Hi"}]).id
         functions = [{"type": "function", "function": {"name": name}} for name in ("weather", "time")]
         run = threads.runs.create_and_poll(
@@ -186,8 +186,8 @@ class AStoppedServer(unittest.TestCase):
         self.assertEqual(run.status, "requires_action", run.last_error)
         return run
 
-    def answer(self, run):
-        """Submits what the run waits for, on a stream."""
+    def submit_outputs(self, run):
+        """Submits the required outputs; returns the stream."""
         calls = run.required_action.submit_tool_outputs.tool_calls
         return threads.runs.submit_tool_outputs(
             run.id,
@@ -196,7 +196,7 @@ class AStoppedServer(unittest.TestCase):
             stream=True,
         )
 
-    def assert_called_and_answered(self, run, text, rounds):
+    def assert_completed_with_calls(self, run, text, rounds):
         self.assertEqual((run.status, run.last_error), ("completed", None))
         messages = threads.messages.list(run.thread_id, order="asc").data
         self.assertEqual([message.content[0].text.value for message in messages], ["Hi", text])
@@ -204,29 +204,29 @@ class AStoppedServer(unittest.TestCase):
         self.assertEqual(sorted(step.type for step in steps), ["message_creation"] + rounds * ["tool_calls"])
         self.assertEqual({step.status for step in steps}, {"completed"})
 
-    def test_that_was_killed_still_waits_for_outputs_and_takes_them(self):
+    def test_a_run_that_requires_action_survives_a_killed_server(self):
         for model, text, rounds in [
             ("tools", "The tools say: weather, time", 1),
             ("talk-twice", "Let me see.\n\nAnd once more.\n\nThe tools say: weather, time", 2),
         ]:
             with self.subTest(model=model):
-                run = self.asked(model)
+                run = self.run_requiring_action(model)
                 for _ in range(rounds):
                     run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
                     self.server.stop(signal.SIGKILL)
                     self.server = Server()
 
                     self.assertEqual(threads.runs.retrieve(run.id, thread_id=run.thread_id), run)
-                    with self.answer(run) as stream:
+                    with self.submit_outputs(run) as stream:
                         names = [event.event for event in stream]
                 run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
 
                 self.assertEqual(names[-1], "thread.run.completed")
-                self.assert_called_and_answered(run, text, rounds)
+                self.assert_completed_with_calls(run, text, rounds)
 
-    def test_that_was_killed_after_outputs_goes_on_from_them(self):
-        run = self.asked("talk-steady")
-        with self.answer(run) as stream:
+    def test_a_run_resumes_from_its_submitted_outputs_after_a_kill(self):
+        run = self.run_requiring_action("talk-steady")
+        with self.submit_outputs(run) as stream:
             for event in stream:
                 if event.event == "thread.message.delta" and "word25" in event.data.delta.content[0].text.value:
                     break
@@ -237,9 +237,9 @@ class AStoppedServer(unittest.TestCase):
             time.sleep(0.1)
             run = threads.runs.retrieve(run.id, thread_id=run.thread_id)
 
-        self.assert_called_and_answered(run, "Let me see.\n\n" + STEADY, 1)
+        self.assert_completed_with_calls(run, "Let me see.\n\n" + STEADY, 1)
 
-    def test_that_was_asked_to_stop_ends_its_streams_and_goes_on_later(self):
+    def test_a_graceful_stop_ends_streams_and_runs_resume_after_the_restart(self):
         stream = Stream(self.thread_id, self.assistant_id)
         stream.wait_for_deltas(3)
 
@@ -256,9 +256,9 @@ class AStoppedServer(unittest.TestCase):
         self.server = Server()
         run = self.completed_run(within_s=LEASE_S + 10)
 
-        self.assert_answered_once(run)
+        self.assert_completed_once(run)
 
-    def test_that_was_asked_to_stop_lets_what_is_nearly_done_finish(self):
+    def test_runs_may_finish_within_the_shutdown_grace_period(self):
         stream = Stream(self.thread_id, self.assistant_id)
         stream.wait_for_deltas(32)
 
@@ -270,23 +270,23 @@ class AStoppedServer(unittest.TestCase):
         self.assertTrue(stream.text.endswith(contract.DONE), stream.text[-200:])
 
         self.server = Server()
-        self.assert_answered_once(self.completed_run(within_s=1))
+        self.assert_completed_once(self.completed_run(within_s=1))
 
 
-class ZTheContract(unittest.TestCase):
-    """Looks at what all the others were answered; its name makes it the last."""
+class ZContract(unittest.TestCase):
+    """Checks the recorded responses of all other tests; the name sorts it last."""
 
-    def test_is_kept_by_every_answer(self):
-        reason = contract.absent()
+    def test_every_response_matches_the_contract(self):
+        reason = contract.missing()
         if reason:
             self.skipTest(reason)
 
-        whole = [exchange for exchange in recorder.exchanges if exchange.text]
+        complete = [exchange for exchange in recorder.exchanges if exchange.text]
 
-        self.assertGreater(len(whole), 0)
-        self.assertEqual(contract.faults(whole), [])
+        self.assertGreater(len(complete), 0)
+        self.assertEqual(contract.violations(complete), [])
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-ups are done
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that cleanups run
     sys.exit(suite.run(sys.modules["__main__"]))

@@ -5,7 +5,7 @@ import unittest
 
 
 def run(module):
-    """Runs all of them, or those that the command line names (Class or Class.test). Gives the exit status."""
+    """Runs all tests, or those named on the command line (Class or Class.test). Returns the exit status."""
     loader = unittest.defaultTestLoader
     names = sys.argv[1:]
     tests = loader.loadTestsFromNames(names, module) if names else loader.loadTestsFromModule(module)

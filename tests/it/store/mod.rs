@@ -1,4 +1,4 @@
-//! The store's contract, on both databases.
+//! Tests of the store on both databases.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn run(thread: &Thread) -> Run {
     request.into_run(ids(), &thread.id, &assistant, ToolResources::default(), NOW, 600).0
 }
 
-/// A store whose time stands at [`NOW`] until the test moves it.
+/// Opens a store with a clock that is stopped at [`NOW`] until the test advances it.
 async fn open(database: &Database) -> (Arc<dyn Store>, Arc<Clock>) {
     let clock = Arc::new(Clock::by_hand(NOW));
     (database.open_at(clock.clone()).await, clock)
@@ -64,8 +64,8 @@ async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
     store.create_run(&new_run(run, Start::Due)).await
 }
 
-/// A thread of its own for a run, and the run.
-async fn created(store: &Arc<dyn Store>, owner: &str) -> Run {
+/// Creates a thread and a run on it.
+async fn create_run(store: &Arc<dyn Store>, owner: &str) -> Run {
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
     let run = run(&thread);
@@ -88,7 +88,7 @@ fn deadline() -> Input {
     Input::DeadlinePassed { usage: Usage::default() }
 }
 
-/// A commit of what `input` makes of a run that has done nothing.
+/// Commits the transition that `input` causes on a new run.
 async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -> Result<i64, Error> {
     let transition = machine::step(&Progress::new(run.clone()), input, NOW, ids()).unwrap();
     let is_over = transition.progress.run.state.is_over();
@@ -96,13 +96,13 @@ async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -
     store.commit(transition::commit(&transition, version, next_lease)).await.map(|committed| committed.version)
 }
 
-/// A run's prompt context, oldest first; the `newest` messages of it.
+/// Returns the `newest` messages of a run's prompt context, oldest first.
 async fn context(store: &Arc<dyn Store>, run: &Run, newest: u32) -> Vec<Message> {
     let page = store.conversation_page(&run.spec.thread_id, &run.spec.id, None, newest, usize::MAX).await.unwrap();
     page.messages.into_iter().rev().collect()
 }
 
-/// All of a thread, as a run that is not stored would read it.
+/// Returns all messages of a thread in the order of a prompt context.
 async fn conversation(store: &Arc<dyn Store>, thread: &Thread) -> Vec<Message> {
     context(store, &run(thread), 1_000).await
 }
@@ -115,7 +115,7 @@ fn query(limit: u32, order: Order) -> PageQuery {
     PageQuery { limit, order, ..PageQuery::default() }
 }
 
-both_stores!(values_come_back_as_they_were_stored, async |database: Database| {
+both_stores!(stored_values_are_returned_unchanged, async |database: Database| {
     let store = database.open().await;
     let assistant = assistant("NUL \u{0} and \u{1F600}");
     let thread = thread();
@@ -131,7 +131,7 @@ both_stores!(values_come_back_as_they_were_stored, async |database: Database| {
     assert_eq!(store.run(&thread.id, &run.spec.id).await.unwrap().unwrap().run, run);
 });
 
-both_stores!(equal_times_keep_the_order_of_insertion, async |database: Database| {
+both_stores!(rows_with_equal_times_are_listed_in_insertion_order, async |database: Database| {
     let store = database.open().await;
     for number in 0..30 {
         store.create_assistant(&assistant(&number.to_string())).await.unwrap();
@@ -148,7 +148,7 @@ both_stores!(equal_times_keep_the_order_of_insertion, async |database: Database|
     );
 });
 
-both_stores!(pages_join_without_gap_or_repeat_in_both_directions, async |database: Database| {
+both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -173,9 +173,9 @@ both_stores!(pages_join_without_gap_or_repeat_in_both_directions, async |databas
     let (third, more, ..) = list(PageQuery { after: last.clone(), ..query(3, Order::Descending) }).await;
     assert_eq!((third.as_str(), more), ("0", false));
     let (back, more, ..) = list(PageQuery { before: head, ..query(2, Order::Descending) }).await;
-    assert_eq!((back.as_str(), more), ("54", true), "the page that ends at the cursor");
+    assert_eq!((back.as_str(), more), ("54", true), "the page before the cursor");
     let (full, more, ..) = list(query(7, Order::Ascending)).await;
-    assert_eq!((full.as_str(), more), ("0123456", false), "a full last page has no more behind it");
+    assert_eq!((full.as_str(), more), ("0123456", false), "no page follows a full last page");
     let (before, more, ..) = list(PageQuery { before: last, ..query(20, Order::Ascending) }).await;
     assert_eq!((before.as_str(), more), ("0", false));
     let unknown = PageQuery { after: Some("msg_x".into()), ..PageQuery::default() };
@@ -183,7 +183,7 @@ both_stores!(pages_join_without_gap_or_repeat_in_both_directions, async |databas
     assert!(matches!(refused, Err(Error::NoCursor(id)) if id == "msg_x"));
 });
 
-both_stores!(a_clock_that_is_behind_moves_no_message, async |database: Database| {
+both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)]).await.unwrap();
@@ -194,16 +194,16 @@ both_stores!(a_clock_that_is_behind_moves_no_message, async |database: Database|
     let late = [message(&thread, "4", Timestamp(400))];
     store.create_run(&NewRun { messages: &late, ..new_run(&run, Start::Due) }).await.unwrap();
 
-    let kept = conversation(&store, &thread).await;
-    assert_eq!(kept.iter().map(text).collect::<String>(), "01234");
+    let stored = conversation(&store, &thread).await;
+    assert_eq!(stored.iter().map(text).collect::<String>(), "01234");
     let newest = context(&store, &run, 2).await;
     assert_eq!(newest.iter().map(text).collect::<String>(), "34");
-    let times: Vec<i64> = kept.iter().map(|message| message.created_at.0).collect();
+    let times: Vec<i64> = stored.iter().map(|message| message.created_at.0).collect();
     assert_eq!(times, [1_000, 1_000, 2_000, 2_000, 2_000]);
-    assert_eq!(behind.created_at, Timestamp(2_000), "the caller hears of the time that was kept");
+    assert_eq!(behind.created_at, Timestamp(2_000), "the caller receives the stored time");
 });
 
-both_stores!(of_a_hundred_runs_at_once_one_is_created, async |database: Database| {
+both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -214,18 +214,18 @@ both_stores!(of_a_hundred_runs_at_once_one_is_created, async |database: Database
     });
     let outcomes = futures_util::future::join_all(attempts).await;
 
-    let (won, lost): (Vec<_>, Vec<_>) =
+    let (created, rejected): (Vec<_>, Vec<_>) =
         outcomes.into_iter().map(Result::unwrap).partition(|(outcome, _)| outcome.is_ok());
-    assert_eq!(won.len(), 1);
-    let winner = &won[0].1;
-    for (outcome, _) in lost {
+    assert_eq!(created.len(), 1);
+    let winner = &created[0].1;
+    for (outcome, _) in rejected {
         assert!(matches!(&outcome, Err(Error::ThreadBusy(run)) if run == winner), "{outcome:?}");
     }
     let refused = store.create_message(message(&thread, "x", NOW), false).await;
     assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == *winner));
 });
 
-both_stores!(a_run_that_is_over_frees_its_thread, async |database: Database| {
+both_stores!(a_finished_run_unlocks_its_thread, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -238,7 +238,7 @@ both_stores!(a_run_that_is_over_frees_its_thread, async |database: Database| {
     create(&store, &run(&thread)).await.unwrap();
 });
 
-both_stores!(whoever_was_overtaken_writes_nothing, async |database: Database| {
+both_stores!(a_write_with_a_stale_version_changes_nothing, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -257,11 +257,11 @@ both_stores!(whoever_was_overtaken_writes_nothing, async |database: Database| {
     assert_eq!((now.version, now.run.state), (version, RunState::Cancelling { started_at: None }));
 });
 
-both_stores!(each_due_run_is_claimed_once_and_the_longest_wait_first, async |database: Database| {
+both_stores!(due_runs_are_claimed_once_and_oldest_first, async |database: Database| {
     let (store, clock) = open(&database).await;
     let mut waiting = Vec::new();
     for number in 0..10 {
-        waiting.push(created(&store, "").await.spec.id.clone());
+        waiting.push(create_run(&store, "").await.spec.id.clone());
         clock.advance(number % 2);
     }
 
@@ -272,17 +272,17 @@ both_stores!(each_due_run_is_claimed_once_and_the_longest_wait_first, async |dat
     assert_eq!(claimed, waiting[1..].iter().cloned().collect());
 
     clock.advance(14);
-    assert_eq!(claim(&store).await, None, "leases stand");
+    assert_eq!(claim(&store).await, None, "leases are still valid");
     clock.advance(1);
     let again = claim(&store).await.unwrap();
     let (before, now) = (&first.versioned, &again.versioned);
     assert_eq!((now.version, now.lease, again.attempts), (before.version + 1, before.lease + 1, 2));
 });
 
-both_stores!(a_lease_is_never_shorter_than_asked_for_by_the_databases_clock, async |database: Database| {
-    // A real clock: the database's.
+both_stores!(a_lease_is_never_shorter_than_requested, async |database: Database| {
+    // This store uses the database's clock.
     let store = database.open().await;
-    created(&store, "").await;
+    create_run(&store, "").await;
 
     let claimed = store.claim_run(Duration::from_secs(1), "", &[], u32::MAX).await.unwrap().unwrap();
     let began = std::time::Instant::now();
@@ -293,30 +293,30 @@ both_stores!(a_lease_is_never_shorter_than_asked_for_by_the_databases_clock, asy
     assert!(began.elapsed() >= Duration::from_millis(950), "{:?} of {claimed:?}", began.elapsed());
 });
 
-both_stores!(a_renewed_lease_stands_and_one_that_was_taken_does_not, async |database: Database| {
+both_stores!(a_lease_can_be_renewed_until_another_server_claims_the_run, async |database: Database| {
     let (store, clock) = open(&database).await;
-    created(&store, "").await;
-    created(&store, "").await;
-    let (kept, lost) = (claim(&store).await.unwrap(), claim(&store).await.unwrap());
+    create_run(&store, "").await;
+    create_run(&store, "").await;
+    let (renewed_run, lost) = (claim(&store).await.unwrap(), claim(&store).await.unwrap());
 
     clock.advance(15);
-    let renewed = store.renew_leases(JobKind::Run, &[lease(&kept)], LEASE).await.unwrap();
-    assert_eq!(renewed, [lease(&kept).id]);
+    let renewed = store.renew_leases(JobKind::Run, &[lease(&renewed_run)], LEASE).await.unwrap();
+    assert_eq!(renewed, [lease(&renewed_run).id]);
     let taken = claim(&store).await.unwrap();
-    assert_eq!(taken.versioned.run.spec.id, lost.versioned.run.spec.id, "the other one has lapsed");
+    assert_eq!(taken.versioned.run.spec.id, lost.versioned.run.spec.id, "the other lease has expired");
 
-    let all = [lease(&kept), lease(&lost), lease(&taken)];
+    let all = [lease(&renewed_run), lease(&lost), lease(&taken)];
     let mut renewed = store.renew_leases(JobKind::Run, &all, LEASE).await.unwrap();
     renewed.sort();
-    let mut standing = [lease(&kept).id, lease(&taken).id];
-    standing.sort();
-    assert_eq!(renewed, standing);
+    let mut valid = [lease(&renewed_run).id, lease(&taken).id];
+    valid.sort();
+    assert_eq!(renewed, valid);
     assert!(matches!(store.release_lease(JobKind::Run, &lease(&lost)).await, Err(Error::Stale)));
 });
 
-both_stores!(a_released_run_is_due_at_once_and_the_attempt_is_not_counted, async |database: Database| {
+both_stores!(a_released_run_is_due_immediately_without_counting_the_attempt, async |database: Database| {
     let (store, _clock) = open(&database).await;
-    created(&store, "").await;
+    create_run(&store, "").await;
     let claimed = claim(&store).await.unwrap();
 
     store.release_lease(JobKind::Run, &lease(&claimed)).await.unwrap();
@@ -326,12 +326,12 @@ both_stores!(a_released_run_is_due_at_once_and_the_attempt_is_not_counted, async
 
 both_stores!(failed_attempts_are_counted_until_the_run_makes_progress, async |database: Database| {
     let (store, clock) = open(&database).await;
-    created(&store, "").await;
+    create_run(&store, "").await;
     let first = claim(&store).await.unwrap();
 
     let pause = Duration::from_secs(2);
     store.record_failed_attempt(JobKind::Run, &lease(&first), "it broke", pause).await.unwrap();
-    assert_eq!(claim(&store).await, None, "not before the pause is over");
+    assert_eq!(claim(&store).await, None, "the run is not due before the pause ends");
     clock.advance(2);
     let second = claim(&store).await.unwrap();
     assert_eq!((second.attempts, second.last_failure.as_deref()), (2, Some("it broke")));
@@ -344,13 +344,13 @@ both_stores!(failed_attempts_are_counted_until_the_run_makes_progress, async |da
     assert_eq!((third.attempts, third.last_failure), (1, None));
 });
 
-both_stores!(owners_take_turns_and_each_has_its_runs_in_order, async |database: Database| {
+both_stores!(owners_are_served_round_robin_and_each_in_order, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let mut of_many = Vec::new();
     for _ in 0..5 {
-        of_many.push(created(&store, "many").await.spec.id.clone());
+        of_many.push(create_run(&store, "many").await.spec.id.clone());
     }
-    let of_one = created(&store, "one").await.spec.id.clone();
+    let of_one = create_run(&store, "one").await.spec.id.clone();
 
     let mut order = Vec::new();
     let mut last = String::new();
@@ -363,9 +363,9 @@ both_stores!(owners_take_turns_and_each_has_its_runs_in_order, async |database: 
     assert_eq!(order, expected);
 });
 
-both_stores!(a_run_that_this_server_drives_already_is_not_claimed, async |database: Database| {
+both_stores!(a_run_that_this_server_already_drives_is_not_claimed, async |database: Database| {
     let (store, _clock) = open(&database).await;
-    let run = created(&store, "").await;
+    let run = create_run(&store, "").await;
 
     assert_eq!(store.claim_run(LEASE, "", std::slice::from_ref(&run.spec.id), u32::MAX).await.unwrap(), None);
     assert!(claim(&store).await.is_some());
@@ -373,7 +373,7 @@ both_stores!(a_run_that_this_server_drives_already_is_not_claimed, async |databa
 
 both_stores!(a_run_with_more_attempts_than_asked_for_is_not_claimed, async |database: Database| {
     let (store, clock) = open(&database).await;
-    created(&store, "").await;
+    create_run(&store, "").await;
     claim(&store).await.unwrap();
     clock.advance(LEASE.as_secs().cast_signed() + 1);
 
@@ -381,10 +381,10 @@ both_stores!(a_run_with_more_attempts_than_asked_for_is_not_claimed, async |data
     assert_eq!(store.claim_run(LEASE, "", &[], 1).await.unwrap().unwrap().attempts, 2);
 });
 
-both_stores!(a_row_of_a_newer_release_is_left_alone_and_stops_nobody, async |database: Database| {
+both_stores!(a_row_written_by_a_newer_release_is_ignored, async |database: Database| {
     let (store, clock) = open(&database).await;
-    let future = created(&store, "").await;
-    let known = created(&store, "").await;
+    let future = create_run(&store, "").await;
+    let known = create_run(&store, "").await;
     database
         .execute(&format!(
             "update runs set state = '{{\"state\":{{\"hibernating\":{{}}}},\"usage\":{{}}}}' where id = '{}'",
@@ -400,7 +400,7 @@ both_stores!(a_row_of_a_newer_release_is_left_alone_and_stops_nobody, async |dat
     let claimed = claim(&store).await.unwrap();
     assert_eq!(claimed.versioned.run.spec.id, known.spec.id);
     assert_eq!(claim(&store).await, None);
-    assert_eq!(database.text(&row).await, before, "as it was");
+    assert_eq!(database.text(&row).await, before, "the row is unchanged");
     let listed = store.list_runs(&future.spec.thread_id, &query(10, Order::Descending)).await.unwrap();
     assert_eq!(listed.data, []);
     clock.advance(10_000);
@@ -409,7 +409,7 @@ both_stores!(a_row_of_a_newer_release_is_left_alone_and_stops_nobody, async |dat
     assert_eq!(overdue, std::slice::from_ref(&known.spec.id));
 });
 
-both_stores!(a_run_is_stored_once_although_its_acknowledgement_was_lost, async |database: Database| {
+both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -430,19 +430,19 @@ both_stores!(a_run_is_stored_once_although_its_acknowledgement_was_lost, async |
     assert_eq!((stored.lease, stored.due_at), (1, Some(Timestamp(1_015))));
 });
 
-both_stores!(a_cancellation_that_nobody_carries_out_is_found, async |database: Database| {
+both_stores!(a_cancelling_run_with_an_expired_lease_is_found, async |database: Database| {
     let (store, clock) = open(&database).await;
-    let run = created(&store, "").await;
+    let run = create_run(&store, "").await;
     let claimed = claim(&store).await.unwrap();
     commit(&store, &run, claimed.versioned.version, Input::CancelRequested).await.unwrap();
 
-    assert_eq!(store.lapsed_cancelling_runs(10).await.unwrap(), [], "its driver does");
+    assert_eq!(store.lapsed_cancelling_runs(10).await.unwrap(), [], "its driver still has the lease");
     clock.advance(15);
     let lapsed = store.lapsed_cancelling_runs(10).await.unwrap();
     assert_eq!(lapsed.iter().map(|found| &found.run.spec.id).collect::<Vec<_>>(), [&run.spec.id]);
 });
 
-both_stores!(a_prompt_context_is_read_in_pages_bounded_in_rows_and_bytes, async |database: Database| {
+both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
     let texts: Vec<String> = (0..20).map(|number| format!("{number:02} {}", "x".repeat(1_000))).collect();
@@ -472,7 +472,7 @@ both_stores!(a_prompt_context_is_read_in_pages_bounded_in_rows_and_bytes, async 
     assert_eq!(text(&oldest), texts[0]);
 });
 
-both_stores!(a_list_of_large_messages_ends_its_page_early, async |database: Database| {
+both_stores!(a_page_of_large_messages_ends_early, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -491,11 +491,11 @@ both_stores!(a_list_of_large_messages_ends_its_page_early, async |database: Data
 });
 
 #[tokio::test]
-async fn what_a_full_disk_does_not_take_is_not_acknowledged() {
+async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     use assistd::api::Metadata;
     let Some((database, disk)) = Database::on_small_disk() else { return };
     let (store, _clock) = open(&database).await;
-    let run = created(&store, "").await;
+    let run = create_run(&store, "").await;
     let thread = run.spec.thread_id.clone();
     let written = store.create_message(message_on(&thread, "x"), true).await.unwrap();
     disk.fill();
@@ -512,16 +512,13 @@ async fn what_a_full_disk_does_not_take_is_not_acknowledged() {
         }
     }
     assert!(refused > 0, "the disk was never full");
-    assert!(
-        matches!(store.claim_run(LEASE, "", &[], u32::MAX).await, Err(Error::Unavailable(_))),
-        "claims are writes as well"
-    );
+    assert!(matches!(store.claim_run(LEASE, "", &[], 9).await, Err(Error::Unavailable(_))), "a claim is a write");
     assert!(matches!(store.check().await, Err(Error::Unavailable(_))));
     store.close().await;
     drop(store);
 
     let store = database.open_at(Arc::new(Clock::by_hand(NOW))).await;
-    assert!(store.message(&thread, &written.id).await.unwrap().is_some(), "a server starts on a full disk, and reads");
+    assert!(store.message(&thread, &written.id).await.unwrap().is_some(), "a store opens and reads on a full disk");
     disk.free();
     store.check().await.unwrap();
     assert!(claim(&store).await.is_some());
@@ -532,25 +529,25 @@ fn message_on(thread: &assistd::api::ThreadId, text: &str) -> Message {
     request.into_message(ids(), thread, NOW)
 }
 
-both_stores!(messages_made_at_once_all_get_their_place, async |database: Database| {
+both_stores!(concurrent_messages_are_ordered_consistently, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
 
-    let made = (0..50).map(|number| {
+    let created = (0..50).map(|number| {
         let (store, message) = (store.clone(), message(&thread, &number.to_string(), Timestamp(1_000 - number % 7)));
         tokio::spawn(async move { store.create_message(message, false).await.unwrap() })
     });
-    futures_util::future::join_all(made).await;
+    futures_util::future::join_all(created).await;
 
-    let kept = conversation(&store, &thread).await;
-    assert_eq!(kept.len(), 50);
-    assert!(kept.is_sorted_by_key(|message| message.created_at));
+    let stored = conversation(&store, &thread).await;
+    assert_eq!(stored.len(), 50);
+    assert!(stored.is_sorted_by_key(|message| message.created_at));
     let again = conversation(&store, &thread).await;
-    assert_eq!(kept, again);
+    assert_eq!(stored, again);
 });
 
-both_stores!(changes_made_at_once_both_take_effect, async |database: Database| {
+both_stores!(concurrent_modifications_all_take_effect, async |database: Database| {
     use assistd::api::ModifyAssistant;
     let store = database.open().await;
     let assistant = assistant("before");
@@ -565,35 +562,35 @@ both_stores!(changes_made_at_once_both_take_effect, async |database: Database| {
     });
     futures_util::future::join_all(changes).await;
 
-    let kept = store.assistant(&assistant.id).await.unwrap().unwrap();
+    let stored = store.assistant(&assistant.id).await.unwrap().unwrap();
     assert_eq!(
-        (kept.name.as_deref(), kept.description.as_deref(), kept.model.as_str()),
+        (stored.name.as_deref(), stored.description.as_deref(), stored.model.as_str()),
         (Some("after"), Some("new"), "other")
     );
 });
 
-both_stores!(a_deleted_thread_takes_all_that_is_its_own_along, async |database: Database| {
+both_stores!(deleting_a_thread_deletes_its_messages_and_runs, async |database: Database| {
     let store = database.open().await;
-    let (doomed, other) = (thread(), thread());
-    for thread in [&doomed, &other] {
+    let (deleted, other) = (thread(), thread());
+    for thread in [&deleted, &other] {
         store.create_thread(thread, &[message(thread, "x", NOW)]).await.unwrap();
     }
-    let run = run(&doomed);
+    let run = run(&deleted);
     create(&store, &run).await.unwrap();
 
-    assert!(store.delete_thread(&doomed.id).await.unwrap());
+    assert!(store.delete_thread(&deleted.id).await.unwrap());
 
-    assert!(!store.delete_thread(&doomed.id).await.unwrap());
-    assert_eq!(store.thread(&doomed.id).await.unwrap(), None);
-    assert_eq!(conversation(&store, &doomed).await, []);
-    assert_eq!(store.run(&doomed.id, &run.spec.id).await.unwrap(), None);
+    assert!(!store.delete_thread(&deleted.id).await.unwrap());
+    assert_eq!(store.thread(&deleted.id).await.unwrap(), None);
+    assert_eq!(conversation(&store, &deleted).await, []);
+    assert_eq!(store.run(&deleted.id, &run.spec.id).await.unwrap(), None);
     assert_eq!(claim(&store).await, None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
-    assert!(matches!(store.create_message(message(&doomed, "x", NOW), false).await, Err(Error::NoThread)));
+    assert!(matches!(store.create_message(message(&deleted, "x", NOW), false).await, Err(Error::NoThread)));
     assert_eq!(conversation(&store, &other).await.len(), 1);
 });
 
-both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |database: Database| {
+both_stores!(message_metadata_survives_a_concurrent_text_update, async |database: Database| {
     use assistd::api::Metadata;
     let store = database.open().await;
     let thread = thread();
@@ -615,11 +612,11 @@ both_stores!(a_clients_change_to_a_message_survives_its_run_writing_it, async |d
     let written = progress.message.as_ref().unwrap();
     store.save_messages(&[SavedText { run: &progress.run.spec.id, version, message: written }]).await.unwrap();
 
-    let kept = store.message(&thread.id, &id).await.unwrap().unwrap();
-    assert_eq!((kept.metadata, kept.content), (metadata, progress.message.unwrap().content));
+    let stored = store.message(&thread.id, &id).await.unwrap().unwrap();
+    assert_eq!((stored.metadata, stored.content), (metadata, progress.message.unwrap().content));
 });
 
-both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database| {
+both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let (store, clock) = open(&database).await;
     let thread = thread();
     store.create_thread(&thread, &[]).await.unwrap();
@@ -629,7 +626,7 @@ both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database
         store.create_run(&new_run(run, Start::Waiting)).await.unwrap();
     }
 
-    assert_eq!(store.promote_run(&thread.id).await.unwrap(), None, "one is active");
+    assert_eq!(store.promote_run(&thread.id).await.unwrap(), None, "one run is active");
     assert_eq!(store.stalled_threads(10).await.unwrap(), []);
     commit(&store, &runs[1], FIRST_VERSION, Input::CancelRequested).await.unwrap();
     let cancelling = store.run(&thread.id, &runs[1].spec.id).await.unwrap().unwrap();
@@ -638,12 +635,15 @@ both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database
 
     assert_eq!(store.stalled_threads(10).await.unwrap(), std::slice::from_ref(&thread.id));
     let late = create(&store, &run(&thread)).await;
-    assert!(matches!(late, Err(Error::ThreadBusy(first)) if first == runs[2].spec.id), "runs keep their order");
+    assert!(
+        matches!(late, Err(Error::ThreadBusy(first)) if first == runs[2].spec.id),
+        "a new run cannot precede waiting runs"
+    );
     assert_eq!(store.promote_run(&thread.id).await.unwrap(), Some(runs[2].spec.id.clone()));
     assert_eq!(store.promote_run(&thread.id).await.unwrap(), None);
     let claimed = claim(&store).await.unwrap();
     assert_eq!(claimed.versioned.run.spec.id, runs[2].spec.id);
-    assert_eq!(claim(&store).await, None, "the next one waits");
+    assert_eq!(claim(&store).await, None, "the next run still waits");
     let refused = store.create_message(message(&thread, "x", NOW), false).await;
     assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
 
@@ -653,7 +653,7 @@ both_stores!(runs_that_wait_have_their_turns_in_order, async |database: Database
     assert_eq!(overdue, HashSet::from([runs[2].spec.id.clone(), runs[3].spec.id.clone()]));
 });
 
-both_stores!(a_run_answers_what_was_there_when_it_was_created, async |database: Database| {
+both_stores!(a_run_answers_the_messages_that_existed_when_it_was_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
     store.create_thread(&thread, &[message(&thread, "1", NOW)]).await.unwrap();
@@ -676,9 +676,9 @@ both_stores!(a_run_answers_what_was_there_when_it_was_created, async |database: 
         progress = transition.progress;
     }
 
-    assert_eq!(read(&second, 99).await, "1a2", "the answer stands behind its question, not where it was written");
+    assert_eq!(read(&second, 99).await, "1a2", "an answer follows its question in the context");
     assert_eq!(read(&second, 2).await, "a2");
     assert_eq!(read(&run(&thread), 99).await, "1a23");
     let listed = store.list_messages(&thread.id, None, &query(9, Order::Ascending)).await.unwrap();
-    assert_eq!(listed.data.iter().map(text).collect::<String>(), "123a", "lists tell when");
+    assert_eq!(listed.data.iter().map(text).collect::<String>(), "123a", "lists are ordered by time");
 });

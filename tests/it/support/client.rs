@@ -1,4 +1,4 @@
-//! A plain client that checks each reply against the API description.
+//! A plain HTTP client that checks each response against the API description.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::contract;
 use super::sse::{self, Event};
 
-/// What the server said.
+/// A response of the server.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -35,7 +35,7 @@ impl Client {
         self.inner.request(method, format!("{}{path}", self.base_url))
     }
 
-    /// Sends a request as it is; the reply must be JSON.
+    /// Sends a request; the response must be JSON.
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Reply {
         let mut request = self.request(method.clone(), path);
         if let Some(body) = body {
@@ -58,7 +58,7 @@ impl Client {
         Reply { status, headers, body }
     }
 
-    /// A request that must be served.
+    /// Sends a request that must succeed.
     async fn ok(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
         let reply = self.send(method.clone(), path, body).await;
         assert_eq!(reply.status, 200, "{method} {path}: {:#}", reply.body);
@@ -77,60 +77,60 @@ impl Client {
         self.ok(Method::DELETE, path, None).await
     }
 
-    /// A request that must be refused: its status and its `error` member.
-    pub async fn refused(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    /// Sends a request that must be rejected; returns the status and the `error` object.
+    pub async fn send_rejected(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let reply = self.send(method.clone(), path, body.as_ref()).await;
-        assert_ne!(reply.status, 200, "{method} {path} was served: {:#}", reply.body);
+        assert_ne!(reply.status, 200, "{method} {path} succeeded: {:#}", reply.body);
         (reply.status, reply.body["error"].clone())
     }
 
-    /// The message of a POST that must be refused with 400.
-    pub async fn complaint(&self, path: &str, body: Value) -> String {
-        let (status, error) = self.refused(Method::POST, path, Some(body)).await;
+    /// Sends a POST that must be rejected with 400; returns the error message.
+    pub async fn post_rejected(&self, path: &str, body: Value) -> String {
+        let (status, error) = self.send_rejected(Method::POST, path, Some(body)).await;
         assert_eq!(status, 400, "{error:#}");
         error["message"].as_str().unwrap().to_owned()
     }
 
-    /// Begins a stream.
-    pub async fn begin(&self, path: &str, body: Value) -> Response {
+    /// Opens a stream.
+    pub async fn open_stream(&self, path: &str, body: Value) -> Response {
         let response = self.request(Method::POST, path).json(&body).send().await.unwrap();
         assert_eq!(response.status().as_u16(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
         response
     }
 
-    /// A whole stream.
+    /// Reads a whole stream.
     pub async fn stream(&self, path: &str, body: Value) -> Vec<Event> {
-        sse::parse(&self.begin(path, body).await.text().await.unwrap())
+        sse::parse(&self.open_stream(path, body).await.text().await.unwrap())
     }
 
-    pub async fn assistant(&self) -> String {
+    pub async fn create_assistant(&self) -> String {
         let assistant = self.post("/v1/assistants", json!({"model": "m"})).await;
         assistant["id"].as_str().unwrap().to_owned()
     }
 
-    /// A thread with one message of the user's.
-    pub async fn thread(&self, text: &str) -> String {
+    /// Creates a thread with one user message.
+    pub async fn create_thread(&self, text: &str) -> String {
         let body = json!({"messages": [{"role": "user", "content": text}]});
         let thread = self.post("/v1/threads", body).await;
         thread["id"].as_str().unwrap().to_owned()
     }
 
-    /// Begins a run that is not streamed; gives its path.
-    pub async fn run(&self, assistant: &str, thread: &str) -> String {
+    /// Creates a run that is not streamed; returns its path.
+    pub async fn create_run(&self, assistant: &str, thread: &str) -> String {
         let run = self.post(&format!("/v1/threads/{thread}/runs"), json!({"assistant_id": assistant})).await;
         format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap())
     }
 
-    /// Polls a run until it has a status; the client's patience is the bound.
-    pub async fn until(&self, run: &str, status: &str) -> Value {
+    /// Polls a run until it has a status; fails after 30 seconds or when the run ends with another status.
+    pub async fn wait_for_status(&self, run: &str, status: &str) -> Value {
         for _ in 0..3_000 {
             let now = self.get(run).await;
             if now["status"] == status {
                 return now;
             }
-            let over = ["completed", "failed", "cancelled", "expired", "incomplete"];
-            assert!(!over.contains(&now["status"].as_str().unwrap()), "the run did not become {status}: {now:#}");
+            let terminal = ["completed", "failed", "cancelled", "expired", "incomplete"];
+            assert!(!terminal.contains(&now["status"].as_str().unwrap()), "the run did not become {status}: {now:#}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{run} did not become {status}");

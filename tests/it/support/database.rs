@@ -11,14 +11,14 @@ use uuid::Uuid;
 
 use super::skip;
 
-/// A database of its own, gone with the value (SQLite) or with the throwaway server (Postgres).
+/// A database for one test, deleted on drop (SQLite) or with the temporary server (Postgres).
 #[derive(Debug, Clone)]
 pub struct Database {
     pub url: String,
     _folder: Option<Arc<Folder>>,
 }
 
-/// A folder that is deleted with the value.
+/// A folder that is deleted on drop.
 #[derive(Debug)]
 pub struct Folder(pub PathBuf);
 
@@ -36,7 +36,7 @@ impl Drop for Folder {
     }
 }
 
-/// A small disk, unmounted with the value.
+/// A small disk that is unmounted on drop.
 pub struct Disk(PathBuf);
 
 impl Disk {
@@ -47,7 +47,7 @@ impl Disk {
         while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
     }
 
-    /// Frees the space again.
+    /// Frees the space.
     pub fn free(&self) {
         std::fs::remove_file(self.filler()).unwrap();
     }
@@ -70,7 +70,7 @@ impl Database {
         Self { url: format!("sqlite://{}", folder.0.join("test.db").display()), _folder: Some(Arc::new(folder)) }
     }
 
-    /// None, and a word about it, when no Postgres is named.
+    /// Returns `None` and reports a skipped test if no Postgres is configured.
     pub async fn postgres() -> Option<Self> {
         let Ok(url) = std::env::var("ASSISTD_TEST_POSTGRES_URL") else {
             skip("ASSISTD_TEST_POSTGRES_URL; run tests/run");
@@ -84,12 +84,12 @@ impl Database {
         Some(Self { url: format!("{server}/{name}"), _folder: None })
     }
 
-    /// A database that someone else keeps, by another way to it.
+    /// An existing database at another URL.
     pub fn at(url: String) -> Self {
         Self { url, _folder: None }
     }
 
-    /// Opens the store itself, for tests of its contract.
+    /// Opens the store without a server.
     pub async fn open(&self) -> Arc<dyn Store> {
         self.open_at(Arc::new(Clock::system())).await
     }
@@ -99,7 +99,7 @@ impl Database {
         store::open(&self.settings(), clock).await.unwrap()
     }
 
-    /// A SQLite file on a disk of its own that can be filled. None, and a word about it, where none can be mounted.
+    /// A SQLite file on a small disk that can be filled. Returns `None` and reports a skipped test if mounting fails.
     pub fn on_small_disk() -> Option<(Self, Disk)> {
         let folder = Folder::new();
         let mounted = std::process::Command::new("mount")
@@ -116,7 +116,7 @@ impl Database {
         Some((Self { url, _folder: Some(Arc::new(folder)) }, disk))
     }
 
-    /// Changes rows past the store, while it may be open.
+    /// Executes SQL directly, while the store may be open.
     pub async fn execute(&self, sql: &str) {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         if self.url.starts_with("sqlite:") {
@@ -130,7 +130,7 @@ impl Database {
         }
     }
 
-    /// Reads one text past the store.
+    /// Reads one text value with SQL.
     pub async fn text(&self, sql: &str) -> String {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         if self.url.starts_with("sqlite:") {

@@ -1,4 +1,4 @@
-//! What tests are built from.
+//! Helpers of the tests.
 
 pub mod client;
 pub mod contract;
@@ -8,7 +8,7 @@ pub mod sse;
 pub mod transition;
 pub mod upstream;
 
-/// Runs a test on SQLite and on Postgres: `both_stores!(name, async |server: Server, upstream: Upstream| { … });`
+/// Runs a test on SQLite and on Postgres: `both_stores!(name, async |database: Database| { … });`
 #[macro_export]
 macro_rules! both_stores {
     ($(#[$doc:meta])* $name:ident, $body:expr) => {
@@ -33,7 +33,7 @@ macro_rules! both_stores {
     };
 }
 
-/// Says that a test is left out because something is not here; in CI that is a failure.
+/// Reports that a test is skipped because something is missing; fails in CI.
 pub fn skip(what: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have {what}");
     eprintln!("skipped: no {what}");

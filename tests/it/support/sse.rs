@@ -1,4 +1,4 @@
-//! A run's stream as a list of events.
+//! Parses a run's stream into a list of events.
 
 use serde_json::Value;
 
@@ -11,8 +11,8 @@ pub struct Event {
     pub data: Value,
 }
 
-/// Reads a whole stream by the letter: `event:` and `data:` lines with one space, an empty line behind each pair,
-/// comment lines between, `done` last. Each payload is checked against the API description.
+/// Parses a whole stream strictly: `event:` and `data:` lines with one space, an empty line after each pair, comment lines
+/// between events, `done` last. Checks each payload against the API description.
 pub fn parse(text: &str) -> Vec<Event> {
     let mut events = Vec::new();
     let mut lines = text.split('\n');
@@ -21,7 +21,7 @@ pub fn parse(text: &str) -> Vec<Event> {
             continue;
         }
         if line.is_empty() {
-            assert_eq!(lines.next(), None, "an empty line where an event should begin");
+            assert_eq!(lines.next(), None, "an empty line instead of an event");
             break;
         }
         let name = line.strip_prefix("event: ").unwrap_or_else(|| panic!("no event line: {line}"));
@@ -43,12 +43,12 @@ pub fn parse(text: &str) -> Vec<Event> {
     events
 }
 
-/// The names alone, with the prefix that most share left out.
+/// Returns the event names without the prefix `thread.`.
 pub fn names(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| event.name.strip_prefix("thread.").unwrap_or(&event.name)).collect()
 }
 
-/// The text that the deltas make.
+/// Returns the concatenated text of the message deltas.
 pub fn text(events: &[Event]) -> String {
     let deltas = events.iter().filter(|event| event.name == "thread.message.delta");
     deltas.map(|event| event.data["delta"]["content"][0]["text"]["value"].as_str().unwrap()).collect()

@@ -1,9 +1,9 @@
-//! Commits of the state machine's transitions, for tests of the store.
+//! Converts transitions of the state machine to commits, for tests of the store.
 
 use assistd::runs::machine::Transition;
 use assistd::store::{Commit, NextLease};
 
-/// What a transition writes, for a run at `version`.
+/// Returns the commit of a transition, for a run at `version`.
 pub fn commit(transition: &Transition, version: i64, next_lease: NextLease) -> Commit<'_> {
     let message = transition.message.as_ref();
     Commit {

@@ -1,4 +1,4 @@
-//! A scripted chat-completions server on loopback: it says what a test tells it to, and remembers what it was asked.
+//! A scripted chat-completions server on loopback: it returns scripted answers and records the requests.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -13,26 +13,26 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 
-/// What it answers to one request. After the last scripted answer it says `Hello`.
+/// The answer to one request. After the last scripted answer, the server answers `Hello`.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// These tokens, an end, and a usage of 7 read and one token written each.
-    Words(Vec<&'static str>),
-    /// These tokens with this finish reason.
+    /// These tokens, a finish reason, and a usage of 7 prompt tokens and one completion token each.
+    Tokens(Vec<&'static str>),
+    /// These tokens, with this finish reason.
     Finish(Vec<&'static str>, &'static str),
-    /// These tokens; then it waits until the test says [`Upstream::go_on`] or the server hangs up, and says `!`.
+    /// These tokens; then `!` after the test calls [`Upstream::resume`], unless the connection is closed first.
     Pause(Vec<&'static str>),
     /// These tokens, then calls of these functions with these arguments, in fragments as OpenAI sends them.
     Calls(Vec<&'static str>, Vec<(&'static str, &'static str)>),
-    /// These tokens, then the connection breaks.
-    Cut(Vec<&'static str>),
+    /// These tokens, then a broken connection.
+    Disconnect(Vec<&'static str>),
     /// A status, headers and a JSON body.
     Status(u16, Vec<(&'static str, &'static str)>, Value),
     /// These bytes as an event stream.
     Raw(&'static str),
-    /// These bytes as an event stream that does not end before the server hangs up.
+    /// These bytes as an event stream that stays open until the connection is closed.
     Hang(&'static str),
-    /// This answer, once the script goes on.
+    /// This answer, after the test calls [`Upstream::resume`].
     Held(Box<Answer>),
 }
 
@@ -41,12 +41,12 @@ struct Script {
     answers: Mutex<VecDeque<Answer>>,
     requests: Mutex<Vec<Value>>,
     keys: Mutex<Vec<Option<String>>>,
-    asked: Notify,
-    steps: Semaphore,
-    left: Notify,
+    requested: Notify,
+    resumed: Semaphore,
+    disconnected: Notify,
 }
 
-/// The server; it lives as long as the test's runtime.
+/// The server; it ends with the test's runtime.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     pub url: String,
@@ -55,17 +55,17 @@ pub struct Upstream {
 
 impl Upstream {
     pub async fn start() -> Self {
-        Self::saying([]).await
+        Self::scripted([]).await
     }
 
-    pub async fn saying(answers: impl IntoIterator<Item = Answer>) -> Self {
+    pub async fn scripted(answers: impl IntoIterator<Item = Answer>) -> Self {
         let script = Arc::new(Script {
             answers: Mutex::new(answers.into_iter().collect()),
             requests: Mutex::default(),
             keys: Mutex::default(),
-            asked: Notify::new(),
-            steps: Semaphore::new(0),
-            left: Notify::new(),
+            requested: Notify::new(),
+            resumed: Semaphore::new(0),
+            disconnected: Notify::new(),
         });
         let router = Router::new()
             .route("/v1/chat/completions", post(complete))
@@ -77,15 +77,15 @@ impl Upstream {
         Self { url, script }
     }
 
-    /// Lets one paused answer go on.
-    pub fn go_on(&self) {
-        self.script.steps.add_permits(1);
+    /// Resumes one paused or held answer.
+    pub fn resume(&self) {
+        self.script.resumed.add_permits(1);
     }
 
-    /// Waits until it has been asked this many times.
-    pub async fn asked(&self, times: usize) {
+    /// Waits until it has received this many requests.
+    pub async fn wait_for_requests(&self, times: usize) {
         loop {
-            let notified = self.script.asked.notified();
+            let notified = self.script.requested.notified();
             if self.script.requests.lock().unwrap().len() >= times {
                 return;
             }
@@ -93,9 +93,9 @@ impl Upstream {
         }
     }
 
-    /// Waits until a paused answer's connection was closed.
-    pub async fn left(&self) {
-        self.script.left.notified().await;
+    /// Waits until the connection of a paused answer is closed.
+    pub async fn wait_for_disconnect(&self) {
+        self.script.disconnected.notified().await;
     }
 
     pub fn requests(&self) -> Vec<Value> {
@@ -120,22 +120,22 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
     script.requests.lock().unwrap().push(request);
     let key = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     script.keys.lock().unwrap().push(key);
-    script.asked.notify_waiters();
-    let mut answer = script.answers.lock().unwrap().pop_front().unwrap_or(Answer::Words(vec!["Hello"]));
+    script.requested.notify_waiters();
+    let mut answer = script.answers.lock().unwrap().pop_front().unwrap_or(Answer::Tokens(vec!["Hello"]));
     while let Answer::Held(held) = answer {
-        script.steps.acquire().await.unwrap().forget();
+        script.resumed.acquire().await.unwrap().forget();
         answer = *held;
     }
     match answer {
-        Answer::Words(words) if !streamed => whole(&words),
-        Answer::Words(words) => events(&frames(&words, Some("stop"))),
-        Answer::Finish(words, reason) => events(&frames(&words, Some(reason))),
-        Answer::Calls(words, calls) => events(&call_frames(&words, &calls)),
+        Answer::Tokens(tokens) if !streamed => whole(&tokens),
+        Answer::Tokens(tokens) => events(&frames(&tokens, Some("stop"))),
+        Answer::Finish(tokens, reason) => events(&frames(&tokens, Some(reason))),
+        Answer::Calls(tokens, calls) => events(&call_frames(&tokens, &calls)),
         Answer::Raw(text) => events(&[text.to_owned()]),
         Answer::Hang(text) => hang(script, text),
-        Answer::Held(_) => unreachable!("taken out above"),
-        Answer::Cut(words) => cut(frames(&words, None)),
-        Answer::Pause(words) => pause(script, frames(&words, None)),
+        Answer::Held(_) => unreachable!("unwrapped above"),
+        Answer::Disconnect(tokens) => disconnect(frames(&tokens, None)),
+        Answer::Pause(tokens) => pause(script, frames(&tokens, None)),
         Answer::Status(status, headers, body) => {
             let mut response = (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response();
             for (name, value) in headers {
@@ -152,21 +152,21 @@ fn chunk(delta: &Value, finish: Option<&str>) -> String {
     format!("data: {chunk}\n\n")
 }
 
-fn frames(words: &[&str], finish: Option<&str>) -> Vec<String> {
+fn frames(tokens: &[&str], finish: Option<&str>) -> Vec<String> {
     let mut frames = vec![chunk(&json!({"role": "assistant", "content": ""}), None)];
-    frames.extend(words.iter().map(|word| chunk(&json!({"content": word}), None)));
+    frames.extend(tokens.iter().map(|token| chunk(&json!({"content": token}), None)));
     if let Some(reason) = finish {
         frames.push(chunk(&json!({}), Some(reason)));
-        let usage = json!({"prompt_tokens": 7, "completion_tokens": words.len(), "total_tokens": 7 + words.len()});
+        let usage = json!({"prompt_tokens": 7, "completion_tokens": tokens.len(), "total_tokens": 7 + tokens.len()});
         frames.push(format!("data: {}\n\n", json!({"id": "chatcmpl-1", "choices": [], "usage": usage})));
         frames.push("data: [DONE]\n\n".to_owned());
     }
     frames
 }
 
-/// Ids are `up_0`, `up_1`, … in each turn; arguments come in pieces of four bytes.
-fn call_frames(words: &[&str], calls: &[(&str, &str)]) -> Vec<String> {
-    let mut all = frames(words, None);
+/// IDs are `up_0`, `up_1`, … in each turn; arguments are sent in fragments of four bytes.
+fn call_frames(tokens: &[&str], calls: &[(&str, &str)]) -> Vec<String> {
+    let mut all = frames(tokens, None);
     for (index, (name, arguments)) in calls.iter().enumerate() {
         let call = |id: Option<String>, name: Option<&str>, arguments: &str| {
             let mut call = json!({"index": index, "function": {"arguments": arguments}});
@@ -196,45 +196,45 @@ fn stream(frames: impl futures_util::Stream<Item = Result<Bytes, std::io::Error>
     ([("content-type", "text/event-stream")], Body::from_stream(frames)).into_response()
 }
 
-fn cut(frames: Vec<String>) -> Response {
+fn disconnect(frames: Vec<String>) -> Response {
     stream(async_stream::stream! {
         yield Ok(Bytes::from(frames.concat()));
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        yield Err(std::io::Error::other("cut"));
+        yield Err(std::io::Error::other("scripted disconnect"));
     })
 }
 
-/// Tells the script when its connection is closed before it has ended.
-struct Left(Option<Arc<Script>>);
+/// Notifies the script if the connection is closed before the end of the answer.
+struct DisconnectGuard(Option<Arc<Script>>);
 
-impl Drop for Left {
+impl Drop for DisconnectGuard {
     fn drop(&mut self) {
         if let Some(script) = &self.0 {
-            script.left.notify_one();
+            script.disconnected.notify_one();
         }
     }
 }
 
 fn pause(script: Arc<Script>, first: Vec<String>) -> Response {
     stream(async_stream::stream! {
-        let mut left = Left(Some(script.clone()));
+        let mut guard = DisconnectGuard(Some(script.clone()));
         yield Ok::<_, std::io::Error>(Bytes::from(first.concat()));
-        script.steps.acquire().await.unwrap().forget();
+        script.resumed.acquire().await.unwrap().forget();
         yield Ok(Bytes::from(frames(&["!"], Some("stop"))[1..].concat()));
-        left.0.take();
+        guard.0.take();
     })
 }
 
 fn hang(script: Arc<Script>, text: &'static str) -> Response {
     stream(async_stream::stream! {
-        let _left = Left(Some(script));
+        let _guard = DisconnectGuard(Some(script));
         yield Ok::<_, std::io::Error>(Bytes::from(text));
         std::future::pending::<()>().await;
     })
 }
 
-fn whole(words: &[&str]) -> Response {
-    let text = words.concat();
+fn whole(tokens: &[&str]) -> Response {
+    let text = tokens.concat();
     axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text, "refusal": null},
                      "finish_reason": "stop", "logprobs": null}],
