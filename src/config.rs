@@ -1,4 +1,4 @@
-//! Settings: the embedded defaults, then a file, then the environment.
+//! Settings: embedded defaults, overridden by a file, overridden by environment variables.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -15,30 +15,29 @@ use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
 use crate::{http, llm, runs, store, work};
 
-/// Every key at its default with a comment: the file that users copy from, and the defaults themselves.
+/// The example file with every setting at its default. It is also the source of the defaults.
 pub const EXAMPLE: &str = include_str!("../config.example.toml");
 
-/// What every environment variable of ours begins with.
+/// The prefix of our environment variables.
 const PREFIX: &str = "ASSISTD_";
-/// Variables that are not settings: where the file is.
+/// Environment variables with our prefix that are not settings.
 const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
-/// What Kubernetes and Docker links put into the environment beside a service that is named assistd, and what our own
-/// tests do.
+/// Prefixes of variables that Kubernetes and Docker links set for a service named assistd, and that our tests use.
 const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
 
-/// The longest timeout of a statement that is not set, in seconds.
+/// Maximum of the default statement timeout, in seconds.
 const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
 
-/// The smallest bound of a request's head that the HTTP library accepts, in bytes.
+/// Minimum of `head_bytes_max` that the HTTP library accepts, in bytes.
 const HEAD_BYTES_MIN: usize = 8_192;
 
-/// What shows in place of a secret.
+/// Replaces a secret in output.
 const MASK: &str = "***";
 
-/// All settings; `config.example.toml` says what each one means.
+/// All settings. `config.example.toml` documents each one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "config.example.toml documents each key, once")]
+#[expect(missing_docs, reason = "config.example.toml documents each setting")]
 pub struct Settings {
     pub listen: String,
     pub api_keys: Vec<String>,
@@ -82,39 +81,39 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
 }
 
-/// A further model server.
+/// An additional model server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamSettings {
-    /// Its base URL, ending in `/v1`.
+    /// Base URL, ending in `/v1`.
     pub url: String,
-    /// Its key, if it wants one.
+    /// API key, if the server requires one.
     #[serde(default)]
     pub api_key: String,
-    /// Names that belong to it.
+    /// Model names that are routed to this server.
     #[serde(default)]
     pub models: Vec<String>,
 }
 
-/// What is wrong with the settings; the text names the key.
+/// An invalid setting. The text names the setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
 
 impl Settings {
-    /// Joins the defaults, a file if there is one, and the environment's pairs.
+    /// Loads the defaults, the file, if any, and the environment variables.
     ///
     /// # Errors
-    /// When the file cannot be read, when a key is unknown, or when a value is of the wrong kind or out of bounds.
+    /// If the file cannot be read, a setting is unknown, or a value has the wrong type or is out of range.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Error> {
         let mut table: Table = EXAMPLE.parse().map_err(|error| Error(format!("the defaults: {error}")))?;
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
-                .map_err(|error| Error(format!("the settings file {} cannot be read: {error}", path.display())))?;
+                .map_err(|error| Error(format!("failed to read the settings file {}: {error}", path.display())))?;
             let given: Table = text.parse().map_err(|error| Error(format!("{}: {error}", path.display())))?;
             for (key, value) in given {
                 if !table.contains_key(&key) && key != "upstreams" {
-                    return Err(Error(format!("{}: there is no setting \"{key}\"", path.display())));
+                    return Err(Error(format!("{}: unknown setting \"{key}\"", path.display())));
                 }
                 table.insert(key, value);
             }
@@ -126,7 +125,7 @@ impl Settings {
             }
             let key = key.to_lowercase();
             let Some(default) = table.get(&key) else {
-                return Err(Error(format!("there is no setting for the environment variable {name}")));
+                return Err(Error(format!("unknown setting in the environment variable {name}")));
             };
             let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
             table.insert(key, value);
@@ -166,7 +165,7 @@ impl Settings {
         }
         if self.bodies_bytes_max < self.body_bytes_max {
             return Err(Error(format!(
-                "bodies_bytes_max is {} and body_bytes_max is {}; all bodies together need at least as much as one",
+                "bodies_bytes_max is {} and body_bytes_max is {}; the first must be at least the second",
                 self.bodies_bytes_max, self.body_bytes_max
             )));
         }
@@ -175,8 +174,8 @@ impl Settings {
         }
         if self.database_statement_timeout_s * 2 > self.run_lease_s {
             return Err(Error(format!(
-                "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half a lease, so \
-                 that a lease can be renewed in time",
+                "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half of a lease, so \
+                 that leases are renewed in time",
                 self.database_statement_timeout_s, self.run_lease_s
             )));
         }
@@ -187,7 +186,9 @@ impl Settings {
         for url in urls.filter(|url| !url.is_empty()) {
             let known = reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
             if !known {
-                return Err(Error(format!("\"{url}\" is no URL of a model server; it looks like http://host:port/v1")));
+                return Err(Error(format!(
+                    "\"{url}\" is not the URL of a model server; expected a URL like http://host:port/v1"
+                )));
             }
         }
         let is_origin = |origin: &str| {
@@ -196,40 +197,40 @@ impl Settings {
         };
         if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
             return Err(Error(format!(
-                "cors_origins holds \"{origin}\"; an origin looks like https://app.example, without a path, and * is any"
+                "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
             )));
         }
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
-            return Err(Error("api_keys holds an empty key".to_owned()));
+            return Err(Error("api_keys contains an empty key".to_owned()));
         }
         let address = self.address()?;
         if !address.ip().is_loopback() && self.api_keys.is_empty() {
             return Err(Error(format!(
-                "listen is {}, which other machines can reach, and there are no api_keys: anyone could use your \
-                 models and read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random text, \
-                 or listen on 127.0.0.1",
+                "listen is {}, which other machines can reach, and api_keys is empty: anyone could use your models \
+                 and read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random string, or \
+                 listen on 127.0.0.1",
                 self.listen
             )));
         }
         Ok(())
     }
 
-    /// The address to listen on.
+    /// Returns the address to listen on.
     ///
     /// # Errors
-    /// When `listen` is not of the form host:port, or its host has no address.
+    /// If `listen` does not have the form host:port, or the host cannot be resolved.
     pub fn address(&self) -> Result<SocketAddr, Error> {
-        let found = self.listen.to_socket_addrs().ok().and_then(|mut found| found.next());
-        found.ok_or_else(|| {
+        let address = self.listen.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+        address.ok_or_else(|| {
             let listen = &self.listen;
             Error(format!("listen is \"{listen}\"; it must be an address and a port, such as 127.0.0.1:8484"))
         })
     }
 
-    /// The same settings with secrets masked, as TOML.
+    /// Returns the settings as TOML, with secrets masked.
     ///
     /// # Errors
-    /// None in practice: the settings were read from TOML.
+    /// Never in practice, because the settings were parsed from TOML.
     pub fn masked(&self) -> Result<String, toml::ser::Error> {
         let mut shown = self.clone();
         let mask = |text: &mut String| {
@@ -251,7 +252,7 @@ impl Settings {
         toml::to_string(&shown)
     }
 
-    /// The timeout of a statement, also where the setting leaves it to the lease.
+    /// Returns the statement timeout; its default depends on the lease.
     fn statement_timeout(&self) -> Duration {
         let seconds = match self.database_statement_timeout_s {
             0 => (self.run_lease_s / 2).min(STATEMENT_TIMEOUT_S_MAX),
@@ -260,7 +261,7 @@ impl Settings {
         Duration::from_secs(seconds)
     }
 
-    /// The database's URL, also where the setting leaves it to the data folder.
+    /// Returns the settings of the store. The default database is a file in `data_dir`.
     #[must_use]
     pub fn store(&self) -> store::Settings {
         let url = if self.database_url.is_empty() {
@@ -277,7 +278,7 @@ impl Settings {
         }
     }
 
-    /// How patient we are with model servers.
+    /// Returns the timeouts and retries of requests to model servers.
     #[must_use]
     pub fn llm(&self) -> llm::Settings {
         llm::Settings {
@@ -288,7 +289,7 @@ impl Settings {
         }
     }
 
-    /// How runs are created and driven.
+    /// Returns the settings of runs.
     #[must_use]
     pub fn runs(&self) -> runs::Settings {
         runs::Settings {
@@ -300,7 +301,7 @@ impl Settings {
         }
     }
 
-    /// How many runs are driven at a time, under which leases, and how often they are attempted.
+    /// Returns the concurrency, lease and attempts of the run executor.
     #[must_use]
     pub fn run_work(&self) -> work::Settings {
         work::Settings {
@@ -310,7 +311,7 @@ impl Settings {
         }
     }
 
-    /// Bounds of requests and replies.
+    /// Returns the limits of requests and responses.
     #[must_use]
     pub fn http(&self) -> http::Settings {
         http::Settings {
@@ -324,18 +325,18 @@ impl Settings {
     }
 }
 
-/// Reads an environment variable as the kind that its default is of.
+/// Parses an environment variable as the type of its default.
 fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
     match default {
         Value::Integer(_) => {
-            text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is no whole number"))
+            text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is not an integer"))
         }
         Value::Array(_) => Ok(Value::Array(items(text).map(|item| Value::String(item.to_owned())).collect())),
         Value::Table(_) => items(text)
             .map(|item| match item.split_once('=') {
                 Some((name, value)) if key == "context_windows" => match value.trim().parse() {
                     Ok(tokens) => Ok((name.trim().to_owned(), Value::Integer(tokens))),
-                    Err(_) => Err(format!("\"{value}\" is no whole number")),
+                    Err(_) => Err(format!("\"{value}\" is not an integer")),
                 },
                 Some((name, value)) => Ok((name.trim().to_owned(), Value::String(value.trim().to_owned()))),
                 None => Err(format!("\"{item}\" is not of the form name=value")),
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_holds_every_key_at_its_default() {
+    fn the_example_file_contains_every_setting_at_its_default() {
         let settings = load(&[]).unwrap();
         let written: Table = toml::to_string(&settings).unwrap().parse().unwrap();
         let example: Table = EXAMPLE.parse().unwrap();
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_speaks_in_the_kind_of_each_key() {
+    fn environment_variables_are_parsed_by_the_type_of_the_setting() {
         let settings = load(&[
             ("ASSISTD_LISTEN", "127.0.0.1:1"),
             ("ASSISTD_API_KEYS", "a, b"),
@@ -397,25 +398,25 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_named() {
+    fn unknown_settings_are_rejected_by_name() {
         let folder = std::env::temp_dir().join(format!("assistd-config-{}", std::process::id()));
         std::fs::write(&folder, "listn = \"x\"").unwrap();
         let in_file = Settings::load(Some(&folder), std::iter::empty()).unwrap_err().to_string();
         std::fs::remove_file(&folder).unwrap();
 
-        assert!(in_file.contains("there is no setting \"listn\""), "{in_file}");
+        assert!(in_file.contains("unknown setting \"listn\""), "{in_file}");
         assert_eq!(
             load(&[("ASSISTD_LISTN", "x")]),
-            Err("there is no setting for the environment variable ASSISTD_LISTN".into())
+            Err("unknown setting in the environment variable ASSISTD_LISTN".into())
         );
         assert!(load(&[("ASSISTD_SERVICE_HOST", "x"), ("ASSISTD_PORT", "tcp://x"), ("ASSISTD_CONFIG", "x")]).is_ok());
     }
 
     #[test]
-    fn listening_to_other_machines_without_keys_is_refused_with_what_to_do() {
-        let refused = load(&[("ASSISTD_LISTEN", "0.0.0.0:8484")]).unwrap_err();
+    fn listening_on_a_public_address_requires_api_keys() {
+        let error = load(&[("ASSISTD_LISTEN", "0.0.0.0:8484")]).unwrap_err();
 
-        assert!(refused.contains("Set ASSISTD_API_KEYS"), "{refused}");
+        assert!(error.contains("Set ASSISTD_API_KEYS"), "{error}");
         assert!(load(&[("ASSISTD_LISTEN", "0.0.0.0:8484"), ("ASSISTD_API_KEYS", "k")]).is_ok());
     }
 
@@ -434,21 +435,21 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_takes_at_most_half_a_lease() {
+    fn the_statement_timeout_is_at_most_half_of_a_lease() {
         let timeout = |environment| load(environment).map(|settings| settings.store().statement_timeout.as_secs());
 
         assert_eq!(timeout(&[]), Ok(5));
         assert_eq!(timeout(&[("ASSISTD_RUN_LEASE_S", "5")]), Ok(2));
-        let refused = timeout(&[("ASSISTD_RUN_LEASE_S", "15"), ("ASSISTD_DATABASE_STATEMENT_TIMEOUT_S", "8")]);
-        assert!(refused.unwrap_err().starts_with("database_statement_timeout_s is 8 and run_lease_s is 15"));
+        let error = timeout(&[("ASSISTD_RUN_LEASE_S", "15"), ("ASSISTD_DATABASE_STATEMENT_TIMEOUT_S", "8")]);
+        assert!(error.unwrap_err().starts_with("database_statement_timeout_s is 8 and run_lease_s is 15"));
     }
 
     #[test]
-    fn values_out_of_bounds_are_named() {
+    fn values_out_of_range_are_rejected_by_name() {
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "0")]).unwrap_err().contains("max_concurrent_runs"));
-        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("no whole number"));
+        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("is not an integer"));
         assert!(load(&[("ASSISTD_LISTEN", "8484")]).unwrap_err().contains("such as 127.0.0.1:8484"));
         assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
-        assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("no URL"));
+        assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("is not the URL"));
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: reads arguments and settings, and hands over to the server.
+//! The command line: parses arguments and settings, and runs the command.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -16,17 +16,17 @@ use assistd::server::Server;
 use assistd::telemetry::{self, LogFormat};
 use assistd::{health, store};
 
-/// How long the exit waits for work that blocks a thread.
+/// Maximum wait for blocking tasks on exit.
 const BLOCKING_STOP_MAX: Duration = Duration::from_secs(2);
 
 /// The Assistants API, on your own machine.
 ///
-/// Serves OpenAI's Assistants API v2 with any model behind it. Every setting is a key in a file or an environment
-/// variable; `assistd config` shows them all.
+/// Serves OpenAI's Assistants API v2 with any model. Settings come from a file and environment variables; `assistd config`
+/// prints all of them.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// The settings file. Without one, the defaults and the environment.
+    /// The settings file. If omitted, the defaults and the environment apply.
     #[arg(long, env = "ASSISTD_CONFIG", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -35,13 +35,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve; what happens without a command as well.
+    /// Run the server (the default command).
     Serve,
     /// Print the settings in effect, with secrets masked.
     Config,
-    /// Bring the database's schema up to date, and end.
+    /// Migrate the database schema to the current version, and exit.
     Migrate,
-    /// Ask the server on this machine whether it is alive; exit with 1 if not. For container health checks.
+    /// Check the health of the server on this machine; exit with 1 if it does not respond. For container health checks.
     Health,
 }
 
@@ -52,9 +52,9 @@ fn main() -> ExitCode {
         Err(error) => {
             let mut text = error.to_string();
             let mut cause = error.source();
-            while let Some(deeper) = cause {
-                text = format!("{text}: {deeper}");
-                cause = deeper.source();
+            while let Some(inner) = cause {
+                text = format!("{text}: {inner}");
+                cause = inner.source();
             }
             eprintln!("assistd: {text}");
             ExitCode::FAILURE
@@ -69,7 +69,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     match arguments.command {
         None | Some(Command::Serve) => {
             let served = runtime.block_on(serve(&settings));
-            // Work that blocks does not hold up the exit.
+            // Blocking tasks do not delay the exit.
             runtime.shutdown_timeout(BLOCKING_STOP_MAX);
             served
         }
@@ -91,7 +91,7 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
     tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
-    // Where programs read the log, they get nothing else.
+    // If a program reads the log, the banner is not printed.
     if settings.log_format != LogFormat::Json
         && let Err(error) = banner(&server, !settings.api_keys.is_empty())
     {
@@ -103,7 +103,7 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     }
     tokio::select! {
         () = server.stop() => {}
-        // A second signal: at once. What is unfinished is taken up by the next server.
+        // A second signal exits immediately. The next server resumes unfinished runs.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -129,6 +129,6 @@ Try it:
       \\\"thread\\\": {{\\\"messages\\\": [{{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"Hello\\\"}}]}}, \\\"stream\\\": true}}\"
 ",
         version = env!("CARGO_PKG_VERSION"),
-        key_text = if with_keys { "one of api_keys" } else { "any (no api_keys are set; only this machine can reach it)" },
+        key_text = if with_keys { "one of api_keys" } else { "any (api_keys is empty; only this machine can connect)" },
     )
 }
