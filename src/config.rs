@@ -174,8 +174,8 @@ impl Settings {
         }
         if self.database_statement_timeout_s * 2 > self.run_lease_s {
             return Err(Error(format!(
-                "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half of a lease, so \
-                 that leases are renewed in time",
+                "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half of a lease, \
+                 so that leases are renewed in time",
                 self.database_statement_timeout_s, self.run_lease_s
             )));
         }

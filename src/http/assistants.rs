@@ -9,24 +9,32 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
-use super::reply::{cursor, deleted, list, object};
-use super::routes::{Routes, about};
+use super::reply::{deleted, list, map_cursor, object};
+use super::routes::{Routes, operation};
 use super::state::App;
 use crate::api::assistant::AssistantObject;
 use crate::api::id::Id;
 use crate::api::{AssistantId, CreateAssistant, ModifyAssistant};
 
 pub(super) fn routes() -> Routes {
-    let all = "/v1/assistants";
-    let one = "/v1/assistants/{assistant_id}";
-    let create = about("createAssistant", "Creates an assistant.").takes::<CreateAssistant>();
-    let modify = about("modifyAssistant", "Modifies an assistant.").takes::<ModifyAssistant>();
+    let collection = "/v1/assistants";
+    let item = "/v1/assistants/{assistant_id}";
+    let create = operation("createAssistant", "Creates an assistant.").request::<CreateAssistant>();
+    let modify = operation("modifyAssistant", "Modifies an assistant.").request::<ModifyAssistant>();
     Routes::of("Assistants")
-        .post(all, create.gives::<AssistantObject>(), create_assistant)
-        .get(all, about("listAssistants", "Lists assistants.").pages::<AssistantObject>(), list_assistants)
-        .get(one, about("getAssistant", "Retrieves an assistant.").gives::<AssistantObject>(), get_assistant)
-        .post(one, modify.gives::<AssistantObject>(), modify_assistant)
-        .delete(one, about("deleteAssistant", "Deletes an assistant.").deletes("assistant.deleted"), delete_assistant)
+        .post(collection, create.response::<AssistantObject>(), create_assistant)
+        .get(
+            collection,
+            operation("listAssistants", "Lists assistants.").paginated::<AssistantObject>(),
+            list_assistants,
+        )
+        .get(item, operation("getAssistant", "Retrieves an assistant.").response::<AssistantObject>(), get_assistant)
+        .post(item, modify.response::<AssistantObject>(), modify_assistant)
+        .delete(
+            item,
+            operation("deleteAssistant", "Deletes an assistant.").deletes("assistant.deleted"),
+            delete_assistant,
+        )
 }
 
 async fn create_assistant(State(app): State<App>, Json(request): Json<CreateAssistant>) -> Result<Response, Error> {
@@ -36,7 +44,7 @@ async fn create_assistant(State(app): State<App>, Json(request): Json<CreateAssi
 }
 
 async fn list_assistants(State(app): State<App>, query: ListQuery) -> Result<Response, Error> {
-    let page = app.store.list_assistants(&query.page).await.map_err(cursor::<AssistantId>)?;
+    let page = app.store.list_assistants(&query.page).await.map_err(map_cursor::<AssistantId>)?;
     Ok(list(&page, |assistant| assistant.id.as_str(), AssistantObject::from))
 }
 

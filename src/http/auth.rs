@@ -1,4 +1,4 @@
-//! Who may ask: bearer keys.
+//! Authentication by API key.
 
 use std::net::IpAddr;
 
@@ -19,46 +19,46 @@ use super::state::App;
 use crate::api;
 use crate::api::error::Kind;
 
-/// The keys that open the server; only their digests are kept.
+/// The accepted API keys. Only their digests are stored.
 #[derive(Debug, Default)]
 pub struct Keys {
     digests: Vec<[u8; 32]>,
 }
 
 impl Keys {
-    /// These keys; with none, every request may pass.
+    /// Creates a set of keys. If it is empty, no key is required.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         Self { digests: keys.into_iter().map(digest).collect() }
     }
 
-    /// How many there are.
+    /// Returns the number of keys.
     #[must_use]
     pub fn count(&self) -> usize {
         self.digests.len()
     }
 
-    /// Names the holder of a key, for the queue to be fair; empty where there are no keys. The key cannot be told from it.
+    /// Returns an identifier of the key, for fair queueing; empty if there are no keys. It does not reveal the key.
     #[must_use]
-    pub(super) fn owner(&self, Caller(number): Caller) -> String {
-        let digest = self.digests.get(number).and_then(|digest| digest.first_chunk());
+    pub(super) fn owner(&self, Caller(index): Caller) -> String {
+        let digest = self.digests.get(index).and_then(|digest| digest.first_chunk());
         digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default()
     }
 
-    /// The number of a key, found by comparing with every one, in a time that tells nothing of any of them.
+    /// Returns the index of a key. Compares with every key in constant time.
     fn find(&self, key: &str) -> Option<usize> {
         let given = digest(key);
         let mut found = Choice::from(0);
-        let mut number = 0;
-        for (each, known) in (0_u64..).zip(&self.digests) {
-            let is_it = known.ct_eq(&given);
-            number.conditional_assign(&each, is_it);
-            found |= is_it;
+        let mut index = 0;
+        for (candidate, known) in (0_u64..).zip(&self.digests) {
+            let is_equal = known.ct_eq(&given);
+            index.conditional_assign(&candidate, is_equal);
+            found |= is_equal;
         }
-        bool::from(found).then(|| usize::try_from(number).expect("keys are counted in memory"))
+        bool::from(found).then(|| usize::try_from(index).expect("keys are counted in memory"))
     }
 }
 
-/// Who asks: the number of the key that was brought; 0 where there are no keys.
+/// The caller: the index of its API key, or 0 if there are no keys.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Caller(pub usize);
 
@@ -74,7 +74,7 @@ fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-/// Lets a request pass that brings a key, when there are keys.
+/// Rejects a request without a valid key, if there are keys.
 pub(super) async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Error> {
     if app.keys.digests.is_empty() {
         check_local(request.headers(), &app.settings.cors_origins)?;
@@ -114,8 +114,8 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<Caller, api::Error> {
     })
 }
 
-/// Without keys, only this machine's own programs may ask: a page in its browser names itself in `Origin`, and one that
-/// has bent a name of its own to this address names that in `Host`. Pages of the origins in the settings may ask too.
+/// Without API keys, rejects requests from web pages: `Origin` names the page, and `Host` reveals DNS rebinding. Origins in
+/// the settings are allowed.
 fn check_local(headers: &HeaderMap, origins: &[String]) -> Result<(), api::Error> {
     for name in [HOST, ORIGIN] {
         let Some(value) = headers.get(&name) else { continue };
@@ -130,17 +130,19 @@ fn check_local(headers: &HeaderMap, origins: &[String]) -> Result<(), api::Error
         {
             return Err(api::Error::new(
                 Kind::Forbidden,
-                format!("Without api_keys this server answers this machine alone, and {name} names '{text}'."),
+                format!(
+                    "Without api_keys, this server only accepts requests from this machine, but {name} is '{text}'."
+                ),
             ));
         }
     }
     Ok(())
 }
 
-/// The first version of the API is gone; whoever asks for it would not understand what we say.
+/// Rejects clients of the first version of the API, which is not supported.
 fn check_beta(headers: &HeaderMap) -> Result<(), api::Error> {
-    let asks_v1 = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("assistants=v1"));
-    if headers.get_all("openai-beta").iter().any(asks_v1) {
+    let requests_v1 = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains("assistants=v1"));
+    if headers.get_all("openai-beta").iter().any(requests_v1) {
         return Err(api::Error::invalid(
             "You must provide the 'OpenAI-Beta' header to access the Assistants API. Please try again by setting the \
              header 'OpenAI-Beta: assistants=v2'.",
@@ -150,7 +152,7 @@ fn check_beta(headers: &HeaderMap) -> Result<(), api::Error> {
     Ok(())
 }
 
-/// Enough of a key to recognise one's own.
+/// Masks a key, with enough characters left to recognize it.
 fn masked(key: &str) -> String {
     let characters: Vec<char> = key.chars().collect();
     if characters.len() < 12 {
@@ -165,7 +167,7 @@ fn masked(key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn told(headers: &[(&'static str, &'static str)]) -> Result<usize, String> {
+    fn check_headers(headers: &[(&'static str, &'static str)]) -> Result<usize, String> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         check(&Keys::new(["sk-other-0123456789", "sk-right-0123456789"]), &headers)
             .map(|Caller(caller)| caller)
@@ -173,48 +175,48 @@ mod tests {
     }
 
     #[test]
-    fn a_right_key_passes_in_either_header() {
-        assert_eq!(told(&[("authorization", "Bearer sk-right-0123456789")]), Ok(1));
-        assert_eq!(told(&[("api-key", "sk-right-0123456789")]), Ok(1));
+    fn a_valid_key_is_accepted_in_either_header() {
+        assert_eq!(check_headers(&[("authorization", "Bearer sk-right-0123456789")]), Ok(1));
+        assert_eq!(check_headers(&[("api-key", "sk-right-0123456789")]), Ok(1));
     }
 
     #[test]
-    fn without_keys_only_this_machine_is_answered() {
-        let asked = |name: &'static str, value: &'static str| {
+    fn without_api_keys_only_local_requests_are_accepted() {
+        let accepts = |name: &'static str, value: &'static str| {
             let headers = std::iter::once((name.parse().unwrap(), value.parse().unwrap())).collect();
             check_local(&headers, &["https://app.example".to_owned()]).is_ok()
         };
 
         for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "app.localhost"] {
-            assert!(asked("host", host), "{host}");
+            assert!(accepts("host", host), "{host}");
         }
-        assert!(asked("origin", "http://localhost:3000"));
-        assert!(asked("origin", "https://app.example"), "as the settings say");
+        assert!(accepts("origin", "http://localhost:3000"));
+        assert!(accepts("origin", "https://app.example"), "allowed by the settings");
         for (name, value) in [("host", "evil.example:8484"), ("origin", "https://evil.example"), ("origin", "null")] {
-            assert!(!asked(name, value), "{name}: {value}");
+            assert!(!accepts(name, value), "{name}: {value}");
         }
     }
 
     #[test]
-    fn the_first_version_of_the_api_is_refused() {
-        let asked = |value: &'static str| {
+    fn the_first_version_of_the_api_is_rejected() {
+        let accepts = |value: &'static str| {
             check_beta(&std::iter::once(("openai-beta".parse().unwrap(), value.parse().unwrap())).collect()).is_ok()
         };
 
-        assert!(asked("assistants=v2") && !asked("assistants=v1"));
+        assert!(accepts("assistants=v2") && !accepts("assistants=v1"));
     }
 
     #[test]
-    fn a_wrong_key_is_shown_masked() {
-        let message = told(&[("authorization", "Bearer sk-wrong-0123456789")]).unwrap_err();
+    fn an_invalid_key_is_masked() {
+        let message = check_headers(&[("authorization", "Bearer sk-wrong-0123456789")]).unwrap_err();
 
         assert!(message.starts_with("Incorrect API key provided: sk-wr***89."), "{message}");
     }
 
     #[test]
-    fn no_key_and_an_empty_one_are_the_same() {
+    fn a_missing_key_and_an_empty_key_are_equivalent() {
         for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Basic x")]] {
-            assert!(told(headers).unwrap_err().starts_with("You didn't provide an API key."));
+            assert!(check_headers(headers).unwrap_err().starts_with("You didn't provide an API key."));
         }
     }
 }

@@ -10,19 +10,24 @@ use serde_json::{Value, json};
 
 use super::error::Error;
 use super::extract::{Object, Params};
-use super::routes::{Routes, about};
+use super::routes::{Routes, operation};
 use super::state::App;
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::rule::{At, Rule as _, missing, required, string};
 use crate::llm;
 
-/// Most characters of a model's name.
+/// Maximum length of a model name, in characters.
 const MODEL_CHARS_MAX: usize = 256;
 
 pub(super) fn routes() -> Routes {
-    let create = about("createChatCompletion", "Handed on to the model's server; only `model` is looked at.");
-    Routes::of("Chat").post("/v1/chat/completions", create.takes_what(body_schema).streams(), create_chat_completion)
+    let create =
+        operation("createChatCompletion", "Forwards a chat completion to the model's server; only `model` is read.");
+    Routes::of("Chat").post(
+        "/v1/chat/completions",
+        create.request_schema(body_schema).streaming(),
+        create_chat_completion,
+    )
 }
 
 fn body_schema(schemas: &mut SchemaGenerator) -> Value {
@@ -30,9 +35,8 @@ fn body_schema(schemas: &mut SchemaGenerator) -> Value {
     json!({"type": "object", "properties": {"model": model}, "required": ["model"]})
 }
 
-/// Hands the request on to the model's server and its reply back, so that an app needs one base URL. Only the model's
-/// name is looked at and, for an alias, replaced.
-/// Where a path names a deployment, as Azure's do, that is the model, whatever the body says.
+/// Forwards the request to the model's server and returns its response, so that an application needs only one base URL.
+/// Only `model` is read, and an alias is replaced. A deployment in an Azure path overrides `model`.
 async fn create_chat_completion(
     State(app): State<App>,
     params: Params,
@@ -53,13 +57,13 @@ async fn create_chat_completion(
     let name = required(&mut members, "model", &string(1, MODEL_CHARS_MAX), &At::Root)?;
     let route = app.models.route(&name).await;
     members.insert("model".to_owned(), Value::String(route.model));
-    let under_way = app.drain.register();
+    let open_response = app.drain.register();
     let proxied = route.server.proxy(members).await?;
     let is_stream = proxied.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/event-stream"));
     let mut body = proxied.body;
     let drain = app.drain.clone();
     let bytes = async_stream::stream! {
-        let _under_way = under_way;
+        let _open_response = open_response;
         loop {
             tokio::select! {
                 biased;
@@ -86,7 +90,7 @@ async fn create_chat_completion(
     Ok(response)
 }
 
-/// What a stream ends with that is cut because the server stops: behind an event of its own, whatever came before.
+/// Returns the end of a stream that a shutdown cuts off. Starts with an empty line, because an event may be partial.
 fn stopping_frame() -> Bytes {
     let error = api::Error::new(Kind::Unavailable, "The server is stopping; this stream cannot continue.");
     Bytes::from(format!("\n\ndata: {}\n\ndata: [DONE]\n\n", json!({"error": error.body()})))

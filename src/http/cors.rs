@@ -1,12 +1,12 @@
-//! Which web pages' scripts may read replies.
+//! CORS: origins that may use the API from a browser.
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderName, HeaderValue};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
-/// Stands for every origin.
+/// Matches every origin.
 pub(super) const ANY: &str = "*";
-/// What scripts may see of a reply's headers, beside those that they always may.
+/// Response headers that scripts may read, in addition to the safelisted ones.
 const EXPOSED: [&str; 7] = [
     "x-request-id",
     "openai-poll-after-ms",
@@ -17,7 +17,7 @@ const EXPOSED: [&str; 7] = [
     "x-ratelimit-reset-requests",
 ];
 
-/// Answers browsers' questions for pages of these origins; none when there are no origins.
+/// Returns the CORS layer for these origins, or `None` if there are none.
 pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;

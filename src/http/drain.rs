@@ -1,4 +1,4 @@
-//! Replies that go on for long, and the stop of the server: they get its grace time, and then end properly.
+//! Graceful shutdown of open responses: they may finish within the grace period, and are then ended properly.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// The long replies that are under way; cheap to clone.
+/// Tracks open streaming responses. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     inner: Arc<Inner>,
@@ -15,42 +15,42 @@ pub struct Drain {
 
 #[derive(Debug, Default)]
 struct Inner {
-    under_way: TaskTracker,
+    open: TaskTracker,
     draining: CancellationToken,
     stopped: CancellationToken,
 }
 
 impl Drain {
-    /// Counts a long reply as under way, for as long as the token lives.
+    /// Registers a response as open until the token is dropped.
     pub(super) fn register(&self) -> TaskTrackerToken {
-        self.inner.under_way.token()
+        self.inner.open.token()
     }
 
-    /// Whether no new work is started.
+    /// Returns whether new work is rejected.
     pub(super) fn is_draining(&self) -> bool {
         self.inner.draining.is_cancelled()
     }
 
-    /// Resolves when replies that are still under way must end.
+    /// Resolves when open responses must end.
     pub(super) async fn stopped(&self) {
         self.inner.stopped.cancelled().await;
     }
 
-    /// Starts no new work from now on.
+    /// Rejects new work from now on.
     pub fn start(&self) {
         self.inner.draining.cancel();
-        self.inner.under_way.close();
+        self.inner.open.close();
     }
 
-    /// Waits until all long replies have ended.
+    /// Waits until all open responses have ended.
     pub async fn drained(&self) {
-        self.inner.under_way.wait().await;
+        self.inner.open.wait().await;
     }
 
-    /// Has the replies that are still under way end, and waits for them, at most for `max`.
+    /// Ends the open responses, and waits for them for at most `max`.
     pub async fn stop(&self, max: Duration) {
         self.inner.stopped.cancel();
-        // Those whose clients read nothing end with their connections.
-        let _ = tokio::time::timeout(max, self.inner.under_way.wait()).await;
+        // Responses whose clients read nothing end with their connections.
+        let _ = tokio::time::timeout(max, self.inner.open.wait()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The one page where what went wrong becomes a status and a body.
+//! Converts errors to a status and a body.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -14,34 +14,34 @@ use crate::api::error::Kind;
 use crate::runs::service::Failure;
 use crate::{llm, store};
 
-/// What went wrong with a request.
+/// An error of a request.
 #[derive(Debug)]
 pub(super) enum Error {
-    /// The client is told.
-    Told(api::Error),
-    /// The log is told; the client hears that it was our fault.
-    Hidden(Arc<dyn std::error::Error + Send + Sync>),
+    /// Returned to the client.
+    Public(api::Error),
+    /// Logged; the client receives a generic 500.
+    Internal(Arc<dyn std::error::Error + Send + Sync>),
 }
 
-/// The cause of a 500, on its way to the log.
+/// The cause of a 500, stored in the response until it is logged.
 #[derive(Clone)]
 pub(super) struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
 
 impl From<api::Error> for Error {
     fn from(error: api::Error) -> Self {
-        Self::Told(error)
+        Self::Public(error)
     }
 }
 
 impl From<store::Error> for Error {
-    /// A database that is away is a 503, which clients retry.
+    /// An unavailable database is a 503, which clients retry.
     fn from(error: store::Error) -> Self {
         match error {
             error @ store::Error::Unavailable(_) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a request found the database away");
-                Self::Told(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
+                tracing::warn!(error = &error as &dyn std::error::Error, "the database is unavailable");
+                Self::Public(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
             }
-            error => Self::Hidden(Arc::new(error)),
+            error => Self::Internal(Arc::new(error)),
         }
     }
 }
@@ -49,7 +49,7 @@ impl From<store::Error> for Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Refused(error) => Self::Told(error),
+            Failure::Refused(error) => Self::Public(error),
             Failure::Store(error) => error.into(),
         }
     }
@@ -57,15 +57,15 @@ impl From<Failure> for Error {
 
 impl From<llm::Error> for Error {
     fn from(error: llm::Error) -> Self {
-        Self::Told(api::Error::new(Kind::BadGateway, error.to_string()))
+        Self::Public(api::Error::new(Kind::BadGateway, error.to_string()))
     }
 }
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match self {
-            Self::Told(error) => told(&error),
-            Self::Hidden(cause) => {
+            Self::Public(error) => error_response(&error),
+            Self::Internal(cause) => {
                 let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
                 response.extensions_mut().insert(Cause(cause));
                 response
@@ -74,36 +74,36 @@ impl IntoResponse for Error {
     }
 }
 
-/// The reply for a refusal.
-pub(super) fn told(error: &api::Error) -> Response {
+/// Returns the response for an error.
+pub(super) fn error_response(error: &api::Error) -> Response {
     let status = StatusCode::from_u16(error.kind.status()).expect("every kind has a valid status");
     let mut response = (status, Json(json!({"error": error.body()}))).into_response();
     if error.kind == Kind::Unavailable {
-        // Another server answers by then, or this one is back.
+        // By then, another server responds or this one has restarted.
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
     }
     if matches!(error.kind, Kind::TooLarge | Kind::Timeout) {
-        // The rest of the body is not read, so nothing else can come over this connection.
+        // The rest of the body is not read, so the connection cannot be reused.
         response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     }
     response
 }
 
-/// The reply on a connection that is for health checks alone, because there are as many others as there may be.
+/// Returns the response on a connection above the connection limit, where only health checks are served.
 #[must_use]
 pub fn overloaded() -> Response {
     let error = api::Error::new(Kind::Unavailable, "The server has too many connections. Please retry.");
-    let mut response = told(&error);
+    let mut response = error_response(&error);
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response
 }
 
-/// 404 `Invalid URL (POST /v1/xyz)`
+/// Returns 404 `Invalid URL (POST /v1/xyz)`.
 pub(super) async fn no_such_url(method: Method, OriginalUri(uri): OriginalUri) -> Error {
     api::Error::new(Kind::NotFound, format!("Invalid URL ({method} {})", uri.path())).into()
 }
 
-/// 405 for a path that exists with another method.
+/// Returns 405 for a path that exists with another method.
 pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri) -> Error {
     api::Error::new(
         Kind::MethodNotAllowed,
@@ -113,11 +113,11 @@ pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri
     .into()
 }
 
-/// A handler that panicked is our fault.
-#[expect(clippy::needless_pass_by_value, reason = "the layer gives the panic away")]
+/// Returns 500 for a handler that panicked.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is required by the layer")]
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     let cause: Box<dyn std::error::Error + Send + Sync> =
-        format!("a handler panicked: {}", words.unwrap_or("without words")).into();
-    Error::Hidden(Arc::from(cause)).into_response()
+        format!("a handler panicked: {}", message.unwrap_or("without a message")).into();
+    Error::Internal(Arc::from(cause)).into_response()
 }

@@ -1,4 +1,4 @@
-//! Reads paths, queries and bodies; what is wrong with them is told in the API's error shape.
+//! Extractors of path parameters, queries and bodies. They reject invalid values with errors of the API.
 
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, RawQuery, Request};
 use axum::http::header::CONTENT_TYPE;
@@ -15,19 +15,19 @@ use crate::api::error::Kind;
 use crate::api::id::Id;
 use crate::api::{PageQuery, RunId, rule};
 
-/// The ids in a path: one, or a tuple of them.
+/// The IDs in a path, as a tuple.
 pub(super) struct Ids<T>(pub T);
 
-/// The parameters in a path, by name.
+/// The path parameters, by name.
 pub(super) struct Params(RawPathParams);
 
 impl Params {
-    /// One parameter's text, decoded.
+    /// Returns the decoded value of a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, text)| text)
     }
 
-    /// Reads one id by the name of its kind.
+    /// Parses the parameter of an ID type.
     fn id<T: Id>(&self) -> Result<T, api::Error> {
         T::parse(self.get(T::PARAM).unwrap_or_default(), T::PARAM)
     }
@@ -69,10 +69,10 @@ impl<S: Send + Sync, A: Id, B: Id, C: Id> FromRequestParts<S> for Ids<(A, B, C)>
     }
 }
 
-/// Which part of a list is asked for.
+/// The query of a list request.
 pub(super) struct ListQuery {
     pub page: PageQuery,
-    /// Only messages of this run.
+    /// Returns only messages of this run.
     pub run: Option<RunId>,
 }
 
@@ -90,7 +90,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
     }
 }
 
-/// A JSON object of any members.
+/// A body with any JSON object.
 pub(super) struct Object(pub Map<String, Value>);
 
 impl FromRequest<App> for Object {
@@ -102,7 +102,7 @@ impl FromRequest<App> for Object {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(Map::new()));
         }
-        let _memory = memory_to_parse(&bytes, memory, app).await?;
+        let _memory = reserve_to_parse(&bytes, memory, app).await?;
         match serde_json::from_slice(&bytes) {
             Ok(Value::Object(members)) => Ok(Self(members)),
             Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
@@ -117,7 +117,7 @@ impl FromRequest<App> for Object {
     }
 }
 
-/// A request body that was read by its rules. An absent one counts as an empty object.
+/// A request body, parsed by its rules. A missing body is equivalent to an empty object.
 pub(super) struct Json<T>(pub T);
 
 impl<T: rule::Request> FromRequest<App> for Json<T> {
@@ -146,15 +146,15 @@ fn check_content_type(request: &Request) -> Result<(), api::Error> {
     .code("unsupported_content_type"))
 }
 
-/// The share of the memory for bodies that one of them holds.
+/// The memory reserved for a body.
 type Memory = Vec<OwnedSemaphorePermit>;
 
-/// A body up to this size is read and parsed without a share of the memory, in bytes.
+/// Bodies up to this size do not reserve memory, in bytes.
 const SMALL_BODY_BYTES: usize = 64 * 1024;
-/// What an element or a member costs beside its text once it is parsed, in bytes.
+/// Memory of a parsed element or property in addition to its text, in bytes.
 const VALUE_BYTES: usize = 80;
 
-/// Reads a body. A large one holds a share of the memory for all bodies.
+/// Reads a body. Reserves memory for a large body.
 async fn read(request: Request, app: &App) -> Result<(Bytes, Memory), api::Error> {
     let settings = &app.settings;
     let max = settings.body_bytes_max;
@@ -165,30 +165,30 @@ async fn read(request: Request, app: &App) -> Result<(Bytes, Memory), api::Error
             let frame = frame.map_err(|error| {
                 if error.is::<LengthLimitError>() {
                     let text = format!(
-                        "The request body is larger than {max} bytes, the most that this server takes (body_bytes_max)."
+                        "The request body is larger than {max} bytes, the maximum of this server (body_bytes_max)."
                     );
                     return api::Error::new(Kind::TooLarge, text);
                 }
-                api::Error::invalid("The request body ended before it was whole.")
+                api::Error::invalid("The request body is incomplete.")
             })?;
             let Ok(data) = frame.into_data() else { continue };
             bytes.extend_from_slice(&data);
-            let held: usize = memory.iter().map(OwnedSemaphorePermit::num_permits).sum();
-            if bytes.len() > SMALL_BODY_BYTES && bytes.len() > held * 1024 {
-                memory.push(share(app, SMALL_BODY_BYTES.max(data.len())).await?);
+            let reserved: usize = memory.iter().map(OwnedSemaphorePermit::num_permits).sum();
+            if bytes.len() > SMALL_BODY_BYTES && bytes.len() > reserved * 1024 {
+                memory.push(reserve(app, SMALL_BODY_BYTES.max(data.len())).await?);
             }
         }
         Ok((bytes.freeze(), memory))
     };
-    let late = || {
+    let timeout_error = || {
         let seconds = settings.body_timeout.as_secs();
         api::Error::new(Kind::Timeout, format!("The request body did not arrive within {seconds} s (body_timeout_s)."))
     };
-    tokio::time::timeout(settings.body_timeout, read).await.map_err(|_| late())?
+    tokio::time::timeout(settings.body_timeout, read).await.map_err(|_| timeout_error())?
 }
 
-/// Takes the share of the memory that a body needs once it is parsed.
-async fn memory_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result<Memory, api::Error> {
+/// Reserves the memory that a body needs when it is parsed.
+async fn reserve_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result<Memory, api::Error> {
     if bytes.len() <= SMALL_BODY_BYTES {
         return Ok(memory);
     }
@@ -198,16 +198,16 @@ async fn memory_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result<
         return Err(api::Error::new(
             Kind::TooLarge,
             format!(
-                "The request body has too many values: it takes about {cost} bytes of memory once it is parsed, and this \
-                 server has {max} for all bodies together (bodies_bytes_max)."
+                "The request body has too many values: it needs about {cost} bytes of memory when parsed, but this server \
+                 allows {max} for all bodies together (bodies_bytes_max)."
             ),
         ));
     }
-    memory.push(share(app, cost).await?);
+    memory.push(reserve(app, cost).await?);
     Ok(memory)
 }
 
-/// About how much memory a JSON text takes once it is parsed, in bytes.
+/// Estimates the memory of a JSON text when it is parsed, in bytes.
 fn parsed_bytes(bytes: &[u8]) -> usize {
     let (mut values, mut is_text, mut is_escaped) = (1_usize, false, false);
     for byte in bytes {
@@ -222,8 +222,8 @@ fn parsed_bytes(bytes: &[u8]) -> usize {
     bytes.len() + values * VALUE_BYTES
 }
 
-/// Waits for a share of the memory for bodies, as long as a body may take to arrive.
-async fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, api::Error> {
+/// Reserves memory for bodies. Waits for at most the body timeout.
+async fn reserve(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, api::Error> {
     let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
     let permits = app.settings.bodies.clone().acquire_many_owned(kib);
     match tokio::time::timeout(app.settings.body_timeout, permits).await {

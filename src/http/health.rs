@@ -13,12 +13,12 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/health", get(health)).route("/ready", get(ready))
 }
 
-/// Alive: the process answers.
+/// Liveness: returns 200 while the process responds.
 async fn health() -> Json<Value> {
     Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// Ready for requests: the store answers and can write, all background loops run, and the server is not stopping.
+/// Readiness: returns 200 if the store is available and writable, all background loops run, and the server is not stopping.
 async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
     if app.runs.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "draining"})));
@@ -30,7 +30,7 @@ async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
     match app.store.check().await {
         Ok(()) => (StatusCode::OK, Json(json!({"status": "ready"}))),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer");
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store is unavailable");
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "store unavailable"})))
         }
     }

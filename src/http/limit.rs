@@ -1,4 +1,4 @@
-//! How often a client may ask: requests a minute for each key.
+//! The rate limit: requests per minute for each API key.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 use super::auth::Caller;
-use super::error::told;
+use super::error::error_response;
 use super::state::App;
 use crate::api::Error;
 use crate::api::error::Kind;
@@ -26,7 +26,7 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 
 type Bucket = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
-/// One bucket for each key, or one for everybody where there are no keys. Each server has its own.
+/// One token bucket for each API key, or one for all clients if there are no keys. Each server has its own buckets.
 #[derive(Debug)]
 pub struct Limits {
     per_minute: NonZeroU32,
@@ -34,7 +34,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Room for `per_minute` requests a minute for each of `callers`; none when 0, which is no limit.
+    /// Creates a bucket of `per_minute` requests for each of `callers`. Returns `None` if `per_minute` is 0: no limit.
     #[must_use]
     pub fn new(per_minute: u32, callers: usize) -> Option<Self> {
         let per_minute = NonZeroU32::new(per_minute)?;
@@ -43,8 +43,8 @@ impl Limits {
     }
 }
 
-/// Lets a request pass while its caller's bucket has room, and tells how much is left.
-pub(super) async fn require_room(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Rejects a request if the bucket of its caller is empty. Adds the rate limit headers to the response.
+pub(super) async fn check_rate_limit(State(app): State<App>, request: Request, next: Next) -> Response {
     let Some(limits) = &*app.limits else { return next.run(request).await };
     let Caller(caller) = request.extensions().get().copied().unwrap_or_default();
     let Some(bucket) = limits.buckets.get(caller) else { return next.run(request).await };
@@ -56,35 +56,37 @@ pub(super) async fn require_room(State(app): State<App>, request: Request, next:
             let reset = state.quota().replenish_interval() * used;
             (next.run(request).await, remaining, reset)
         }
-        Err(refused) => {
-            let wait = refused.wait_time_from(DefaultClock::default().now());
-            (refusal(per_minute, wait), 0, wait)
+        Err(limited) => {
+            let wait = limited.wait_time_from(DefaultClock::default().now());
+            (rate_limit_response(per_minute, wait), 0, wait)
         }
     };
     let headers = response.headers_mut();
     headers.insert(LIMIT, HeaderValue::from(per_minute.get()));
     headers.insert(REMAINING, HeaderValue::from(remaining));
-    headers.insert(RESET, text(&spelled(reset)));
+    headers.insert(RESET, header_value(&format_duration(reset)));
     response
 }
 
-fn refusal(per_minute: NonZeroU32, wait: Duration) -> Response {
-    let message =
-        format!("Rate limit reached for requests. Limit: {per_minute} / min. Please try again in {}.", spelled(wait));
+fn rate_limit_response(per_minute: NonZeroU32, wait: Duration) -> Response {
+    let message = format!(
+        "Rate limit reached for requests. Limit: {per_minute} / min. Please try again in {}.",
+        format_duration(wait)
+    );
     let error = Error::new(Kind::RateLimited, message).code("rate_limit_exceeded");
-    let mut response = told(&error).into_response();
+    let mut response = error_response(&error).into_response();
     let headers = response.headers_mut();
     headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
     headers.insert(RETRY_AFTER_MS, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1));
     response
 }
 
-fn text(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("digits and units are plain ASCII")
+fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("digits and units are ASCII")
 }
 
-/// A time as the service spelled it: `2ms`, `1.5s`, `1m0s`.
-fn spelled(time: Duration) -> String {
+/// Formats a duration like the service: `2ms`, `1.5s`, `1m0s`.
+fn format_duration(time: Duration) -> String {
     match time.as_secs() {
         0 => format!("{}ms", time.as_millis()),
         1..60 => format!("{:.1}s", time.as_secs_f64()),
@@ -97,8 +99,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_spelled_as_the_service_did() {
-        let of = |milliseconds| spelled(Duration::from_millis(milliseconds));
+    fn durations_are_formatted_like_the_service() {
+        let of = |milliseconds| format_duration(Duration::from_millis(milliseconds));
 
         assert_eq!([of(2), of(1_500), of(60_000), of(90_000)], ["2ms", "1.5s", "1m0s", "1m30s"]);
     }

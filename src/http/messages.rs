@@ -9,28 +9,29 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
-use super::reply::{cursor, deleted, list, object};
-use super::routes::{Routes, about};
+use super::reply::{deleted, list, map_cursor, object};
+use super::routes::{Routes, operation};
 use super::state::App;
-use super::threads::{check_exists, missing};
+use super::threads::{check_thread_exists, not_found_on_thread};
 use crate::api::message::MessageObject;
 use crate::api::rule::Patch;
 use crate::api::{CreateMessage, MessageId, Metadata, ModifyMessage, ThreadId};
 use crate::runs::service::{Addition, busy_thread_error};
 
 pub(super) fn routes() -> Routes {
-    let all = "/v1/threads/{thread_id}/messages";
-    let one = "/v1/threads/{thread_id}/messages/{message_id}";
-    let create = about("createMessage", "Creates a message at the end of a thread.").takes::<CreateMessage>();
-    let list = about("listMessages", "Lists a thread's messages, or those of one run.").pages::<MessageObject>();
-    let modify = about("modifyMessage", "Modifies a message's metadata.").takes::<ModifyMessage>();
-    let delete = about("deleteMessage", "Deletes a message.").deletes("thread.message.deleted");
+    let collection = "/v1/threads/{thread_id}/messages";
+    let item = "/v1/threads/{thread_id}/messages/{message_id}";
+    let create = operation("createMessage", "Creates a message at the end of a thread.").request::<CreateMessage>();
+    let list =
+        operation("listMessages", "Lists a thread's messages, or those of one run.").paginated::<MessageObject>();
+    let modify = operation("modifyMessage", "Modifies a message's metadata.").request::<ModifyMessage>();
+    let delete = operation("deleteMessage", "Deletes a message.").deletes("thread.message.deleted");
     Routes::of("Messages")
-        .post(all, create.gives::<MessageObject>(), create_message)
-        .get(all, list.filtered_by("run_id"), list_messages)
-        .get(one, about("getMessage", "Retrieves a message.").gives::<MessageObject>(), get_message)
-        .post(one, modify.gives::<MessageObject>(), modify_message)
-        .delete(one, delete, delete_message)
+        .post(collection, create.response::<MessageObject>(), create_message)
+        .get(collection, list.filter("run_id"), list_messages)
+        .get(item, operation("getMessage", "Retrieves a message.").response::<MessageObject>(), get_message)
+        .post(item, modify.response::<MessageObject>(), modify_message)
+        .delete(item, delete, delete_message)
 }
 
 async fn create_message(
@@ -50,9 +51,9 @@ async fn list_messages(
     query: ListQuery,
 ) -> Result<Response, Error> {
     let page = app.store.list_messages(&thread, query.run.as_ref(), &query.page).await;
-    let page = page.map_err(cursor::<MessageId>)?;
+    let page = page.map_err(map_cursor::<MessageId>)?;
     if page.data.is_empty() {
-        check_exists(&app, &thread).await?;
+        check_thread_exists(&app, &thread).await?;
     }
     Ok(list(&page, |message| message.id.as_str(), MessageObject::from))
 }
@@ -60,7 +61,7 @@ async fn list_messages(
 async fn get_message(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, MessageId)>) -> Result<Response, Error> {
     match app.store.message(&thread, &id).await? {
         Some(message) => Ok(object(&MessageObject::from(&message))),
-        None => Err(missing(&app, &thread, &id).await),
+        None => Err(not_found_on_thread(&app, &thread, &id).await),
     }
 }
 
@@ -76,7 +77,7 @@ async fn modify_message(
     };
     match modified {
         Some(message) => Ok(object(&MessageObject::from(&message))),
-        None => Err(missing(&app, &thread, &id).await),
+        None => Err(not_found_on_thread(&app, &thread, &id).await),
     }
 }
 
@@ -85,7 +86,7 @@ async fn delete_message(
     Ids((thread, id)): Ids<(ThreadId, MessageId)>,
 ) -> Result<Response, Error> {
     if !app.store.delete_message(&thread, &id).await? {
-        return Err(missing(&app, &thread, &id).await);
+        return Err(not_found_on_thread(&app, &thread, &id).await);
     }
     Ok(deleted(&id, "thread.message.deleted").into_response())
 }

@@ -1,4 +1,4 @@
-//! The HTTP face: the API's paths, and what surrounds every request.
+//! The HTTP API: routes and middleware.
 
 mod assistants;
 mod auth;
@@ -25,7 +25,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use routes::{HOME, Routes};
+use routes::{BASE_PATH, Routes};
 
 pub use auth::Keys;
 pub use drain::Drain;
@@ -35,10 +35,10 @@ pub use openapi::description;
 pub use routes::Operation;
 pub use state::{App, Settings};
 
-/// Where the API is found: at home, where Azure OpenAI has it (older and newer clients), and where Azure AI Foundry has
-/// the classic agents and OpenAI's own clients.
-const PLACES: [&str; 6] = [
-    HOME,
+/// Base paths of the API: OpenAI's, those of older and newer Azure OpenAI clients, and those of Azure AI Foundry for
+/// classic agents and OpenAI's own clients.
+const BASE_PATHS: [&str; 6] = [
+    BASE_PATH,
     "/openai",
     "/openai/v1",
     "/api/projects/{project}",
@@ -58,22 +58,22 @@ fn groups() -> [Routes; 7] {
     ]
 }
 
-/// Every operation that is served, in the order of the API reference.
+/// Returns all operations, in the order of the API reference.
 #[must_use]
 pub fn operations() -> Vec<Operation> {
     groups().into_iter().flat_map(|routes| routes.into_parts().1).collect()
 }
 
-/// The whole server as one service.
+/// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
-    let at_home = groups().into_iter().fold(Router::new(), |routers, routes| routers.merge(routes.into_parts().0));
-    let api = PLACES
+    let api_routes = groups().into_iter().fold(Router::new(), |routers, routes| routers.merge(routes.into_parts().0));
+    let api = BASE_PATHS
         .iter()
-        .fold(Router::new(), |api, place| api.nest(place, at_home.clone()))
+        .fold(Router::new(), |api, base| api.nest(base, api_routes.clone()))
         .nest("/openai/deployments/{deployment}", chat::routes().into_parts().0)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(from_fn_with_state(app.clone(), limit::require_room))
+        .layer(from_fn_with_state(app.clone(), limit::check_rate_limit))
         .layer(from_fn_with_state(app.clone(), auth::require_key));
     let cors = cors::layer(&app.settings.cors_origins);
     let all = Router::new()

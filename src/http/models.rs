@@ -9,20 +9,20 @@ use serde_json::json;
 use super::error::Error;
 use super::extract::Params;
 use super::reply::object;
-use super::routes::{Routes, about};
+use super::routes::{Routes, operation};
 use super::state::App;
 use crate::api;
 use crate::api::error::Kind;
 use crate::llm::ModelObject;
 
 pub(super) fn routes() -> Routes {
-    // Names of models may have slashes in them.
-    let one = "/v1/models/{*model}";
-    let list = about("listModels", "Lists the models of all model servers, and the names in the settings.");
+    // Model names may contain slashes.
+    let item = "/v1/models/{*model}";
+    let list = operation("listModels", "Lists the models of all model servers, and the configured aliases.");
     Routes::of("Models")
-        .get("/v1/models", list.lists::<ModelObject>(), list_models)
-        .get(one, about("retrieveModel", "Retrieves a model.").gives::<ModelObject>(), get_model)
-        .delete(one, about("deleteModel", "Refused: models are their servers' own."), delete_model)
+        .get("/v1/models", list.list::<ModelObject>(), list_models)
+        .get(item, operation("retrieveModel", "Retrieves a model.").response::<ModelObject>(), get_model)
+        .delete(item, operation("deleteModel", "Always rejected: models belong to their servers."), delete_model)
 }
 
 async fn list_models(State(app): State<App>) -> Response {
@@ -40,8 +40,8 @@ async fn get_model(State(app): State<App>, params: Params) -> Result<Response, E
     }
 }
 
-/// The models are their servers' own: what is not there is told as such, and what is there stays.
+/// Rejects the request, because models belong to their servers. An unknown model is reported as not found.
 async fn delete_model(state: State<App>, params: Params) -> Result<Response, Error> {
     get_model(state, params).await?;
-    Err(api::Error::invalid("This server does not delete models; their own server does.").into())
+    Err(api::Error::invalid("Models cannot be deleted here. Delete the model on its own server.").into())
 }

@@ -1,7 +1,6 @@
 //! `GET /openapi.json`
 //!
-//! The description of what this server serves, made from its routes, the rules of its requests and the types of its
-//! replies.
+//! The API description, generated from the routes, the rules of requests and the types of responses.
 
 use std::sync::OnceLock;
 
@@ -29,21 +28,21 @@ async fn get_description() -> ([(HeaderName, HeaderValue); 1], &'static str) {
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text)
 }
 
-/// The `OpenAPI` 3.1 document that `GET /openapi.json` gives.
+/// Returns the `OpenAPI` 3.1 document of `GET /openapi.json`.
 #[must_use]
 pub fn description() -> Value {
     describe(&super::operations())
 }
 
-/// What an error reply holds.
+/// The body of an error response.
 #[derive(JsonSchema)]
 #[schemars(rename = "ErrorResponse")]
-#[expect(dead_code, reason = "only its schema is wanted")]
+#[expect(dead_code, reason = "only its schema is used")]
 struct ErrorReply<'a> {
     error: Body<'a>,
 }
 
-/// An `OpenAPI` 3.1 document of these operations.
+/// Returns the `OpenAPI` 3.1 document of these operations.
 fn describe(operations: &[Operation]) -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
@@ -61,10 +60,10 @@ fn describe(operations: &[Operation]) -> Value {
         "info": {
             "title": "assistd",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The Assistants API, on your own machine. The same paths are served under /openai and \
-                            /openai/v1, as Azure OpenAI has them, and under /api/projects/{project}, as Azure AI \
-                            Foundry has them, with or without /openai or /openai/v1 behind it; chat completions under \
-                            /openai/deployments/{deployment} too.",
+            "description": "The Assistants API, on your own machine. The same paths are also served under /openai and \
+                            /openai/v1, as by Azure OpenAI, and under /api/projects/{project}, optionally followed by \
+                            /openai or /openai/v1, as by Azure AI Foundry. Chat completions are also served under \
+                            /openai/deployments/{deployment}.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -93,9 +92,9 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
         "summary": operation.summary,
         "parameters": parameters(operation),
         "responses": {
-            "200": {"description": "As asked for.", "content": content},
+            "200": {"description": "Success.", "content": content},
             "default": {
-                "description": "Refused, or failed; `error` says why.",
+                "description": "An error. `error` has the reason.",
                 "content": {"application/json": {"schema": error}},
             },
         },
@@ -103,8 +102,8 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
     if let Some(body) = operation.body {
         let schema = body(schemas);
         let name = schema["$ref"].as_str().and_then(|target| target.rsplit('/').next());
-        let whole = name.and_then(|name| schemas.definitions().get(name)).unwrap_or(&schema);
-        let required = whole.get("required").is_some();
+        let definition = name.and_then(|name| schemas.definitions().get(name)).unwrap_or(&schema);
+        let required = definition.get("required").is_some();
         description["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": schema}}});
     }
     description
@@ -117,9 +116,9 @@ fn reply_schema(reply: Reply, schemas: &mut SchemaGenerator) -> Value {
             ("object", json!({"type": "string", "const": "list"})),
             ("data", json!({"type": "array", "items": schema(schemas)})),
         ]),
-        Reply::Deleted(word) => members(&[
+        Reply::Deleted(object) => members(&[
             ("id", json!({"type": "string"})),
-            ("object", json!({"type": "string", "const": word})),
+            ("object", json!({"type": "string", "const": object})),
             ("deleted", json!({"type": "boolean", "const": true})),
         ]),
         Reply::Any => json!({}),
@@ -151,7 +150,7 @@ fn parameters(operation: &Operation) -> Vec<Value> {
     parameters
 }
 
-/// The schema of a parameter by its name: an id, or a text.
+/// Returns the schema of a parameter by its name: an ID or a string.
 fn id_schema(name: &str) -> Value {
     fn known<T: Id>() -> (&'static str, &'static str) {
         (T::PARAM, T::PREFIX)

@@ -1,4 +1,4 @@
-//! Forms that several replies share.
+//! Responses shared by several handlers.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -12,12 +12,12 @@ use crate::api::id::Id;
 use crate::api::page::List;
 use crate::store;
 
-/// An object as it is.
+/// Returns an object.
 pub(super) fn object(object: &impl Serialize) -> Response {
     Json(object).into_response()
 }
 
-/// A page of objects in the list form.
+/// Returns a page of objects as a list object.
 pub(super) fn list<'a, T, W: Serialize>(
     page: &'a Page<T>,
     id: impl Fn(&'a T) -> &'a str,
@@ -28,13 +28,13 @@ pub(super) fn list<'a, T, W: Serialize>(
     Json(List::new(page.data.iter().map(wire).collect(), first, last, page.has_more)).into_response()
 }
 
-/// What stands in for an object that was deleted.
-pub(super) fn deleted(id: &dyn std::fmt::Display, word: &str) -> Json<Value> {
-    Json(json!({"id": id.to_string(), "object": word, "deleted": true}))
+/// Returns the response for a deleted object.
+pub(super) fn deleted(id: &dyn std::fmt::Display, object: &str) -> Json<Value> {
+    Json(json!({"id": id.to_string(), "object": object, "deleted": true}))
 }
 
-/// A cursor that names nothing is told as the object that is not there.
-pub(super) fn cursor<T: Id>(error: store::Error) -> Error {
+/// Maps an unknown cursor to the error for a missing object.
+pub(super) fn map_cursor<T: Id>(error: store::Error) -> Error {
     match error {
         store::Error::NoCursor(id) => ApiError::not_found(T::NOUN, &id).into(),
         error => error.into(),

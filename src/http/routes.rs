@@ -1,4 +1,4 @@
-//! Routes with what is told of them: the router and the API description are made from the same statements.
+//! Routes with their documentation: the router and the API description are built from the same declarations.
 
 use axum::Router;
 use axum::handler::Handler;
@@ -8,26 +8,26 @@ use serde_json::Value;
 
 use super::state::App;
 use crate::api::page::List;
-use crate::api::rule::{Request, Rule, object};
+use crate::api::rule::{self, Request, Rule};
 
-/// Where the API is at home; Azure's clients look for it elsewhere.
-pub(super) const HOME: &str = "/v1";
+/// The base path of the API; Azure's clients use others.
+pub(super) const BASE_PATH: &str = "/v1";
 
-/// Makes a schema; those with a name go to the generator.
+/// Builds a schema; named schemas are added to the generator.
 pub(super) type MakeSchema = fn(&mut SchemaGenerator) -> Value;
 
 /// One operation of the API.
 #[derive(Debug, Clone)]
 pub struct Operation {
-    /// In lowercase: `post`.
+    /// The method in lowercase: `post`.
     pub method: &'static str,
-    /// With its parameters in braces: `/v1/threads/{thread_id}`.
+    /// The path with its parameters in braces: `/v1/threads/{thread_id}`.
     pub path: String,
-    /// Its name, unique in the API.
+    /// The operation ID, unique in the API.
     pub id: &'static str,
-    /// The group that it belongs to.
+    /// The group, shown as a tag.
     pub group: &'static str,
-    /// What it does, in a sentence.
+    /// A one-sentence summary.
     pub summary: &'static str,
     pub(super) body: Option<MakeSchema>,
     pub(super) reply: Reply,
@@ -35,24 +35,24 @@ pub struct Operation {
     pub(super) streams: bool,
 }
 
-/// What an operation gives.
+/// The response of an operation.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reply {
     /// An object.
     Object(MakeSchema),
-    /// A page of objects, by `limit`, `order`, `after` and `before`: the whole of it.
+    /// The list object of a page, selected by `limit`, `order`, `after` and `before`.
     Page(MakeSchema),
-    /// All objects at once.
+    /// A list of all objects, without pagination.
     All(MakeSchema),
-    /// What stands in for a deleted object: its `object` word.
+    /// The response for a deleted object: its `object` value.
     Deleted(&'static str),
-    /// Something that only its model server knows.
+    /// Any JSON; the model server determines it.
     Any,
 }
 
-/// What is told of an operation beside its path.
+/// The documentation of an operation, without its path.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct About {
+pub(super) struct Documentation {
     id: &'static str,
     summary: &'static str,
     body: Option<MakeSchema>,
@@ -61,53 +61,53 @@ pub(super) struct About {
     streams: bool,
 }
 
-/// Begins to tell of an operation.
-pub(super) fn about(id: &'static str, summary: &'static str) -> About {
-    About { id, summary, body: None, reply: Reply::Any, filter: None, streams: false }
+/// Creates the documentation of an operation.
+pub(super) fn operation(id: &'static str, summary: &'static str) -> Documentation {
+    Documentation { id, summary, body: None, reply: Reply::Any, filter: None, streams: false }
 }
 
 fn schema<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
     schemas.subschema_for::<T>().to_value()
 }
 
-impl About {
-    /// It takes a `T`.
-    pub fn takes<T: Request>(self) -> Self {
-        Self { body: Some(|schemas| object::<T>().schema(schemas)), ..self }
+impl Documentation {
+    /// The request body is a `T`.
+    pub fn request<T: Request>(self) -> Self {
+        Self { body: Some(|schemas| rule::object::<T>().schema(schemas)), ..self }
     }
 
-    /// It takes what `body` says, and looks at no more of it.
-    pub fn takes_what(self, body: MakeSchema) -> Self {
+    /// The request body has this schema; other properties are forwarded.
+    pub fn request_schema(self, body: MakeSchema) -> Self {
         Self { body: Some(body), ..self }
     }
 
-    /// It gives a `T`.
-    pub fn gives<T: JsonSchema>(self) -> Self {
+    /// The response is a `T`.
+    pub fn response<T: JsonSchema>(self) -> Self {
         Self { reply: Reply::Object(schema::<T>), ..self }
     }
 
-    /// It gives pages of `T`s.
-    pub fn pages<T: JsonSchema>(self) -> Self {
+    /// The response is a page of `T`.
+    pub fn paginated<T: JsonSchema>(self) -> Self {
         Self { reply: Reply::Page(schema::<List<T>>), ..self }
     }
 
-    /// It gives all `T`s at once.
-    pub fn lists<T: JsonSchema>(self) -> Self {
+    /// The response is a list of all `T`, without pagination.
+    pub fn list<T: JsonSchema>(self) -> Self {
         Self { reply: Reply::All(schema::<T>), ..self }
     }
 
-    /// It deletes, and gives an object with this word.
-    pub fn deletes(self, word: &'static str) -> Self {
-        Self { reply: Reply::Deleted(word), ..self }
+    /// The response is a deleted object with this `object` value.
+    pub fn deletes(self, object: &'static str) -> Self {
+        Self { reply: Reply::Deleted(object), ..self }
     }
 
-    /// Its page can be narrowed by a query parameter that is an id.
-    pub fn filtered_by(self, parameter: &'static str) -> Self {
+    /// The page can be filtered by a query parameter that is an ID.
+    pub fn filter(self, parameter: &'static str) -> Self {
         Self { filter: Some(parameter), ..self }
     }
 
-    /// With `"stream": true` it gives events instead.
-    pub fn streams(self) -> Self {
+    /// With `"stream": true`, the response is a stream of events.
+    pub fn streaming(self) -> Self {
         Self { streams: true, ..self }
     }
 }
@@ -120,43 +120,53 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// No routes yet.
+    /// Creates an empty group.
     pub fn of(group: &'static str) -> Self {
         Self { group, router: Router::new(), operations: Vec::new() }
     }
 
     /// Adds a GET.
-    pub fn get<H: Handler<T, App>, T: 'static>(self, path: &str, about: About, handler: H) -> Self {
-        self.add("get", path, about, get(handler))
+    pub fn get<H: Handler<T, App>, T: 'static>(self, path: &str, documentation: Documentation, handler: H) -> Self {
+        self.add("get", path, documentation, get(handler))
     }
 
     /// Adds a POST.
-    pub fn post<H: Handler<T, App>, T: 'static>(self, path: &str, about: About, handler: H) -> Self {
-        self.add("post", path, about, post(handler))
+    pub fn post<H: Handler<T, App>, T: 'static>(self, path: &str, documentation: Documentation, handler: H) -> Self {
+        self.add("post", path, documentation, post(handler))
     }
 
     /// Adds a DELETE.
-    pub fn delete<H: Handler<T, App>, T: 'static>(self, path: &str, about: About, handler: H) -> Self {
-        self.add("delete", path, about, delete(handler))
+    pub fn delete<H: Handler<T, App>, T: 'static>(self, path: &str, documentation: Documentation, handler: H) -> Self {
+        self.add("delete", path, documentation, delete(handler))
     }
 
     fn add(
         mut self,
         method: &'static str,
         path: &str,
-        about: About,
+        documentation: Documentation,
         handler: axum::routing::MethodRouter<App>,
     ) -> Self {
-        let About { id, summary, body, reply, filter, streams } = about;
+        let Documentation { id, summary, body, reply, filter, streams } = documentation;
         let group = self.group;
-        // A parameter that takes the rest of a path is one like any other to those who read about it.
-        let told = path.replace("{*", "{");
-        let path = path.strip_prefix(HOME).expect("every route stands under /v1");
-        self.operations.push(Operation { method, path: told, id, group, summary, body, reply, filter, streams });
+        // The description shows a wildcard parameter like any other parameter.
+        let described_path = path.replace("{*", "{");
+        let path = path.strip_prefix(BASE_PATH).expect("every route starts with /v1");
+        self.operations.push(Operation {
+            method,
+            path: described_path,
+            id,
+            group,
+            summary,
+            body,
+            reply,
+            filter,
+            streams,
+        });
         Self { router: self.router.route(path, handler), ..self }
     }
 
-    /// The router, and what is told of it.
+    /// Returns the router and its documented operations.
     pub fn into_parts(self) -> (Router<App>, Vec<Operation>) {
         (self.router, self.operations)
     }

@@ -6,20 +6,20 @@ use axum::response::Response;
 
 use super::error::Error;
 use super::extract::{Ids, ListQuery};
-use super::reply::{cursor, list, object};
-use super::routes::{Routes, about};
+use super::reply::{list, map_cursor, object};
+use super::routes::{Routes, operation};
 use super::state::App;
-use super::threads::missing;
+use super::threads::not_found_on_thread;
 use crate::api::id::Id;
 use crate::api::run_step::RunStepObject;
 use crate::api::{RunId, RunStepId, ThreadId};
 
 pub(super) fn routes() -> Routes {
-    let all = "/v1/threads/{thread_id}/runs/{run_id}/steps";
-    let one = "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
+    let collection = "/v1/threads/{thread_id}/runs/{run_id}/steps";
+    let item = "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
     Routes::of("Run steps")
-        .get(all, about("listRunSteps", "Lists a run's steps.").pages::<RunStepObject>(), list_run_steps)
-        .get(one, about("getRunStep", "Retrieves a run step.").gives::<RunStepObject>(), get_run_step)
+        .get(collection, operation("listRunSteps", "Lists a run's steps.").paginated::<RunStepObject>(), list_run_steps)
+        .get(item, operation("getRunStep", "Retrieves a run step.").response::<RunStepObject>(), get_run_step)
 }
 
 async fn list_run_steps(
@@ -27,9 +27,9 @@ async fn list_run_steps(
     Ids((thread, run)): Ids<(ThreadId, RunId)>,
     query: ListQuery,
 ) -> Result<Response, Error> {
-    let page = app.store.list_steps(&thread, &run, &query.page).await.map_err(cursor::<RunStepId>)?;
+    let page = app.store.list_steps(&thread, &run, &query.page).await.map_err(map_cursor::<RunStepId>)?;
     if page.data.is_empty() && app.store.run(&thread, &run).await?.is_none() {
-        return Err(missing(&app, &thread, &run).await);
+        return Err(not_found_on_thread(&app, &thread, &run).await);
     }
     Ok(list(&page, |step| step.id.as_str(), RunStepObject::from))
 }
@@ -42,7 +42,7 @@ async fn get_run_step(
         return Ok(object(&RunStepObject::from(&step)));
     }
     if app.store.run(&thread, &run).await?.is_none() {
-        return Err(missing(&app, &thread, &run).await);
+        return Err(not_found_on_thread(&app, &thread, &run).await);
     }
     Err(id.not_found().into())
 }

@@ -13,38 +13,39 @@ use axum::response::Response;
 use super::auth::Caller;
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
-use super::reply::{cursor, list, object};
-use super::routes::{Routes, about};
+use super::reply::{list, map_cursor, object};
+use super::routes::{Routes, operation};
 use super::sse;
 use super::state::App;
-use super::threads::{check_exists, missing};
+use super::threads::{check_thread_exists, not_found_on_thread};
 use crate::api::error::Kind;
 use crate::api::run::RunObject;
 use crate::api::{CreateRun, CreateThreadAndRun, ModifyRun, Run, RunId, SubmitToolOutputs, ThreadId};
 use crate::runs::service::{CreatedRun, Failure};
 
-/// Tells the SDKs' poll helpers to ask again soon; left to themselves they wait 1 to 5 s.
+/// The poll interval of the SDKs' poll helpers; without it they wait 1 to 5 s.
 const POLL_AFTER_MS: HeaderName = HeaderName::from_static("openai-poll-after-ms");
 const RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 const POLL_AFTER: HeaderValue = HeaderValue::from_static("100");
 
 pub(super) fn routes() -> Routes {
-    let all = "/v1/threads/{thread_id}/runs";
-    let one = "/v1/threads/{thread_id}/runs/{run_id}";
-    let with_thread = about("createThreadAndRun", "Creates a thread and runs it.").takes::<CreateThreadAndRun>();
-    let create = about("createRun", "Creates a run on a thread.").takes::<CreateRun>();
-    let modify = about("modifyRun", "Modifies a run's metadata.").takes::<ModifyRun>();
-    let submit = about("submitToolOutputsToRun", "Answers a run's calls, all of them at once.");
-    let submit = submit.takes::<SubmitToolOutputs>().gives::<RunObject>().streams();
+    let collection = "/v1/threads/{thread_id}/runs";
+    let item = "/v1/threads/{thread_id}/runs/{run_id}";
+    let with_thread =
+        operation("createThreadAndRun", "Creates a thread and a run on it.").request::<CreateThreadAndRun>();
+    let create = operation("createRun", "Creates a run on a thread.").request::<CreateRun>();
+    let modify = operation("modifyRun", "Modifies a run's metadata.").request::<ModifyRun>();
+    let submit = operation("submitToolOutputsToRun", "Submits the outputs of all of a run's required calls.");
+    let submit = submit.request::<SubmitToolOutputs>().response::<RunObject>().streaming();
     Routes::of("Runs")
-        .post("/v1/threads/runs", with_thread.gives::<RunObject>().streams(), create_thread_and_run)
-        .post(all, create.gives::<RunObject>().streams(), create_run)
-        .get(all, about("listRuns", "Lists a thread's runs.").pages::<RunObject>(), list_runs)
-        .get(one, about("getRun", "Retrieves a run.").gives::<RunObject>(), get_run)
-        .post(one, modify.gives::<RunObject>(), modify_run)
+        .post("/v1/threads/runs", with_thread.response::<RunObject>().streaming(), create_thread_and_run)
+        .post(collection, create.response::<RunObject>().streaming(), create_run)
+        .get(collection, operation("listRuns", "Lists a thread's runs.").paginated::<RunObject>(), list_runs)
+        .get(item, operation("getRun", "Retrieves a run.").response::<RunObject>(), get_run)
+        .post(item, modify.response::<RunObject>(), modify_run)
         .post(
             "/v1/threads/{thread_id}/runs/{run_id}/cancel",
-            about("cancelRun", "Stops a run.").gives::<RunObject>(),
+            operation("cancelRun", "Cancels a run.").response::<RunObject>(),
             cancel_run,
         )
         .post("/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", submit, submit_tool_outputs)
@@ -89,9 +90,9 @@ async fn list_runs(
     Ids((thread,)): Ids<(ThreadId,)>,
     query: ListQuery,
 ) -> Result<Response, Error> {
-    let page = app.runs.list_runs(&thread, &query.page).await.map_err(cursor::<RunId>)?;
+    let page = app.runs.list_runs(&thread, &query.page).await.map_err(map_cursor::<RunId>)?;
     if page.data.is_empty() {
-        check_exists(&app, &thread).await?;
+        check_thread_exists(&app, &thread).await?;
     }
     Ok(list(&page, |run| run.spec.id.as_str(), RunObject::from))
 }
@@ -118,7 +119,7 @@ async fn submit_tool_outputs(
     headers: HeaderMap,
     Json(request): Json<SubmitToolOutputs>,
 ) -> Result<Response, Error> {
-    // The SDKs count their retries. Any other second submit is refused, as by the service.
+    // The SDKs send the retry count. Any other repeated submission is rejected, as by the service.
     let retries = headers.get(RETRY_COUNT).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
     let is_retry = retries.is_some_and(|count| count > 0);
     match app.runs.submit_tool_outputs(&thread, &id, request, is_retry).await {
@@ -130,7 +131,7 @@ async fn submit_tool_outputs(
 async fn map_missing(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {
     match run {
         Ok(run) => Ok(run_response(&run)),
-        Err(Failure::Refused(error)) if error.kind == Kind::NotFound => Err(missing(app, thread, id).await),
+        Err(Failure::Refused(error)) if error.kind == Kind::NotFound => Err(not_found_on_thread(app, thread, id).await),
         Err(failure) => Err(failure.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! A run's events as server-sent events.
+//! Writes a run's events as server-sent events.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -12,15 +12,16 @@ use super::drain::Drain;
 use crate::api::StreamEvent;
 use crate::runs::stream::Listener;
 
-/// A comment line, which every client skips. Without an empty line behind it: as a block of its own it breaks one.
+/// A comment line, which clients ignore. It is not followed by an empty line, because one client fails on a block without
+/// an event.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n";
 const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
 
-/// The reply that streams a run to its end. A client that goes away ends the stream, never the run.
+/// Returns a response that streams a run to its end. If the client disconnects, the stream ends, but the run continues.
 pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain) -> Response {
-    let under_way = drain.register();
+    let open_response = drain.register();
     let frames = async_stream::stream! {
-        let _under_way = under_way;
+        let _open_response = open_response;
         loop {
             let (events, more) = listener.take();
             let mut bytes = Vec::new();
@@ -47,7 +48,7 @@ pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain
     let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    // Asks a proxy in front not to hold tokens back.
+    // Disables buffering in a reverse proxy.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response
 }
@@ -56,6 +57,6 @@ fn write_frame(out: &mut Vec<u8>, event: &StreamEvent) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(event.name().as_bytes());
     out.extend_from_slice(b"\ndata: ");
-    event.write_data(out).expect("plain values with string keys always make JSON");
+    event.write_data(out).expect("values with string keys are always valid JSON");
     out.extend_from_slice(b"\n\n");
 }

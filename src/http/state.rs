@@ -1,4 +1,4 @@
-//! What handlers reach.
+//! The state shared by all handlers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,44 +15,44 @@ use crate::llm::Models;
 use crate::runs::service::RunService;
 use crate::store::Store;
 
-/// What handlers reach; cheap to clone.
+/// The state shared by all handlers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// Where everything is kept.
+    /// The store.
     pub store: Arc<dyn Store>,
-    /// Where runs are asked for.
+    /// Creates and drives runs.
     pub runs: RunService,
     /// The model servers.
     pub models: Arc<Models>,
-    /// What time it is.
+    /// The clock.
     pub clock: Arc<Clock>,
-    /// Names for what is made.
+    /// Generates IDs.
     pub ids: Arc<Ids>,
-    /// The replies that take long, for an orderly stop.
+    /// Tracks open responses for a graceful shutdown.
     pub drain: Drain,
-    /// Which background loops are down.
+    /// Reports background loops that are down.
     pub liveness: Arc<Liveness>,
-    /// Who may ask.
+    /// The API keys.
     pub keys: Arc<Keys>,
-    /// How often each of them may.
+    /// The rate limits.
     pub limits: Arc<Option<Limits>>,
-    /// Bounds.
+    /// The limits of requests and responses.
     pub settings: Arc<Settings>,
 }
 
-/// Bounds of requests and replies.
+/// Limits of requests and responses.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Most bytes of a request's body.
+    /// Maximum request body size, in bytes.
     pub body_bytes_max: usize,
-    /// Memory that all bodies take together while they are read and parsed, in bytes.
+    /// Maximum memory of all bodies while they are read and parsed, in bytes.
     pub bodies_bytes_max: usize,
-    /// The share of it that is free, in KiB.
+    /// The free part of this memory, in KiB.
     pub bodies: Arc<Semaphore>,
-    /// How long a body may take to arrive.
+    /// Timeout for receiving a body.
     pub body_timeout: Duration,
-    /// How long a stream may be silent before a comment shows that it lives.
+    /// Interval of keep-alive comments on an idle stream.
     pub keep_alive: Duration,
-    /// Origins of web pages whose scripts may ask; `*` is any.
+    /// Origins allowed by CORS. `*`: any origin.
     pub cors_origins: Vec<String>,
 }

@@ -9,25 +9,25 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
-use super::reply::{cursor, deleted, list, object};
-use super::routes::{Routes, about};
+use super::reply::{deleted, list, map_cursor, object};
+use super::routes::{Routes, operation};
 use super::state::App;
 use crate::api::id::Id;
 use crate::api::thread::ThreadObject;
 use crate::api::{CreateThread, ModifyThread, ThreadId};
 
 pub(super) fn routes() -> Routes {
-    let all = "/v1/threads";
-    let one = "/v1/threads/{thread_id}";
-    let create = about("createThread", "Creates a thread, with messages.").takes::<CreateThread>();
-    let modify = about("modifyThread", "Modifies a thread.").takes::<ModifyThread>();
-    let delete = about("deleteThread", "Deletes a thread with its messages, runs and steps.");
+    let collection = "/v1/threads";
+    let item = "/v1/threads/{thread_id}";
+    let create = operation("createThread", "Creates a thread with messages.").request::<CreateThread>();
+    let modify = operation("modifyThread", "Modifies a thread.").request::<ModifyThread>();
+    let delete = operation("deleteThread", "Deletes a thread with its messages, runs and steps.");
     Routes::of("Threads")
-        .post(all, create.gives::<ThreadObject>(), create_thread)
-        .get(all, about("listThreads", "Lists threads.").pages::<ThreadObject>(), list_threads)
-        .get(one, about("getThread", "Retrieves a thread.").gives::<ThreadObject>(), get_thread)
-        .post(one, modify.gives::<ThreadObject>(), modify_thread)
-        .delete(one, delete.deletes("thread.deleted"), delete_thread)
+        .post(collection, create.response::<ThreadObject>(), create_thread)
+        .get(collection, operation("listThreads", "Lists threads.").paginated::<ThreadObject>(), list_threads)
+        .get(item, operation("getThread", "Retrieves a thread.").response::<ThreadObject>(), get_thread)
+        .post(item, modify.response::<ThreadObject>(), modify_thread)
+        .delete(item, delete.deletes("thread.deleted"), delete_thread)
 }
 
 async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>) -> Result<Response, Error> {
@@ -39,9 +39,9 @@ async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>
     Ok(object(&ThreadObject::from(&thread)))
 }
 
-/// Differs: the service had no list of threads, and its users asked for one more than for anything else.
+/// Differs: the service had no endpoint to list threads, the feature that its users requested most.
 async fn list_threads(State(app): State<App>, query: ListQuery) -> Result<Response, Error> {
-    let page = app.store.list_threads(&query.page).await.map_err(cursor::<ThreadId>)?;
+    let page = app.store.list_threads(&query.page).await.map_err(map_cursor::<ThreadId>)?;
     Ok(list(&page, |thread| thread.id.as_str(), ThreadObject::from))
 }
 
@@ -66,8 +66,8 @@ async fn delete_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> 
     Ok(deleted(&id, "thread.deleted").into_response())
 }
 
-/// The refusal for something that was not found on a thread: the thread itself, when that is what is missing.
-pub(super) async fn missing(app: &App, thread: &ThreadId, id: &impl Id) -> Error {
+/// Returns the error for a missing object on a thread. If the thread itself is missing, the error names the thread.
+pub(super) async fn not_found_on_thread(app: &App, thread: &ThreadId, id: &impl Id) -> Error {
     match app.store.thread(thread).await {
         Ok(Some(_)) => id.not_found().into(),
         Ok(None) => thread.not_found().into(),
@@ -75,8 +75,8 @@ pub(super) async fn missing(app: &App, thread: &ThreadId, id: &impl Id) -> Error
     }
 }
 
-/// Refuses an empty list of something on a thread that is not there.
-pub(super) async fn check_exists(app: &App, thread: &ThreadId) -> Result<(), Error> {
+/// Fails with 404 if the thread does not exist. Used when a list on a thread is empty.
+pub(super) async fn check_thread_exists(app: &App, thread: &ThreadId) -> Result<(), Error> {
     match app.store.thread(thread).await? {
         Some(_) => Ok(()),
         None => Err(thread.not_found().into()),

@@ -1,4 +1,4 @@
-//! What surrounds every request: its id, its time, its line in the log.
+//! Middleware of all requests: request ID, duration, and log line.
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
@@ -9,24 +9,24 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::error::{Cause, told};
+use super::error::{Cause, error_response};
 use crate::api;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
-/// What the service said of whose request it was; we know no more than the client tells.
-const TOLD_BACK: [HeaderName; 2] =
+/// Request headers that are echoed in the response.
+const ECHOED: [HeaderName; 2] =
     [HeaderName::from_static("openai-organization"), HeaderName::from_static("openai-project")];
 
-/// Gives a request its id, sends it on, and adds the headers that every reply has.
+/// Assigns a request ID, runs the request, and adds the headers of every response.
 pub(super) async fn request(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{}", Uuid::now_v7().simple());
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
     let method = request.method().clone();
-    let told_back: Vec<(HeaderName, HeaderValue)> = TOLD_BACK
+    let echoed: Vec<(HeaderName, HeaderValue)> = ECHOED
         .iter()
         .filter_map(|name| request.headers().get(name).map(|value| (name.clone(), value.clone())))
         .collect();
@@ -35,15 +35,15 @@ pub(super) async fn request(request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span.clone()).await;
     let _entered = span.enter();
     if let Some(Cause(cause)) = response.extensions_mut().remove::<Cause>() {
-        tracing::error!(error = &*cause as &dyn std::error::Error, %method, route, "a request failed");
-        response = told(&api::Error::server(&id)).into_response();
+        tracing::error!(error = &*cause as &dyn std::error::Error, %method, route, "request failed");
+        response = error_response(&api::Error::server(&id)).into_response();
     }
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(%method, route, status = response.status().as_u16(), duration_ms, "request");
 
     let headers = response.headers_mut();
-    headers.extend(told_back);
-    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is plain ASCII"));
+    headers.extend(echoed);
+    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an ID is ASCII"));
     headers.insert(PROCESSING_MS, HeaderValue::from(duration_ms));
     headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));
     headers.insert(CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
