@@ -1,4 +1,4 @@
-//! Finds a model server on this machine, for a start without settings.
+//! Discovers a model server on this machine, if none is configured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +14,15 @@ const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
     ("vLLM", "http://127.0.0.1:8000/v1"),
 ];
 
-/// Time limit for the list of models. A server on loopback answers at once.
+/// Timeout of listing the models. A server on loopback responds immediately.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Finds a server on the default endpoints, as [`find`] does.
+/// Discovers a server on the default endpoints with [`find`].
 pub async fn discover(settings: &Settings) -> Option<(&'static str, Arc<dyn ChatModel>, String)> {
     find(settings, &DEFAULT_ENDPOINTS).await
 }
 
-/// Asks all candidates at once; returns the first one, in their order, that lists a chat model: the candidate's name,
+/// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model: its name,
 /// the server, and the model's name.
 pub async fn find<'a>(
     settings: &Settings,
@@ -37,7 +37,7 @@ pub async fn find<'a>(
     futures_util::future::join_all(answers).await.into_iter().flatten().next()
 }
 
-/// Returns the first model that is not an embedding model, by its name.
+/// Returns the first model whose name is not that of an embedding model.
 fn first_chat_model(models: &[ModelObject]) -> Option<String> {
     let is_chat_model = |model: &&ModelObject| {
         !["embed", "bge-", "minilm", "rerank"].iter().any(|word| model.id.to_lowercase().contains(word))

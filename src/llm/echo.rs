@@ -126,7 +126,7 @@ fn text(content: &Value) -> String {
     }
 }
 
-/// Returns the usage with the member names of chat completions.
+/// Returns the usage with the property names of chat completions.
 fn usage_json(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,

@@ -1,4 +1,4 @@
-//! Model servers: anything that speaks chat completions.
+//! Model servers: any server with a chat-completions API.
 //!
 //! [`Models`] finds the server for a model name; a [`ChatModel`] is one server.
 
@@ -26,7 +26,7 @@ pub use routing::{Entry, Models, Route};
 
 /// A request for an answer, in the form of chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
-#[expect(missing_docs, reason = "the members are those of chat completions")]
+#[expect(missing_docs, reason = "the fields are those of chat completions")]
 pub struct ChatRequest {
     pub model: String,
     pub messages: Vec<ChatMessage>,
@@ -53,7 +53,7 @@ pub struct ChatRequest {
 pub struct ChatMessage {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: &'static str,
-    /// A string, a list of parts, or null beside tool calls.
+    /// A string, a list of parts, or null in a message with tool calls.
     pub content: Value,
     /// The assistant's tool calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -71,22 +71,22 @@ impl ChatMessage {
     }
 }
 
-/// A piece of a model's answer.
+/// A part of a model's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChatDelta {
     /// More text; never empty.
     Text(String),
     /// More text of a refusal; never empty.
     Refusal(String),
-    /// A piece of a tool call.
+    /// A part of a tool call.
     Call(CallPiece),
-    /// Why the answer ends.
+    /// The reason for the end of the answer.
     Finish(FinishReason),
     /// Tokens that the answer used.
     Usage(Usage),
 }
 
-/// A piece of a tool call. Servers differ in what they leave out.
+/// A part of a tool call. Servers differ in the fields that they omit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CallPiece {
     /// The call's index in the turn.
@@ -102,7 +102,7 @@ pub struct CallPiece {
 /// A model's answer: each item holds the deltas of one read from the server, so that a burst is handled at once.
 pub type ChatStream = BoxStream<'static, Result<Vec<ChatDelta>, Error>>;
 
-/// Why a model server did not answer. The texts are for the operator.
+/// An error of a model server. The texts are for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The server still returns 429 after all retries.
@@ -116,7 +116,7 @@ pub enum Error {
     Refused(String),
 }
 
-/// A reply that is passed on unchanged.
+/// A response that is forwarded unchanged.
 #[expect(missing_debug_implementations, reason = "a stream has no Debug form")]
 pub struct Proxied {
     /// The HTTP status.
@@ -134,7 +134,7 @@ pub trait ChatModel: Send + Sync + std::fmt::Debug {
     ///
     /// The request is dropped when the answer starts, so that no prompt is in memory while tokens stream.
     fn chat(&self, request: ChatRequest) -> ChatStream;
-    /// Forwards a chat-completions request, whatever its members.
+    /// Forwards a chat-completions request unchanged.
     async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists the server's models.
     async fn list(&self) -> Result<Vec<ModelObject>, Error>;

@@ -1,4 +1,4 @@
-//! What is known of the servers' models: their lists, and how many tokens they count compared with our tokenizer.
+//! Caches the model lists of the servers, and the ratios of their token counts to ours.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::{ChatModel, ModelObject};
 
-/// How long a server's list of models is fresh.
+/// Time for which a model list is fresh.
 const LIST_FRESH: Duration = Duration::from_secs(30);
-/// The same if a server did not answer; its previous list is used meanwhile.
+/// The same if a server did not respond; its previous list is used until then.
 const LIST_RETRY: Duration = Duration::from_secs(1);
-/// Highest ratio that is believed; a server that reports more counts something else.
+/// Maximum ratio; a server that reports more counts something else.
 const RATIO_MAX: f64 = 4.0;
 /// Maximum number of models whose ratio is stored; names come from clients.
 const RATIOS_MAX: usize = 1_000;
@@ -28,7 +28,7 @@ pub struct ModelCache {
 }
 
 impl ModelCache {
-    /// Returns the cached lists, of any age; asks the servers only if nothing is cached.
+    /// Returns the cached lists, of any age; queries the servers only if nothing is cached.
     pub async fn any(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
         let cached = self.lists.lock().await.as_ref().map(|(_, lists)| lists.clone());
         match cached {
@@ -37,7 +37,7 @@ impl ModelCache {
         }
     }
 
-    /// Returns the cached lists if they are fresh; asks the servers otherwise.
+    /// Returns the cached lists if they are fresh; otherwise queries the servers.
     pub async fn fresh(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
         let fresh = self.lists.lock().await.as_ref().filter(|(until, _)| Instant::now() < *until).cloned();
         match fresh {
@@ -46,7 +46,7 @@ impl ModelCache {
         }
     }
 
-    /// Asks all servers for their models. A server that does not answer keeps its previous list.
+    /// Queries all servers for their models. If a server does not respond, its previous list is used.
     pub async fn refresh(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
         let answers = futures_util::future::join_all(servers.iter().map(|server| server.list())).await;
         let mut cached = self.lists.lock().await;
@@ -54,7 +54,7 @@ impl ModelCache {
         let mut lists = ModelLists::new();
         for (index, (answer, server)) in answers.into_iter().zip(servers).enumerate() {
             lists.push(answer.unwrap_or_else(|error| {
-                tracing::warn!(server = server.display_name(), %error, "listing a server's models failed");
+                tracing::warn!(server = server.display_name(), %error, "failed to list the models of a server");
                 fresh = LIST_RETRY;
                 cached.as_ref().map(|(_, before)| before[index].clone()).unwrap_or_default()
             }));
@@ -63,7 +63,7 @@ impl ModelCache {
         lists
     }
 
-    /// Returns the context window of a model as its server last listed it. Asks no server.
+    /// Returns the context window of a model from the cached lists. Sends no request.
     pub async fn window(&self, model: &str) -> Option<u32> {
         let cached = self.lists.lock().await;
         let (_, lists) = cached.as_ref()?;
@@ -71,7 +71,7 @@ impl ModelCache {
     }
 }
 
-/// How many tokens each model counts for one of ours. Ratios of 1 are not stored.
+/// Ratios of each model's token counts to ours. Ratios of 1 are not stored.
 #[derive(Debug, Default)]
 pub struct TokenRatios {
     by_model: Mutex<BTreeMap<String, f64>>,
@@ -84,9 +84,9 @@ impl TokenRatios {
         ratios.get(model).copied().unwrap_or(1.0)
     }
 
-    /// Stores the ratio of a model that `reported` tokens where we had counted `counted`.
+    /// Stores the ratio of a model that `reported` this many tokens for a prompt that we had `counted`.
     ///
-    /// Ratios below 1 are ignored: servers leave out tokens that they had cached.
+    /// Ratios below 1 are ignored: some servers do not count cached tokens.
     #[expect(clippy::cast_precision_loss, reason = "prompts have far fewer tokens than a float has digits")]
     pub fn learn(&self, model: &str, counted: usize, reported: u32) {
         let ratio = (f64::from(reported) / counted.max(1) as f64).clamp(1.0, RATIO_MAX);
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_models_count_is_believed_if_it_is_higher_than_ours() {
+    fn a_ratio_is_stored_if_the_model_counts_more_tokens_than_we_do() {
         let ratios = TokenRatios::default();
         let after = |reported: u32| {
             ratios.learn("m", 100, reported);
@@ -114,6 +114,6 @@ mod tests {
 
         assert_eq!(after(150), (1.5, 1.0));
         assert_eq!(after(100_000), (RATIO_MAX, 1.0));
-        assert_eq!(after(20), (1.0, 1.0), "the rest was in a cache");
+        assert_eq!(after(20), (1.0, 1.0), "lower counts are ignored");
     }
 }

@@ -1,4 +1,4 @@
-//! Which server serves which model name.
+//! Routes model names to servers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::model_cache::{ModelCache, TokenRatios};
 use super::{ChatModel, ModelObject};
 
-/// How often the lists of models are refreshed in the background, so that no run waits for one.
+/// Interval of the background refresh of the model lists, so that no run waits for one.
 const REFRESH_EVERY: Duration = Duration::from_mins(5);
 
 /// A model server, and the model names that the settings assign to it.
@@ -15,7 +15,7 @@ const REFRESH_EVERY: Duration = Duration::from_mins(5);
 pub struct Entry {
     /// The server.
     pub model: Arc<dyn ChatModel>,
-    /// Names that it serves, whatever it lists itself.
+    /// Names that are routed to it, even if it does not list them.
     pub names: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ pub struct Models {
     /// The configured names of each server, in the servers' order.
     names: Vec<Vec<String>>,
     aliases: BTreeMap<String, String>,
-    /// Replaces a name that no server knows.
+    /// Replaces a name that no server lists.
     default_model: Option<String>,
     /// Configured context windows, by model name.
     windows: BTreeMap<String, u32>,
@@ -61,7 +61,7 @@ impl Models {
     /// Returns the context window of a model: maximum tokens of a prompt and its answer together.
     ///
     /// The settings come first, under the `requested` name or the `routed` one; then what the server last listed.
-    /// Returns `None` if neither has it. Asks no server, so that a run does not wait.
+    /// Returns `None` if neither has it. Sends no request, so that a run does not wait.
     pub async fn window(&self, requested: &str, routed: &str) -> Option<u32> {
         let configured = self.windows.get(requested).or_else(|| self.windows.get(routed));
         match configured {
@@ -70,22 +70,22 @@ impl Models {
         }
     }
 
-    /// Returns how many tokens a model counts for one of ours, at least 1, from its last answer to a prompt that we
-    /// had counted.
+    /// Returns the ratio of a model's token count to ours, at least 1, from its last answer to a prompt that we counted.
     #[must_use]
     pub fn ratio(&self, model: &str) -> f64 {
         self.ratios.get(model)
     }
 
     /// Stores that a model `reported` this many tokens for a prompt that we had `counted`. Lower counts than ours are
-    /// ignored: servers leave out tokens that they had cached.
+    /// ignored: some servers do not count cached tokens.
     pub fn learn_ratio(&self, model: &str, counted: usize, reported: u32) {
         self.ratios.learn(model, counted, reported);
     }
 
-    /// Returns the server for a model name. In this order: follows an alias once; a server that the settings name for
-    /// it; if a default model is set, a server that lists the name, else the default model; else the default server
-    /// under the name as it is.
+    /// Returns the server for a model name. Resolves an alias once, and then returns the first match:
+    /// - the server that the settings assign to the name;
+    /// - if a default model is set: a server that lists the name, or else the server of the default model;
+    /// - the default server, with the name unchanged.
     pub async fn route(&self, name: &str) -> Route {
         let name = self.aliases.get(name).map_or(name, String::as_str);
         if let Some(route) = self.configured(name) {
@@ -153,24 +153,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_alias_is_followed_and_an_unknown_name_goes_to_the_default_server_unchanged() {
+    async fn an_alias_is_resolved_and_an_unknown_name_is_sent_to_the_default_server_unchanged() {
         let models = models(None);
 
         assert_eq!(models.route("gpt-4o").await.model, "large");
-        assert_eq!(models.route("unheard-of").await.model, "unheard-of");
+        assert_eq!(models.route("unknown").await.model, "unknown");
     }
 
     #[tokio::test]
-    async fn a_default_model_replaces_an_unknown_name_and_not_a_listed_one() {
+    async fn a_default_model_replaces_unknown_names_only() {
         let models = models(Some("small"));
 
-        assert_eq!(models.route("unheard-of").await.model, "small");
+        assert_eq!(models.route("unknown").await.model, "small");
         assert_eq!(models.route("large").await.model, "large");
         assert_eq!(models.route(Echo::NAME).await.model, Echo::NAME);
     }
 
     #[tokio::test]
-    async fn the_list_has_each_name_once() {
+    async fn the_list_contains_each_name_once() {
         let names: Vec<String> = models(Some("small")).list().await.into_iter().map(|model| model.id).collect();
 
         assert_eq!(names, [Echo::NAME, "small", "large", "gpt-4o"]);

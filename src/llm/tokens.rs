@@ -1,10 +1,10 @@
 //! Counts tokens. Pure.
 //!
-//! Models differ in their tokenizers; OpenAI's newest stands for all of them. For other families it is some percent
-//! too high or too low, which is why a prompt does not fill a whole context window.
+//! Models have different tokenizers; we use OpenAI's newest for all of them. For other model families, the count is a few
+//! percent too high or too low, so a prompt must not fill the whole context window.
 //!
-//! Every function that counts does so in slices, so that it can stop early: at a maximum, or when the caller is
-//! cancelled. [`at_most`] costs almost nothing; [`estimate`] and [`PromptSample`] take bounded time.
+//! Texts are counted in slices, so that counting can stop early: at a maximum, or when the caller is cancelled.
+//! [`at_most`] is cheap; [`estimate`] and [`PromptSample`] take bounded time.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,8 +15,8 @@ use super::{ChatMessage, ChatRequest};
 
 /// Tokens that a chat template adds to each message: its role and its delimiters.
 const TEMPLATE_TOKENS: usize = 4;
-/// Tokens of one picture, whatever its size: what OpenAI's models take for a large one.
-const PICTURE_TOKENS: usize = 1_100;
+/// Tokens of one image of any size: the count of OpenAI's models for a large one.
+const IMAGE_TOKENS: usize = 1_100;
 /// Length of the slices that are counted at a time, in bytes. Counting one takes a few milliseconds.
 const SLICE_BYTES: usize = 16 * 1024;
 /// Longest text that [`estimate`] counts as a whole, in bytes.
@@ -40,19 +40,19 @@ pub enum Counted {
 /// Counts the tokens of a text up to `max`. Calls `is_cancelled` before each slice of 16 KB.
 ///
 /// The first call in a process loads the tokenizer, which takes a fraction of a second. A slice ends between two words
-/// where it can; elsewhere the end may add a token to the count.
+/// if possible; otherwise its end may add a token to the count.
 #[must_use]
 pub fn count_up_to(text: &str, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
     count_texts_up_to(0, std::iter::once(Cow::Borrowed(text)), max, is_cancelled)
 }
 
-/// Counts the tokens of a message up to `max`, with what the chat template adds; as [`count_up_to`].
+/// Counts the tokens of a message, including the chat template, like [`count_up_to`].
 #[must_use]
 pub fn count_message_up_to(message: &ChatMessage, max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
     count_texts_up_to(overhead(message), texts(message), max, is_cancelled)
 }
 
-/// Counts the tokens of the tools' definitions up to `max`, as [`count_up_to`].
+/// Counts the tokens of tool definitions, like [`count_up_to`].
 #[must_use]
 pub fn count_tools_up_to(tools: &[Value], max: usize, is_cancelled: &dyn Fn() -> bool) -> Counted {
     count_texts_up_to(0, tools.iter().map(|tool| Cow::Owned(tool.to_string())), max, is_cancelled)
@@ -108,22 +108,22 @@ pub fn at_most(message: &ChatMessage) -> usize {
     overhead(message) + content + message.tool_calls.iter().map(json_bytes).sum::<usize>()
 }
 
-/// Returns an upper bound on the tokens of the tools' definitions, from their length.
+/// Returns an upper bound on the tokens of tool definitions, from their length.
 #[must_use]
 pub fn tools_at_most(tools: &[Value]) -> usize {
     tools.iter().map(json_bytes).sum()
 }
 
-/// Tokens of a message beside its texts: the template and the pictures.
+/// Returns the tokens of a message in addition to its texts: the template and the images.
 fn overhead(message: &ChatMessage) -> usize {
-    let pictures = match &message.content {
+    let images = match &message.content {
         Value::Array(parts) => parts.iter().filter(|part| !part["text"].is_string()).count(),
         _ => 0,
     };
-    TEMPLATE_TOKENS + pictures * PICTURE_TOKENS
+    TEMPLATE_TOKENS + images * IMAGE_TOKENS
 }
 
-/// The texts of a message, tool calls included.
+/// Returns the texts of a message, including tool calls.
 fn texts(message: &ChatMessage) -> impl Iterator<Item = Cow<'_, str>> {
     let parts = match &message.content {
         Value::Array(parts) => parts.as_slice(),
@@ -176,15 +176,15 @@ fn count_whole(text: &str) -> usize {
 
 /// A sample of a prompt that is small enough to stay in memory while the answer streams.
 ///
-/// Servers report a prompt's tokens at the end of the answer, and some never do: then [`PromptSample::estimate`]
-/// replaces the report.
+/// Servers report the tokens of a prompt at the end of the answer, or never. In the second case, we use
+/// [`PromptSample::estimate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptSample {
     /// The texts of a short prompt, or evenly spread pieces of a longer one.
     pieces: Vec<String>,
     /// Length of all texts of the prompt, in bytes.
     text_bytes: usize,
-    /// Tokens of the prompt beside its texts.
+    /// Tokens of the prompt in addition to its texts.
     overhead: usize,
 }
 
@@ -228,7 +228,7 @@ impl PromptSample {
     }
 }
 
-/// Returns evenly spread ranges of `total` bytes, `sample` bytes together; `sample` must be less than `total`.
+/// Returns evenly spread ranges of `total` bytes, with `sample` bytes in total; `sample` must be less than `total`.
 fn sample_ranges(total: usize, sample: usize) -> impl Iterator<Item = Range<usize>> {
     let length = sample / SAMPLE_PIECES;
     let last_start = total - length;
@@ -238,7 +238,7 @@ fn sample_ranges(total: usize, sample: usize) -> impl Iterator<Item = Range<usiz
     })
 }
 
-/// Returns the characters of a text that are wholly in a range of bytes.
+/// Returns the characters of a text that are completely in a range of bytes.
 fn piece(text: &str, range: Range<usize>) -> &str {
     let start = text.ceil_char_boundary(range.start);
     &text[start..text.floor_char_boundary(range.end).max(start)]
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_counted_as_its_tokenizer_does() {
+    fn a_text_is_counted_by_the_tokenizer() {
         assert_eq!(count_up_to("Hello, world!", 4, &|| false), Counted::Tokens(4));
         assert_eq!(count_up_to("", 0, &|| false), Counted::Tokens(0));
     }
@@ -280,9 +280,9 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_spaces_is_counted_in_slices_too() {
+    fn a_text_without_spaces_is_counted_in_slices() {
         let text = "語".repeat(SLICE_BYTES);
-        let Counted::Tokens(tokens) = count_up_to(&text, usize::MAX, &|| false) else { panic!("it has a count") };
+        let Counted::Tokens(tokens) = count_up_to(&text, usize::MAX, &|| false) else { panic!("not counted") };
 
         assert!(tokens.abs_diff(exact(&text)) <= 2 * text.len() / SLICE_BYTES, "{tokens}");
     }

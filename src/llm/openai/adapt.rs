@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use crate::llm::{ChatRequest, Error};
 
-/// Parameters that a request can omit: the two names of one limit, of which one is enough; the request for token
-/// counts; and an option that we enforce ourselves.
+/// Parameters that a request can omit: the two names of the same limit, of which one is sufficient; the option to report
+/// usage; and an option that we enforce ourselves.
 pub const DROPPABLE_PARAMETERS: [&str; 4] =
     ["max_completion_tokens", "max_tokens", "stream_options", "parallel_tool_calls"];
 /// The two names of the limit on completion tokens. At most one of them may be dropped.
@@ -31,13 +31,13 @@ impl RequestBody {
         if let Some(tokens) = request.max_completion_tokens.take() {
             droppable.insert("max_completion_tokens".to_owned(), json!(tokens));
             if !is_openai {
-                // Some servers know only the older name; OpenAI's newer models reject it.
+                // Some servers support only the older name; OpenAI's newer models reject it.
                 droppable.insert("max_tokens".to_owned(), json!(tokens));
             }
         }
         droppable.insert("stream_options".to_owned(), json!({"include_usage": true}));
         let parallel_tool_calls = match request.parallel_tool_calls.take() {
-            // OpenAI's default. llama.cpp needs the parameter; some of OpenAI's models reject it.
+            // OpenAI's default. llama.cpp requires the parameter; some of OpenAI's models reject it.
             None if !request.tools.is_empty() && !is_openai => Some(true),
             set => set,
         };
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn openai_gets_neither_the_older_name_nor_a_default_that_it_has_itself() {
+    fn the_older_name_and_default_values_are_not_sent_to_openai() {
         let body = parse(&RequestBody::new(request(), true, &[]));
 
         assert_eq!((body.get("max_tokens"), body.get("parallel_tool_calls")), (None, None));

@@ -1,4 +1,4 @@
-//! Reads completion chunks and whole completions. Pure, and lenient: servers differ in what they send and leave out.
+//! Parses completion chunks and whole completions. Pure, and lenient, because servers differ in the fields that they send.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -64,7 +64,7 @@ impl From<CallDelta> for CallPiece {
     }
 }
 
-/// Token counts as servers send them: integers, floats, null, or absent. An odd count must not fail the answer.
+/// Token counts as servers send them: integers, floats, null, or absent. An invalid count must not fail the answer.
 #[derive(Deserialize)]
 struct ChunkUsage {
     #[serde(default)]
@@ -118,7 +118,7 @@ fn content_text(content: Value) -> String {
 /// Returns the deltas of one event of a stream.
 ///
 /// # Errors
-/// In words that follow the server's name, for an event that is not a chunk and for an error that the server reports.
+/// For an event that is not a chunk, and for an error that the server reports. The text follows the server's name.
 pub fn parse_chunk(event: &str, surrogates: &mut SurrogateJoiner) -> Result<Vec<ChatDelta>, String> {
     let chunk: Chunk = serde_json::from_str(event)
         .or_else(|_| serde_json::from_str(&surrogates.push(event)))
@@ -126,7 +126,7 @@ pub fn parse_chunk(event: &str, surrogates: &mut SurrogateJoiner) -> Result<Vec<
     if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
         let text = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
         let text: String = text.chars().take(ERROR_CHARS_MAX).collect();
-        return Err(format!("failed in the middle of its answer: {text}"));
+        return Err(format!("failed during its answer: {text}"));
     }
     let mut deltas = Vec::new();
     for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index.unwrap_or(0) == 0) {
@@ -147,7 +147,7 @@ pub fn parse_chunk(event: &str, surrogates: &mut SurrogateJoiner) -> Result<Vec<
     Ok(deltas)
 }
 
-/// Returns the deltas of a whole completion, which a server sends that does not stream.
+/// Returns the deltas of a whole completion, from a server that does not stream.
 ///
 /// # Errors
 /// As [`parse_chunk`], and for JSON that is not a completion.
@@ -211,7 +211,7 @@ mod tests {
     fn an_error_in_the_stream_is_returned_with_its_text() {
         let error = parse(r#"{"error":{"message":"out of memory"}}"#).unwrap_err();
 
-        assert_eq!(error, "failed in the middle of its answer: out of memory");
+        assert_eq!(error, "failed during its answer: out of memory");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The HTTP client: sends requests, retries them, enforces the time limits, and reads the answers.
+//! The HTTP client: sends requests, retries them, enforces timeouts, and reads the answers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,25 +18,25 @@ use super::surrogates::SurrogateJoiner;
 use crate::llm::sse::Parser;
 use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
 
-/// The first pause before a retry; each later one is twice as long.
+/// Initial backoff before a retry; doubled for each further retry.
 const BACK_OFF: Duration = Duration::from_millis(500);
-/// The longest pause before a retry, even if the server asks for a longer one: a run has a deadline.
+/// Maximum backoff before a retry, even if the server requests more, because a run has a deadline.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// Maximum size of a body that is not a stream, in bytes: a whole answer, a list, an error.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Time limit for a server's list of models.
+/// Timeout of listing the models of a server.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time limits and retries for a model server.
+/// Timeouts and retries of requests to a model server.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Connect timeout.
     pub connect_timeout: Duration,
-    /// From the request to the first byte of the answer's body.
+    /// Timeout from the request to the first byte of the response body.
     pub first_byte_timeout: Duration,
-    /// Between two reads of the body.
+    /// Timeout between two reads of the body.
     pub idle_timeout: Duration,
-    /// Retries after a 429, a 5xx or a failed connection, before the first byte.
+    /// Maximum number of retries after a 429, a 5xx or a connection error, before the first byte.
     pub retries: u32,
 }
 
@@ -63,14 +63,14 @@ impl Upstream {
     /// If the system's TLS roots cannot be loaded.
     #[must_use]
     pub fn new(base_url: &str, api_key: Option<String>, settings: Settings) -> Self {
-        // Fails if a provider is installed already, which is fine.
+        // Fails if a provider is already installed, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that makes clients for model servers")]
+        #[expect(clippy::disallowed_methods, reason = "the only place that creates clients for model servers")]
         let client = reqwest::Client::builder()
             .connect_timeout(settings.connect_timeout)
             .pool_max_idle_per_host(usize::MAX)
             .build()
-            .expect("the client's settings are constants that build");
+            .expect("the client settings are valid");
         let base_url = base_url.trim_end_matches('/').to_owned();
         let inner = Inner { base_url, api_key, settings, unsupported_parameters: Mutex::default() };
         Self { client, inner: Arc::new(inner) }
@@ -83,9 +83,9 @@ impl Upstream {
         }
     }
 
-    /// Sends a chat request until it succeeds or a retry cannot help. Drops the parameters that the server rejects.
+    /// Sends a chat request until it succeeds or fails permanently. Removes the parameters that the server rejects.
     ///
-    /// Holds the prompt only as the JSON body, and drops that when it returns.
+    /// The prompt is in memory only as the JSON body, which is dropped on return.
     async fn request_answer(&self, request: ChatRequest) -> Result<Answer, Error> {
         let unsupported = self.unsupported_parameters().clone();
         let mut body = RequestBody::new(request, self.is_openai(), &unsupported);
@@ -99,7 +99,7 @@ impl Upstream {
             tracing::info!(
                 server = self.display_name(),
                 parameter,
-                "the model server rejects a parameter; requests omit it from now on"
+                "the model server rejected a parameter; later requests omit it"
             );
             let mut unsupported = self.unsupported_parameters();
             if !unsupported.contains(&parameter) {
@@ -110,7 +110,7 @@ impl Upstream {
         }
     }
 
-    /// Posts a JSON body until there is an answer that a retry would not change; returns it with its first bytes.
+    /// Posts a JSON body, with retries; returns the last answer with its first bytes.
     async fn send(&self, body: Bytes) -> Result<Answer, Error> {
         let settings = &self.inner.settings;
         let url = format!("{}/chat/completions", self.inner.base_url);
@@ -148,11 +148,11 @@ impl Upstream {
 
     fn unreachable(&self, error: &reqwest::Error) -> Error {
         let mut cause: &dyn std::error::Error = error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
+        while let Some(inner) = cause.source() {
+            cause = inner;
         }
         self.unavailable(&format!(
-            "cannot be reached: {cause}. Check that it runs and that its URL in the settings is right"
+            "cannot be reached: {cause}. Check that it runs and that its URL in the settings is correct"
         ))
     }
 
@@ -192,7 +192,7 @@ impl Upstream {
     }
 }
 
-/// An answer with the first bytes of its body, which prove that it has started.
+/// A response and the first bytes of its body, after which the answer has started.
 struct Answer {
     response: Response,
     first: Option<Bytes>,
@@ -222,7 +222,7 @@ impl Answer {
         futures_util::stream::iter(self.first.map(Ok)).chain(self.response.bytes_stream())
     }
 
-    /// Reads the body up to `BODY_BYTES_MAX`, as far as it arrives with no pause longer than `idle`.
+    /// Reads the body up to `BODY_BYTES_MAX`, or until nothing arrives for `idle`.
     async fn text(self, idle: Duration) -> String {
         let mut bytes = Vec::new();
         let mut stream = std::pin::pin!(self.into_bytes());
@@ -241,7 +241,7 @@ fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 429 | 500..)
 }
 
-/// Returns the pause that a server asks for: in milliseconds, in seconds, or as a date.
+/// Returns the delay that a server requests: in milliseconds, in seconds, or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(milliseconds) = text("retry-after-ms").and_then(|text| text.parse().ok()) {
@@ -284,7 +284,7 @@ impl ChatModel for Upstream {
                 let events = match tokio::time::timeout(idle, bytes.next()).await {
                     Err(_) => {
                         let seconds = idle.as_secs();
-                        let predicate = format!("fell silent for {seconds} s (upstream_idle_timeout_s)");
+                        let predicate = format!("sent nothing more for {seconds} s (upstream_idle_timeout_s)");
                         yield Err(upstream.unavailable(&predicate));
                         return;
                     }
@@ -292,12 +292,12 @@ impl ChatModel for Upstream {
                         Some(event) => vec![event],
                         None if is_finished => return,
                         None => {
-                            yield Err(upstream.unavailable("broke off in the middle of its answer"));
+                            yield Err(upstream.unavailable("closed the connection during its answer"));
                             return;
                         }
                     },
                     Ok(Some(Err(error))) => {
-                        let predicate = format!("broke off in the middle of its answer: {error}");
+                        let predicate = format!("closed the connection during its answer: {error}");
                         yield Err(upstream.unavailable(&predicate));
                         return;
                     }
@@ -346,7 +346,9 @@ impl ChatModel for Upstream {
             content_type: answer.content_type().map(str::to_owned),
             body: answer
                 .into_bytes()
-                .map(move |bytes| bytes.map_err(|error| upstream.unavailable(&format!("broke off: {error}"))))
+                .map(move |bytes| {
+                    bytes.map_err(|error| upstream.unavailable(&format!("closed the connection: {error}")))
+                })
                 .boxed(),
         })
     }
@@ -367,7 +369,7 @@ impl ChatModel for Upstream {
     fn display_name(&self) -> String {
         match reqwest::Url::parse(&self.inner.base_url) {
             Ok(mut url) => {
-                // User name and password must not appear in a log.
+                // User name and password must not appear in logs.
                 let _ = url.set_username("");
                 let _ = url.set_password(None);
                 url.to_string()
@@ -386,7 +388,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_asks_for_a_pause_in_milliseconds_in_seconds_or_as_a_date() {
+    fn retry_after_is_parsed_as_milliseconds_seconds_or_a_date() {
         let headers = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
         };
@@ -414,7 +416,7 @@ mod tests {
             let (mut socket, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\"end\"}") {
-                assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0, "the request is cut");
+                assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0, "the connection closed during the request");
             }
             let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\ndata\r\n";
             socket.write_all(head).await.unwrap();
@@ -432,6 +434,6 @@ mod tests {
 
         let answer = answer.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(answer.first.as_deref(), Some(b"data".as_slice()));
-        assert_eq!(released.strong_count(), 0, "the answer is open and its request's body is still in memory");
+        assert_eq!(released.strong_count(), 0, "the request body is still in memory after the answer started");
     }
 }

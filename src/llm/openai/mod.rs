@@ -1,4 +1,4 @@
-//! A model server that speaks OpenAI's chat completions over HTTP.
+//! A model server with OpenAI's chat-completions API over HTTP.
 
 mod adapt;
 mod chunk;
@@ -8,5 +8,5 @@ mod surrogates;
 
 pub use client::{Settings, Upstream};
 
-/// Maximum length of a server's error text that is passed on, in characters.
+/// Maximum length of a server's error text in our errors, in characters.
 const ERROR_CHARS_MAX: usize = 500;

@@ -1,4 +1,4 @@
-//! Reads a server's list of models. Pure.
+//! Parses a server's list of models. Pure.
 
 use serde::Deserialize;
 
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_context_window_is_read_under_each_servers_name() {
+    fn the_context_window_is_read_from_the_field_of_each_server() {
         let windows = [
             r#""max_model_len": 7"#,
             r#""context_length": 7"#,

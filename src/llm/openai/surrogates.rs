@@ -1,6 +1,6 @@
-//! Surrogate pairs that a server splits across two events. Pure.
+//! Joins surrogate pairs that a server splits across two events. Pure.
 //!
-//! JSON writes a character outside the basic plane as two escapes. Some servers send one escape at the end of an event
+//! JSON encodes a character outside the basic plane as two escapes. Some servers send one escape at the end of an event
 //! and the other at the start of the next; neither event is valid JSON on its own.
 
 /// Length of `\u0000`, in bytes.
@@ -16,7 +16,7 @@ pub struct SurrogateJoiner {
 impl SurrogateJoiner {
     /// Returns the event with complete characters only.
     ///
-    /// Holds back a high surrogate until the next event brings the low one. A low surrogate without a high one becomes
+    /// A high surrogate is stored until the next event, which has the low one. A low surrogate without a high one becomes
     /// U+FFFD.
     pub fn push(&mut self, event: &str) -> String {
         let mut joined = String::with_capacity(event.len());
