@@ -10,11 +10,11 @@ use super::time::Timestamp;
 use super::tool::{ResponseFormat, Tool, ToolResources, reasoning_effort, response_format, tool, tool_resources};
 use crate::request;
 
-/// Most characters of a model's name; the service states none, so this only bounds what is stored.
+/// Maximum length of a model name, in characters. The service documents none; this limits the stored size.
 const MODEL_CHARS_MAX: usize = 256;
-/// Most characters of instructions.
+/// Maximum length of instructions, in characters.
 const INSTRUCTIONS_CHARS_MAX: usize = 256_000;
-/// Most tools of an assistant.
+/// Maximum number of tools of an assistant.
 const TOOLS_MAX: usize = 128;
 
 /// The rule for `model`.
@@ -22,7 +22,7 @@ pub(super) fn model() -> impl Rule<Out = String> {
     string(1, MODEL_CHARS_MAX)
 }
 
-/// The rule for `instructions` and its kin.
+/// The rule for `instructions` and `additional_instructions`.
 pub(super) fn instructions() -> impl Rule<Out = String> {
     string(0, INSTRUCTIONS_CHARS_MAX)
 }
@@ -37,18 +37,18 @@ pub(super) fn top_p() -> impl Rule<Out = f64> {
     decimal(0.0, 1.0)
 }
 
-/// A model with instructions and tools. What was not set stays `None`, so that a run can tell a default from a wish.
+/// A model with instructions and tools. Parameters that are not set are `None`, so that no defaults are sent to the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Assistant {
-    /// Its name in the API.
+    /// The assistant ID.
     pub id: AssistantId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// At most 256 characters.
     pub name: Option<String>,
     /// At most 512 characters.
     pub description: Option<String>,
-    /// The model's name as the client wrote it; upstreams and aliases are looked up when a run starts.
+    /// The requested model name. Aliases and servers are resolved when a run starts.
     pub model: String,
     /// At most 256,000 characters.
     pub instructions: Option<String>,
@@ -58,17 +58,17 @@ pub struct Assistant {
     pub top_p: Option<f64>,
     /// 0 to 2.
     pub temperature: Option<f64>,
-    /// How hard a reasoning model shall think.
+    /// The reasoning effort of the model.
     pub reasoning_effort: Option<String>,
-    /// What the tools work on.
+    /// The resources of the tools.
     pub tool_resources: ToolResources,
-    /// The client's own pairs.
+    /// The metadata set by the client.
     pub metadata: Metadata,
-    /// The form of the answers.
+    /// The format of the answers.
     pub response_format: ResponseFormat,
 }
 
-/// The wire form of an [`Assistant`], members in the recorded order.
+/// The wire form of an [`Assistant`], with its properties in the recorded order.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AssistantObject<'a> {
     id: &'a AssistantId,
@@ -131,7 +131,7 @@ request! {
 }
 
 impl CreateAssistant {
-    /// The assistant that the request asks for.
+    /// Returns the requested assistant.
     #[must_use]
     pub fn into_assistant(self, id: AssistantId, now: Timestamp) -> Assistant {
         Assistant {
@@ -170,7 +170,7 @@ request! {
 }
 
 impl ModifyAssistant {
-    /// Changes an assistant to what the request asks for.
+    /// Applies the request to an assistant.
     pub fn apply(self, assistant: &mut Assistant) {
         if let Some(model) = self.model {
             assistant.model = model;

@@ -1,53 +1,53 @@
-//! What a client may be told when its request cannot be served.
+//! Errors that are returned to clients.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// A refusal in the API's own words: what kind, why, and which member is to blame.
+/// An error of the API: its kind, message, and the invalid parameter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// Decides the HTTP status and the `type` member.
+    /// Determines the HTTP status and the `type` property.
     pub kind: Kind,
-    /// A sentence for a person.
+    /// The error message.
     pub message: String,
-    /// The path of the faulty member, such as `tools[0].function.name`.
+    /// The path of the invalid parameter, such as `tools[0].function.name`.
     pub param: Option<String>,
-    /// A word for a program, such as `unknown_parameter`.
+    /// The error code, such as `unknown_parameter`.
     pub code: Option<&'static str>,
 }
 
-/// The kinds of refusal, one per HTTP status.
+/// The kinds of errors, one per HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// 400: the request is wrong and will stay wrong.
+    /// 400: the request is invalid.
     InvalidRequest,
-    /// 401: the key is missing or wrong.
+    /// 401: the API key is missing or invalid.
     Authentication,
-    /// 403: this caller may not.
+    /// 403: the caller is not allowed.
     Forbidden,
-    /// 404: the thing named is not here.
+    /// 404: the object does not exist.
     NotFound,
-    /// 405: the path exists, the method does not.
+    /// 405: the path does not support the method.
     MethodNotAllowed,
     /// 408: the body did not arrive in time.
     Timeout,
-    /// 413: the body is larger than the server takes.
+    /// 413: the body is too large.
     TooLarge,
     /// 415: the body is not JSON.
     UnsupportedMedia,
-    /// 429: this caller asks too often.
+    /// 429: the caller exceeded its rate limit.
     RateLimited,
-    /// 500: our fault.
+    /// 500: an internal error.
     Server,
-    /// 502: the model server could not be reached or answered nonsense.
+    /// 502: the model server is unreachable or sent an invalid response.
     BadGateway,
-    /// 503: the server is stopping, or its store is away.
+    /// 503: the server is stopping, or its store is unavailable.
     Unavailable,
 }
 
 impl Kind {
-    /// The HTTP status code.
+    /// Returns the HTTP status code.
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
@@ -66,7 +66,7 @@ impl Kind {
         }
     }
 
-    /// The `type` member.
+    /// Returns the `type` property.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.status() {
@@ -77,7 +77,7 @@ impl Kind {
     }
 }
 
-/// The members of `error` in a reply, all four always present.
+/// The properties of `error` in a response. All four are always present.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Error")]
 pub struct Body<'a> {
@@ -88,7 +88,7 @@ pub struct Body<'a> {
     code: Option<&'a str>,
 }
 
-/// Maximum length of a message or a path in a reply, in characters: both may quote what a client sent.
+/// Maximum length of a message or a path in a response, in characters: both may quote the request.
 const QUOTED_CHARS_MAX: usize = 2_000;
 
 fn bounded(mut text: String) -> String {
@@ -101,24 +101,24 @@ fn bounded(mut text: String) -> String {
 }
 
 impl Error {
-    /// A refusal without `param` and `code`.
+    /// Creates an error without `param` and `code`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: bounded(message.into()), param: None, code: None }
     }
 
-    /// 400 without `param` and `code`.
+    /// Creates a 400 without `param` and `code`.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(Kind::InvalidRequest, message)
     }
 
-    /// 404 in the wording that scripts match on: `No thread found with id 'thread_x'.`
+    /// Creates a 404 with the message that clients match on: `No thread found with id 'thread_x'.`
     pub fn not_found(noun: &str, id: &dyn std::fmt::Display) -> Self {
         Self::new(Kind::NotFound, format!("No {noun} found with id '{id}'."))
     }
 
-    /// The text of every 500; the log has the cause.
+    /// Creates the error of every 500; the cause is in the log.
     ///
-    /// Source: recorded 500 answers of the service.
+    /// Source: recorded 500 responses of the service.
     #[must_use]
     pub fn server(request_id: &str) -> Self {
         Self::new(
@@ -131,21 +131,21 @@ impl Error {
         )
     }
 
-    /// Names the faulty member.
+    /// Sets `param`.
     #[must_use]
     pub fn at(mut self, param: impl Into<String>) -> Self {
         self.param = Some(bounded(param.into()));
         self
     }
 
-    /// Adds the word for programs.
+    /// Sets `code`.
     #[must_use]
     pub fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
         self
     }
 
-    /// The wire form of the refusal, without the enclosing `error` member.
+    /// Returns the wire form, without the enclosing `error` property.
     #[must_use]
     pub fn body(&self) -> Body<'_> {
         Body { message: &self.message, kind: self.kind.name(), param: self.param.as_deref(), code: self.code }

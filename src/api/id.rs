@@ -1,4 +1,4 @@
-//! Identifiers: one type per object, each with its prefix, and the maker of new ones.
+//! Identifiers: one type per object, each with its prefix, and their generator.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use uuid::Uuid;
 
 use super::error::Error;
 
-/// What all identifiers have in common.
+/// The common interface of all identifiers.
 pub trait Id: Sized {
     /// The part before the random digits, separator included: `thread_`.
     const PREFIX: &'static str;
-    /// The name of the path parameter that carries one: `thread_id`.
+    /// The name of the path parameter: `thread_id`.
     const PARAM: &'static str;
-    /// What the object is called in error texts: `thread`.
+    /// The name of the object in error texts: `thread`.
     const NOUN: &'static str;
 
-    /// Takes a client's text for an identifier when it begins like one.
+    /// Parses an identifier from a request.
     ///
     /// # Errors
-    /// 400 `Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.`; 404 when no identifier has
-    /// such characters.
+    /// 400 `Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.`; 404 if the text has
+    /// characters that no identifier has.
     fn parse(text: &str, param: &str) -> Result<Self, Error>;
 
-    /// The refusal for an identifier that names nothing.
+    /// Returns the error for an unknown identifier.
     fn not_found(&self) -> Error;
 }
 
@@ -37,12 +37,12 @@ macro_rules! ids {
         pub struct $name(String);
 
         impl $name {
-            /// Takes a text that was an identifier of this kind before, such as a stored one.
+            /// Creates an identifier from a stored text, without validation.
             pub fn from_stored(text: impl Into<String>) -> Self {
                 Self(text.into())
             }
 
-            /// The identifier's text.
+            /// Returns the text of the identifier.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -58,12 +58,12 @@ macro_rules! ids {
                 if text.starts_with($prefix) {
                     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
                     let id = Self(text.to_owned());
-                    // Nothing has a name with other characters in it, and a database may choke on some.
+                    // No identifier has other characters, and databases do not support all of them.
                     return if text.chars().all(plain) { Ok(id) } else { Err(id.not_found()) };
                 }
-                let begins = $prefix.trim_end_matches(['_', '-']);
+                let expected = $prefix.trim_end_matches(['_', '-']);
                 Err(Error::invalid(format!(
-                    "Invalid '{param}': '{text}'. Expected an ID that begins with '{begins}'."
+                    "Invalid '{param}': '{text}'. Expected an ID that begins with '{expected}'."
                 ))
                 .at(param)
                 .code("invalid_value"))
@@ -89,50 +89,50 @@ macro_rules! ids {
 }
 
 ids! {
-    /// Names an assistant.
+    /// Identifies an assistant.
     AssistantId("asst_", "assistant_id", "assistant");
-    /// Names a thread.
+    /// Identifies a thread.
     ThreadId("thread_", "thread_id", "thread");
-    /// Names a message.
+    /// Identifies a message.
     MessageId("msg_", "message_id", "message");
-    /// Names a run.
+    /// Identifies a run.
     RunId("run_", "run_id", "run");
-    /// Names a run step.
+    /// Identifies a run step.
     RunStepId("step_", "step_id", "run step");
-    /// Names a tool call.
+    /// Identifies a tool call.
     ToolCallId("call_", "tool_call_id", "tool call");
-    /// Names a file.
+    /// Identifies a file.
     FileId("file-", "file_id", "file");
-    /// Names a vector store.
+    /// Identifies a vector store.
     VectorStoreId("vs_", "vector_store_id", "vector store");
 }
 
-/// An identifier type that [`Ids`] can make.
+/// An identifier type that [`Ids`] can generate.
 pub trait Make {
-    /// A new one, never given before.
+    /// Returns a new, unique identifier.
     fn make(ids: &Ids) -> Self;
 }
 
-/// Makes identifiers: a prefix and the 32 hex digits of a version 7 UUID, so that they sort by time.
+/// Generates identifiers: a prefix and the 32 hex digits of a version 7 UUID, so that they sort by time.
 #[derive(Debug, Default)]
 pub struct Ids {
     sequence: Option<std::sync::atomic::AtomicU64>,
 }
 
 impl Ids {
-    /// Unique across processes and machines.
+    /// Creates a generator that is unique across processes and machines.
     #[must_use]
     pub fn unique_everywhere() -> Self {
         Self::default()
     }
 
-    /// Counts from one: the same identifiers on each run, for tests of pure code.
+    /// Creates a generator that counts from one: the same identifiers in each run, for tests.
     #[must_use]
     pub fn counting() -> Self {
         Self { sequence: Some(std::sync::atomic::AtomicU64::new(0)) }
     }
 
-    /// Makes one identifier of the type asked for.
+    /// Generates an identifier.
     pub fn make<T: Make>(&self) -> T {
         T::make(self)
     }
@@ -164,10 +164,10 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_the_prefix_is_refused_by_name() {
-        let refused = ThreadId::parse("undefined", "thread_id").unwrap_err();
+    fn a_text_without_the_prefix_is_rejected_with_the_parameter_name() {
+        let error = ThreadId::parse("undefined", "thread_id").unwrap_err();
 
-        assert_eq!(refused.message, "Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.");
-        assert_eq!(refused.param.as_deref(), Some("thread_id"));
+        assert_eq!(error.message, "Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.");
+        assert_eq!(error.param.as_deref(), Some("thread_id"));
     }
 }

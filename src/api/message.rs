@@ -1,4 +1,4 @@
-//! Messages: what users and assistants said.
+//! Messages of users and assistants.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -8,87 +8,87 @@ use super::error::Error;
 use super::id::{AssistantId, FileId, Ids, MessageId, RunId, ThreadId};
 use super::metadata::{Metadata, metadata};
 use super::rule::{
-    At, Request as _, Rule, array, by, id, object, one_of, string, tagged, tagged_schema, too_long, wrong_type,
+    At, Request as _, Rule, array, custom, id, object, one_of, string, tagged, tagged_schema, too_long, wrong_type,
 };
 use super::time::Timestamp;
 use super::tool::BareTool;
 use crate::request;
 
-/// Most characters of a message's text.
+/// Maximum length of the text of a message, in characters.
 const TEXT_CHARS_MAX: usize = 256_000;
-/// Most characters of an image's address: enough for a data URL of some megabytes.
+/// Maximum length of an image URL, in characters: enough for a data URL of several megabytes.
 const URL_CHARS_MAX: usize = 16_000_000;
-/// Most content parts of a message; the service states none, so this only bounds what is stored.
+/// Maximum number of content parts of a message. The service documents none; this limits the stored size.
 const PARTS_MAX: usize = 1_000;
-/// Most attachments of a message; the service states none, so this only bounds what is stored.
+/// Maximum number of attachments of a message. The service documents none; this limits the stored size.
 const ATTACHMENTS_MAX: usize = 1_000;
 
-/// What one side said.
+/// A message of a user or an assistant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Its name in the API.
+    /// The message ID.
     pub id: MessageId,
-    /// When it was begun.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// The conversation it belongs to.
+    /// The thread of the message.
     pub thread_id: ThreadId,
-    /// Who wrote it, when a run did.
+    /// The run that wrote the message, if any.
     pub author: Option<Author>,
-    /// Which side said it.
+    /// The role of the author.
     pub role: Role,
-    /// Text and images.
+    /// The content parts.
     pub content: Vec<Content>,
-    /// Files that came with it.
+    /// The attached files.
     pub attachments: Vec<Attachment>,
-    /// The client's own pairs.
+    /// The metadata set by the client.
     pub metadata: Metadata,
-    /// Whether it is whole.
+    /// The state of the message.
     pub state: MessageState,
 }
 
 /// The run that wrote a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Author {
-    /// Whose run it was.
+    /// The assistant of the run.
     pub assistant_id: AssistantId,
     /// The run.
     pub run_id: RunId,
 }
 
-/// The sides of a conversation.
+/// The roles in a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// The client's user.
+    /// The user.
     User,
-    /// The model, or a client speaking for it.
+    /// The model, or a client on its behalf.
     Assistant,
 }
 
-/// Whether a message is whole.
+/// The state of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageState {
     /// A run is writing it.
     InProgress,
-    /// It is whole since then.
+    /// It is complete.
     Completed {
-        /// When it was finished.
+        /// When it was completed.
         at: Timestamp,
     },
-    /// It will stay a part.
+    /// It was cut off.
     Incomplete {
-        /// When it was cut.
+        /// When it was cut off.
         at: Timestamp,
-        /// Why.
+        /// The reason.
         reason: IncompleteReason,
     },
 }
 
-/// Why a message was cut.
+/// Why a message is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum IncompleteReason {
     ContentFilter,
     MaxTokens,
@@ -97,34 +97,34 @@ pub enum IncompleteReason {
     RunFailed,
 }
 
-/// A part of a message.
+/// A content part of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Content {
-    /// Words.
+    /// Text.
     Text {
-        /// The words and their notes.
+        /// The text and its annotations.
         text: Text,
     },
-    /// A picture on the web, or in a data URL.
+    /// An image at a URL, which may be a data URL.
     ImageUrl {
-        /// Where it is.
+        /// The URL.
         image_url: ImageUrl,
     },
-    /// A picture among the files.
+    /// An image in a file.
     ImageFile {
-        /// Which one.
+        /// The file.
         image_file: ImageFile,
     },
-    /// The model's words for not answering.
+    /// A refusal by the model.
     Refusal {
-        /// The words.
+        /// The text of the refusal.
         refusal: String,
     },
 }
 
 impl Content {
-    /// The words of a text.
+    /// Returns the text of a text part.
     #[must_use]
     pub fn words(&self) -> Option<&str> {
         match self {
@@ -133,7 +133,7 @@ impl Content {
         }
     }
 
-    /// The words of a refusal.
+    /// Returns the text of a refusal part.
     #[must_use]
     pub fn refusal(&self) -> Option<&str> {
         match self {
@@ -142,43 +142,43 @@ impl Content {
         }
     }
 
-    /// Plain words without notes.
+    /// Creates a text part without annotations.
     pub fn text(value: impl Into<String>) -> Self {
         Self::Text { text: Text { value: value.into(), annotations: Vec::new() } }
     }
 }
 
-/// Words and their notes.
+/// A text and its annotations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Text {
-    /// The words.
+    /// The text.
     pub value: String,
-    /// Citations and file paths within them.
+    /// Citations and file paths in the text.
     pub annotations: Vec<Value>,
 }
 
-/// A picture on the web.
+/// An image at a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageUrl {
-    /// http(s) or data URL.
+    /// An `http`, `https` or `data` URL.
     pub url: String,
-    /// How closely the model looks.
+    /// The detail level.
     pub detail: Detail,
 }
 
-/// A picture among the files.
+/// An image in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageFile {
-    /// Its file.
+    /// The file ID.
     pub file_id: FileId,
-    /// How closely the model looks.
+    /// The detail level.
     pub detail: Detail,
 }
 
-/// How closely a model looks at a picture.
+/// The detail level of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum Detail {
     #[default]
     Auto,
@@ -186,25 +186,25 @@ pub enum Detail {
     High,
 }
 
-/// A file that came with a message.
+/// A file attached to a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Attachment {
-    /// Which file.
+    /// The file ID.
     pub file_id: FileId,
-    /// The tools that shall see it.
+    /// The tools that can use it.
     pub tools: Vec<AttachmentTool>,
 }
 
-/// A tool that shall see an attachment.
+/// A tool that can use an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum AttachmentTool {
     CodeInterpreter,
     FileSearch,
 }
 
-/// The wire form of a [`Message`], members in the recorded order.
+/// The wire form of a [`Message`], with its properties in the recorded order.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct MessageObject<'a> {
     id: &'a MessageId,
@@ -256,17 +256,17 @@ impl<'a> From<&'a Message> for MessageObject<'a> {
 }
 
 request! {
-    /// Body of `POST /threads/{thread_id}/messages`, and each message that comes with a thread or a run.
+    /// Body of `POST /threads/{thread_id}/messages`, and each message of a request that creates a thread or a run.
     pub struct CreateMessage {
         required role: Role = one_of(&[("user", Role::User), ("assistant", Role::Assistant)]);
-        required content: Vec<Content> = by(content, content_schema);
-        optional attachments: Vec<Attachment> = array(by(attachment, attachment_schema), 0, ATTACHMENTS_MAX);
+        required content: Vec<Content> = custom(content, content_schema);
+        optional attachments: Vec<Attachment> = array(custom(attachment, attachment_schema), 0, ATTACHMENTS_MAX);
         optional metadata: Metadata = metadata();
     }
 }
 
 impl CreateMessage {
-    /// The message that the request asks for.
+    /// Returns the requested message.
     #[must_use]
     pub fn into_message(self, ids: &Ids, thread_id: &ThreadId, now: Timestamp) -> Message {
         Message {
@@ -299,7 +299,7 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
 }
 
 fn parts() -> impl Rule<Out = Vec<Content>> {
-    array(by(part, part_schema), 1, PARTS_MAX)
+    array(custom(part, part_schema), 1, PARTS_MAX)
 }
 
 fn content_schema(schemas: &mut SchemaGenerator) -> Value {
@@ -335,40 +335,40 @@ fn detail() -> impl Rule<Out = Detail> {
 }
 
 request! {
-    /// A part made of words.
+    /// A text part.
     pub struct TextPart {
         required text: String = string(0, TEXT_CHARS_MAX);
     }
 }
 
 request! {
-    /// A part that is a picture on the web.
+    /// An image URL part.
     pub struct ImageUrlPart {
         required image_url: ImageUrlRequest = object();
     }
 }
 
 request! {
-    /// A picture on the web.
+    /// An image at a URL.
     pub struct ImageUrlRequest {
-        required url: String = by(image_url, image_url_schema);
+        required url: String = custom(image_url, image_url_schema);
         optional detail: Detail = detail();
     }
 }
 
-/// What the address of a picture begins with.
-const URL_BEGINNINGS: [&str; 3] = ["http://", "https://", "data:image/"];
+/// Accepted prefixes of image URLs.
+const URL_PREFIXES: [&str; 3] = ["http://", "https://", "data:image/"];
 
 fn image_url_schema(_: &mut SchemaGenerator) -> Value {
-    let pattern = format!("^({})", URL_BEGINNINGS.join("|"));
+    let pattern = format!("^({})", URL_PREFIXES.join("|"));
     json!({"type": "string", "maxLength": URL_CHARS_MAX, "pattern": pattern})
 }
 
-/// Differs: the service took only addresses that end like a picture's file; here a model server may see to that, and
-/// data URLs are taken as well.
+/// Differs: the service accepted only URLs with an image file extension. Here the model server validates the URL, and data
+/// URLs are accepted as well.
 fn image_url(value: Value, at: &At<'_>) -> Result<String, Error> {
     let url = string(1, URL_CHARS_MAX).read(value, at)?;
-    if URL_BEGINNINGS.iter().any(|beginning| url.starts_with(beginning)) {
+    if URL_PREFIXES.iter().any(|prefix| url.starts_with(prefix)) {
         return Ok(url);
     }
     Err(Error::invalid(format!("Invalid '{at}'. Expected a valid URL, but got a value with an invalid format."))
@@ -377,14 +377,14 @@ fn image_url(value: Value, at: &At<'_>) -> Result<String, Error> {
 }
 
 request! {
-    /// A part that is a picture among the files.
+    /// An image file part.
     pub struct ImageFilePart {
         required image_file: ImageFileRequest = object();
     }
 }
 
 request! {
-    /// A picture among the files.
+    /// An image in a file.
     pub struct ImageFileRequest {
         required file_id: FileId = id();
         optional detail: Detail = detail();
@@ -392,10 +392,10 @@ request! {
 }
 
 request! {
-    /// A file that comes with a message.
+    /// A file attached to a message.
     pub struct AttachmentRequest {
         required file_id: FileId = id();
-        required tools: Vec<AttachmentTool> = array(by(attachment_tool, attachment_tool_schema), 0, 2);
+        required tools: Vec<AttachmentTool> = array(custom(attachment_tool, attachment_tool_schema), 0, 2);
     }
 }
 

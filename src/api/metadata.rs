@@ -7,23 +7,23 @@ use serde_json::{Map, Value, json};
 use super::error::Error;
 use super::rule::{At, Rule, string, wrong_type};
 
-/// Most pairs on one object.
+/// Maximum number of pairs of an object.
 const PAIRS_MAX: usize = 16;
-/// Most characters of a key.
+/// Maximum length of a key, in characters.
 const KEY_CHARS_MAX: usize = 64;
-/// Most characters of a value.
+/// Maximum length of a value, in characters.
 const VALUE_CHARS_MAX: usize = 512;
 
-/// At most 16 pairs; keys of at most 64 characters, values strings of at most 512. Keeps the client's order.
+/// At most 16 pairs, with keys of at most 64 and values of at most 512 characters. Preserves the client's order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Metadata(Map<String, Value>);
 
-/// The rule for `metadata` members.
+/// The rule for `metadata`.
 #[derive(Debug, Clone, Copy)]
 pub struct MetadataRule;
 
-/// The rule for `metadata` members.
+/// The rule for `metadata`.
 #[must_use]
 pub fn metadata() -> MetadataRule {
     MetadataRule
@@ -45,16 +45,16 @@ impl Rule for MetadataRule {
             .at(at.to_string())
             .code("object_above_max_properties"));
         }
-        let mut kept = Map::new();
+        let mut checked = Map::new();
         for (key, value) in pairs {
             let length = key.chars().count();
             if length > KEY_CHARS_MAX {
-                return Err(long_key(at, &key, length));
+                return Err(key_too_long(at, &key, length));
             }
             let value = string(0, VALUE_CHARS_MAX).read(value, &At::Member(at, &key))?;
-            kept.insert(key, Value::String(value));
+            checked.insert(key, Value::String(value));
         }
-        Ok(Metadata(kept))
+        Ok(Metadata(checked))
     }
 
     fn schema(&self, schemas: &mut SchemaGenerator) -> Value {
@@ -67,7 +67,7 @@ impl Rule for MetadataRule {
     }
 }
 
-fn long_key(at: &At<'_>, key: &str, length: usize) -> Error {
+fn key_too_long(at: &At<'_>, key: &str, length: usize) -> Error {
     let first: String = key.chars().take(3).collect();
     let last: String = key.chars().skip(length - 3).collect();
     Error::invalid(format!(
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_strings_are_refused_by_name() {
+    fn values_that_are_not_strings_are_rejected_with_the_parameter_name() {
         let error = read(json!({"modified": true})).unwrap_err();
 
         assert_eq!(
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_are_sixteen_pairs_64_and_512_characters() {
+    fn metadata_is_limited_to_16_pairs_of_64_and_512_characters() {
         let pairs = |count: usize| Value::Object((0..count).map(|n| (n.to_string(), json!("v"))).collect());
 
         assert!(read(pairs(16)).is_ok());

@@ -1,4 +1,4 @@
-//! The public API as plain values: their wire form and the rules they keep. No I/O, no async.
+//! The types of the public API: their wire form and validation rules. No I/O, no async.
 
 pub mod assistant;
 pub mod error;

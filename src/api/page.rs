@@ -1,4 +1,4 @@
-//! Lists: which part of one is asked for, and the part that is given.
+//! Pagination: the query of a list request, and its page.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -6,30 +6,30 @@ use serde::Serialize;
 use super::error::Error;
 use super::rule::{At, out_of_range, unsupported_value};
 
-/// Most elements of one page.
+/// Maximum number of elements of a page.
 pub const LIMIT_MAX: u32 = 100;
-/// Elements of a page when the client does not say.
+/// Default number of elements of a page.
 pub const LIMIT_DEFAULT: u32 = 20;
 
-/// Which way a list runs, by time of creation.
+/// The order of a list, by creation time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Oldest first.
     Ascending,
-    /// Newest first: the default.
+    /// Newest first (the default).
     Descending,
 }
 
-/// Which part of a list is asked for.
+/// The query of a list request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageQuery {
-    /// 1 to 100 elements.
+    /// Maximum number of elements, 1 to 100.
     pub limit: u32,
-    /// Which way the list runs.
+    /// The order of the list.
     pub order: Order,
-    /// The id of the element before the page.
+    /// The ID of the element before the page.
     pub after: Option<String>,
-    /// The id of the element behind the page.
+    /// The ID of the element after the page.
     pub before: Option<String>,
 }
 
@@ -40,10 +40,10 @@ impl Default for PageQuery {
 }
 
 impl PageQuery {
-    /// Reads `limit`, `order`, `after` and `before`; other parameters are none of its business.
+    /// Parses `limit`, `order`, `after` and `before`; ignores other parameters.
     ///
     /// # Errors
-    /// 400 when `limit` or `order` is out of bounds.
+    /// 400 if `limit` or `order` is invalid.
     pub fn parse<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
         let mut query = Self::default();
         for (name, value) in parameters {
@@ -82,22 +82,22 @@ fn order(text: &str) -> Result<Order, Error> {
     }
 }
 
-/// A part of a list, in list order.
+/// A page of a list, in list order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
     /// The elements.
     pub data: Vec<T>,
-    /// Whether the list goes on behind the last element (with `before`: in front of the first).
+    /// Whether there are more elements after the page (with `before`: before the page).
     pub has_more: bool,
 }
 
 impl<T> Page<T> {
-    /// The same page with each element changed.
+    /// Converts each element.
     ///
     /// # Errors
-    /// The first that `change` gives.
-    pub fn try_map<U, E>(self, change: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
-        Ok(Page { data: self.data.into_iter().map(change).collect::<Result<_, E>>()?, has_more: self.has_more })
+    /// The first error of `convert`.
+    pub fn try_map<U, E>(self, convert: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
+        Ok(Page { data: self.data.into_iter().map(convert).collect::<Result<_, E>>()?, has_more: self.has_more })
     }
 }
 
@@ -114,7 +114,7 @@ pub struct List<T> {
 }
 
 impl<T> List<T> {
-    /// A page whose first and last elements have these ids.
+    /// Creates a list object.
     pub fn new(data: Vec<T>, first_id: Option<&str>, last_id: Option<&str>, has_more: bool) -> Self {
         Self {
             object: "list",
@@ -135,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn a_query_without_parameters_asks_for_the_newest_twenty() {
+    fn a_query_without_parameters_requests_the_newest_twenty() {
         assert_eq!(parse(&[("api-version", "x")]), Ok(PageQuery::default()));
     }
 
     #[test]
-    fn limits_outside_1_to_100_are_refused_with_the_bound() {
+    fn limits_outside_1_to_100_are_rejected_with_the_limit() {
         assert_eq!(
             parse(&[("limit", "101")]),
             Err("Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.".into())
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_order_is_refused_with_the_two_known_ones() {
+    fn an_unknown_order_is_rejected_with_the_supported_values() {
         assert_eq!(
             parse(&[("order", "up")]),
             Err("Invalid value: 'up'. Supported values are: 'asc' and 'desc'.".into())

@@ -1,8 +1,8 @@
-//! Rules for request bodies: what each member may be, stated once, read and refused from the same statement.
+//! Validation rules of request bodies. Each rule parses a value, rejects invalid ones, and has a JSON schema.
 //!
-//! [`request!`](crate::request) turns a list of members with their rules into a struct and its reader. The order of
-//! complaints follows the service: a missing member first, then an unknown one, then the first wrong value in the
-//! order of the list. One complaint a reply. The same statement makes the JSON schema that the server publishes.
+//! [`request!`](crate::request) generates a struct and its parser from a list of parameters with their rules. One error is
+//! reported for each request, in the order of the service: first a missing parameter, then an unknown one, then the first
+//! invalid value in the order of the list. The published JSON schema is generated from the same list.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use serde_json::{Map, Value, json};
 use super::error::Error;
 use super::id::Id;
 
-/// Where in a body a value stands; prints as `tools[0].function.name`.
+/// The path of a value in a body; displayed as `tools[0].function.name`.
 #[derive(Debug, Clone, Copy)]
 pub enum At<'a> {
     /// The body itself.
     Root,
-    /// A member of an object.
+    /// A property of an object.
     Member(&'a At<'a>, &'a str),
-    /// An element of an array, counted from 0.
+    /// An element of an array.
     Element(&'a At<'a>, usize),
 }
 
@@ -40,63 +40,63 @@ impl fmt::Display for At<'_> {
     }
 }
 
-/// What one value may be.
+/// A validation rule of a value.
 pub trait Rule {
-    /// What a value that keeps the rule becomes.
+    /// The parsed value.
     type Out;
 
-    /// Takes the value, or says in the API's words what is wrong with it.
+    /// Parses the value.
     ///
     /// # Errors
-    /// 400 that names the member at `at`.
+    /// 400 that names the parameter at `at`.
     fn read(&self, value: Value, at: &At<'_>) -> Result<Self::Out, Error>;
 
-    /// What several such values are called in complaints.
+    /// Returns the plural of the value type for error messages.
     fn plural(&self) -> &'static str {
         "objects"
     }
 
-    /// The rule as a JSON schema; schemas with a name go to `schemas`.
+    /// Returns the JSON schema of the rule; adds named schemas to `schemas`.
     fn schema(&self, schemas: &mut SchemaGenerator) -> Value;
 }
 
-/// A request body, or a part of one with members of its own.
+/// A request body, or an object in one.
 pub trait Request: Sized {
-    /// The type's name, under which its schema is published.
+    /// The name of the published schema.
     const NAME: &'static str;
 
-    /// Its members as a JSON schema.
+    /// Returns the JSON schema of the object.
     fn schema(schemas: &mut SchemaGenerator) -> Value;
 
-    /// Reads the members of an object.
+    /// Parses an object.
     ///
     /// # Errors
-    /// 400 that names the first member that is missing, unknown or wrong.
+    /// 400 that names the first missing, unknown or invalid parameter.
     fn read(members: Map<String, Value>, at: &At<'_>) -> Result<Self, Error>;
 
-    /// Reads a whole body.
+    /// Parses a whole body.
     ///
     /// # Errors
-    /// As [`Request::read`], and 400 when the body is not an object.
+    /// Like [`Request::read`], and 400 if the body is not an object.
     fn parse(body: Value) -> Result<Self, Error> {
         object::<Self>().read(body, &At::Root)
     }
 }
 
-/// A member that can be left alone, cleared with null, or set.
+/// A parameter that can be absent, null to clear the value, or a new value.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Patch<T> {
-    /// Not in the body.
+    /// Absent: the value is unchanged.
     #[default]
     Keep,
-    /// Explicitly null.
+    /// Null: the value is cleared.
     Clear,
     /// A new value.
     Set(T),
 }
 
 impl<T> Patch<T> {
-    /// Changes `target` to what the patch says; cleared means the type's default.
+    /// Applies the patch to `target`. Clearing sets the default of the type.
     pub fn apply(self, target: &mut T)
     where
         T: Default,
@@ -108,7 +108,7 @@ impl<T> Patch<T> {
         }
     }
 
-    /// As [`Patch::apply`] for a member that may be null.
+    /// Like [`Patch::apply`], for a value that may be `None`.
     pub fn apply_optional(self, target: &mut Option<T>) {
         match self {
             Self::Keep => {}
@@ -118,10 +118,10 @@ impl<T> Patch<T> {
     }
 }
 
-/// Defines a request type: a struct, and a reader made from the rule beside each member.
+/// Defines a request type: a struct, and a parser generated from the rule of each parameter.
 ///
-/// `required` gives `T`; `optional` gives `Option<T>` and takes null for absent; `patch` gives [`Patch<T>`], where
-/// null clears.
+/// `required` is a `T`; `optional` is an `Option<T>`, where null means absent; `patch` is a [`Patch<T>`], where null
+/// clears the value.
 #[macro_export]
 macro_rules! request {
     (
@@ -132,7 +132,7 @@ macro_rules! request {
     ) => {
         $(#[$doc])*
         #[derive(Debug, Clone)]
-        #[allow(missing_docs, reason = "the members are those of the API reference, and their rules stand beside them")]
+        #[allow(missing_docs, reason = "the fields are those of the API reference, with their rules")]
         pub struct $name {
             $( $(#[$member_doc])* pub $member: $crate::request!(@type $kind $type), )*
         }
@@ -140,7 +140,7 @@ macro_rules! request {
         impl $crate::api::rule::Request for $name {
             const NAME: &'static str = stringify!($name);
 
-            #[allow(unused_variables, reason = "a body without members has no schemas")]
+            #[allow(unused_variables, reason = "unused in a body without parameters")]
             fn schema(schemas: &mut schemars::SchemaGenerator) -> serde_json::Value {
                 $crate::api::rule::members_schema(vec![$( (
                     $crate::api::rule::name(stringify!($member)),
@@ -149,7 +149,7 @@ macro_rules! request {
                 ) ),*])
             }
 
-            #[allow(unused_mut, unused_variables, reason = "a body without members reads none")]
+            #[allow(unused_mut, unused_variables, reason = "unused in a body without parameters")]
             fn read(
                 mut members: serde_json::Map<String, serde_json::Value>,
                 at: &$crate::api::rule::At<'_>,
@@ -178,13 +178,13 @@ macro_rules! request {
     (@required patch) => { false };
 }
 
-/// The wire name of a struct member: without the `r#` of a raw identifier.
+/// Returns the wire name of a field: without the `r#` of a raw identifier.
 #[must_use]
 pub fn name(member: &'static str) -> &'static str {
     member.strip_prefix("r#").unwrap_or(member)
 }
 
-/// Complains of the first missing required member, else of the first unknown one.
+/// Checks for missing and unknown parameters.
 ///
 /// # Errors
 /// 400 `missing_required_parameter` or `unknown_parameter`.
@@ -199,13 +199,13 @@ pub fn check_members(members: &Map<String, Value>, at: &At<'_>, known: &[(&str, 
     Ok(())
 }
 
-/// The schema of a rule that gives a `T`.
+/// Returns the schema of a rule with the result `T`.
 #[must_use]
 pub fn schema_of<T>(rule: &impl Rule<Out = T>, schemas: &mut SchemaGenerator) -> Value {
     rule.schema(schemas)
 }
 
-/// The schema of an object with these members: name, whether it must be there, rule. What need not be there may be
+/// Returns the schema of an object with these properties: name, whether it is required, schema. Optional properties may be
 /// null.
 #[must_use]
 pub fn members_schema(members: Vec<(&str, bool, Value)>) -> Value {
@@ -231,7 +231,7 @@ fn nullable(mut schema: Value) -> Value {
     }
 }
 
-/// The schema of an object whose other members depend on its `type`: [`tagged`] reads it.
+/// Returns the schema of an object whose other properties depend on its `type`; [`tagged`] parses it.
 #[must_use]
 pub fn tagged_schema(variants: Vec<(&str, Value)>) -> Value {
     let variants: Vec<Value> = variants
@@ -247,24 +247,24 @@ pub fn tagged_schema(variants: Vec<(&str, Value)>) -> Value {
     json!({"oneOf": variants})
 }
 
-/// 400 `Missing required parameter: 'assistant_id'.`
+/// Returns 400 `Missing required parameter: 'assistant_id'.`
 #[must_use]
 pub fn missing(at: &At<'_>) -> Error {
     Error::invalid(format!("Missing required parameter: '{at}'.")).at(at.to_string()).code("missing_required_parameter")
 }
 
-/// Reads a member that must be there.
+/// Parses a required parameter.
 ///
 /// # Errors
-/// As the rule says.
+/// Those of the rule.
 pub fn required<R: Rule>(members: &mut Map<String, Value>, name: &str, rule: &R, at: &At<'_>) -> Result<R::Out, Error> {
     rule.read(members.get_mut(name).map_or(Value::Null, Value::take), &At::Member(at, name))
 }
 
-/// Reads a member that may be absent or null.
+/// Parses a parameter that may be absent or null.
 ///
 /// # Errors
-/// As the rule says.
+/// Those of the rule.
 pub fn optional<R: Rule>(
     members: &mut Map<String, Value>,
     name: &str,
@@ -277,10 +277,10 @@ pub fn optional<R: Rule>(
     }
 }
 
-/// Reads a member where null means: clear it.
+/// Parses a parameter where null clears the value.
 ///
 /// # Errors
-/// As the rule says.
+/// Those of the rule.
 pub fn patch<R: Rule>(
     members: &mut Map<String, Value>,
     name: &str,
@@ -294,7 +294,7 @@ pub fn patch<R: Rule>(
     }
 }
 
-/// What a value is called in complaints.
+/// Returns the type of a value for error messages.
 fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -307,7 +307,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// 400 `Invalid type for 'x': expected a string, but got a boolean instead.`
+/// Returns 400 `Invalid type for 'x': expected a string, but got a boolean instead.`
 #[must_use]
 pub fn wrong_type(at: &At<'_>, expected: &str, got: &Value) -> Error {
     let kind = kind_of(got);
@@ -320,7 +320,7 @@ pub fn wrong_type(at: &At<'_>, expected: &str, got: &Value) -> Error {
     if at.is_root() { error } else { error.at(at.to_string()) }
 }
 
-/// 400 `Invalid value: 'x'. Supported values are: 'a', 'b', and 'c'.`
+/// Returns 400 `Invalid value: 'x'. Supported values are: 'a', 'b', and 'c'.`
 #[must_use]
 pub fn unsupported_value(at: &At<'_>, got: &str, supported: &[&str]) -> Error {
     let quoted: Vec<String> = supported.iter().map(|value| format!("'{value}'")).collect();
@@ -335,8 +335,8 @@ pub fn unsupported_value(at: &At<'_>, got: &str, supported: &[&str]) -> Error {
         .code("invalid_value")
 }
 
-/// 400 `Invalid 'name': string too long. Expected a string with maximum length 256, but got a string with length 257
-/// instead.`
+/// Returns 400 `Invalid 'name': string too long. Expected a string with maximum length 256, but got a string with length
+/// 257 instead.`
 #[must_use]
 pub fn too_long(at: &At<'_>, max: usize, length: usize) -> Error {
     Error::invalid(format!(
@@ -398,7 +398,7 @@ impl Rule for Text {
     }
 }
 
-/// A string that matches the pattern of names: letters, digits, underscores and dashes.
+/// A name of letters, digits, underscores and dashes.
 #[derive(Debug, Clone, Copy)]
 pub struct Name {
     max: usize,
@@ -435,7 +435,7 @@ impl Rule for Name {
     }
 }
 
-/// A number between two bounds, both included.
+/// A number in a range, including both limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Decimal {
     min: f64,
@@ -470,14 +470,14 @@ impl Rule for Decimal {
     }
 }
 
-/// A whole number between two bounds, both included.
+/// An integer in a range, including both limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Integer {
     min: u32,
     max: u32,
 }
 
-/// A whole number from `min` to `max`.
+/// An integer from `min` to `max`.
 #[must_use]
 pub fn integer(min: u32, max: u32) -> Integer {
     Integer { min, max }
@@ -491,8 +491,8 @@ impl Rule for Integer {
     }
 
     fn read(&self, value: Value, at: &At<'_>) -> Result<u32, Error> {
-        let whole = value.is_i64() || value.is_u64();
-        if !whole {
+        let is_integer = value.is_i64() || value.is_u64();
+        if !is_integer {
             return Err(wrong_type(at, "an integer", &value));
         }
         match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
@@ -509,7 +509,7 @@ impl Rule for Integer {
     }
 }
 
-/// 400 `Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.`
+/// Returns 400 `Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead.`
 pub fn out_of_range(
     at: &At<'_>,
     noun: &str,
@@ -557,13 +557,13 @@ impl Rule for Boolean {
     }
 }
 
-/// One of a list of words.
+/// One of a list of strings.
 #[derive(Debug, Clone, Copy)]
 pub struct OneOf<T: 'static> {
     words: &'static [(&'static str, T)],
 }
 
-/// One of the words of a table, each with what it stands for.
+/// One of the strings of a table, each with its value.
 #[must_use]
 pub fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> OneOf<T> {
     OneOf { words }
@@ -594,7 +594,7 @@ impl<T: Copy> Rule for OneOf<T> {
     }
 }
 
-/// A list whose elements all keep one rule.
+/// An array whose elements have the same rule.
 #[derive(Debug, Clone, Copy)]
 pub struct Array<R> {
     element: R,
@@ -602,7 +602,7 @@ pub struct Array<R> {
     max: usize,
 }
 
-/// A list of `min` to `max` elements that keep `element`.
+/// An array of `min` to `max` elements with the rule `element`.
 #[must_use]
 pub fn array<R: Rule>(element: R, min: usize, max: usize) -> Array<R> {
     Array { element, min, max }
@@ -650,11 +650,11 @@ impl<R: Rule> Rule for Array<R> {
     }
 }
 
-/// An object with members of its own.
+/// An object of a request type.
 #[derive(Debug, Clone, Copy)]
 pub struct Object<T>(std::marker::PhantomData<T>);
 
-/// An object that reads as `T`.
+/// An object that is parsed as `T`.
 #[must_use]
 pub fn object<T: Request>() -> Object<T> {
     Object(std::marker::PhantomData)
@@ -679,7 +679,7 @@ impl<T: Request> Rule for Object<T> {
     }
 }
 
-/// An object whose members are the client's own business, such as a JSON schema.
+/// An object with any properties, such as a JSON schema.
 #[derive(Debug, Clone, Copy)]
 pub struct FreeObject;
 
@@ -704,11 +704,11 @@ impl Rule for FreeObject {
     }
 }
 
-/// A string that begins like an identifier of one kind.
+/// An identifier.
 #[derive(Debug, Clone, Copy)]
 pub struct IdRule<T>(std::marker::PhantomData<T>);
 
-/// An identifier of kind `T`.
+/// An identifier of type `T`.
 #[must_use]
 pub fn id<T: Id>() -> IdRule<T> {
     IdRule(std::marker::PhantomData)
@@ -733,20 +733,20 @@ impl<T: Id> Rule for IdRule<T> {
     }
 }
 
-/// A rule written as a function, for values that no other rule fits.
+/// A rule defined by functions.
 #[derive(Debug, Clone, Copy)]
-pub struct By<F, S>(F, S);
+pub struct Custom<F, S>(F, S);
 
-/// Whatever `read` takes, which is what `schema` says.
-pub fn by<T, F, S>(read: F, schema: S) -> By<F, S>
+/// A rule defined by a parser and a schema.
+pub fn custom<T, F, S>(read: F, schema: S) -> Custom<F, S>
 where
     F: Fn(Value, &At<'_>) -> Result<T, Error>,
     S: Fn(&mut SchemaGenerator) -> Value,
 {
-    By(read, schema)
+    Custom(read, schema)
 }
 
-impl<T, F, S> Rule for By<F, S>
+impl<T, F, S> Rule for Custom<F, S>
 where
     F: Fn(Value, &At<'_>) -> Result<T, Error>,
     S: Fn(&mut SchemaGenerator) -> Value,
@@ -762,10 +762,10 @@ where
     }
 }
 
-/// Takes the `type` member out of an object whose other members depend on it.
+/// Removes and returns `type` from an object whose other properties depend on it.
 ///
 /// # Errors
-/// 400 when the value is no object, or its `type` is missing or not one of `supported`.
+/// 400 if the value is not an object, or its `type` is missing or not one of `supported`.
 pub fn tagged(
     value: Value,
     at: &At<'_>,
@@ -793,7 +793,7 @@ mod tests {
     use super::*;
 
     request! {
-        /// A body with one member of each sort.
+        /// A body with one parameter of each type.
         pub struct Sample {
             required model: String = string(1, 4);
             optional limit: u32 = integer(1, 100);
@@ -804,13 +804,13 @@ mod tests {
         }
     }
 
-    fn complaint(body: Value) -> (String, Option<String>, Option<&'static str>) {
+    fn error_of(body: Value) -> (String, Option<String>, Option<&'static str>) {
         let error = Sample::parse(body).unwrap_err();
         (error.message, error.param, error.code)
     }
 
     #[test]
-    fn each_fault_has_its_own_text() {
+    fn each_error_has_its_message_and_code() {
         let cases = [
             (json!({}), "Missing required parameter: 'model'.", "missing_required_parameter"),
             (json!({"model": "m", "foo": 1}), "Unknown parameter: 'foo'.", "unknown_parameter"),
@@ -865,19 +865,19 @@ mod tests {
         ];
 
         for (body, message, code) in cases {
-            let (got, _, got_code) = complaint(body);
+            let (got, _, got_code) = error_of(body);
             assert_eq!((got.as_str(), got_code), (message, Some(code)));
         }
     }
 
     #[test]
-    fn a_missing_member_is_told_before_an_unknown_one_and_that_before_a_wrong_one() {
-        assert_eq!(complaint(json!({"foo": 1, "limit": "x"})).0, "Missing required parameter: 'model'.");
-        assert_eq!(complaint(json!({"model": 1, "foo": 1})).0, "Unknown parameter: 'foo'.");
+    fn errors_are_reported_in_the_order_missing_unknown_invalid() {
+        assert_eq!(error_of(json!({"foo": 1, "limit": "x"})).0, "Missing required parameter: 'model'.");
+        assert_eq!(error_of(json!({"model": 1, "foo": 1})).0, "Unknown parameter: 'foo'.");
     }
 
     #[test]
-    fn null_is_absent_but_for_members_that_it_clears() {
+    fn null_means_absent_or_clears_a_patch_parameter() {
         let sample = Sample::parse(json!({"model": "m", "limit": null, "name": null, "type": "b"})).unwrap();
 
         assert_eq!((sample.model.as_str(), sample.limit, sample.temperature), ("m", None, None));

@@ -1,4 +1,4 @@
-//! Runs: one answer of an assistant on a thread, from the queue to its end.
+//! Runs: the processing of a thread by an assistant.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::error::Error;
 use super::id::{AssistantId, Ids, RunId, ThreadId, ToolCallId};
 use super::message::CreateMessage;
 use super::metadata::{Metadata, metadata};
-use super::rule::{At, Rule, array, boolean, by, id, integer, missing, object, one_of, string};
+use super::rule::{At, Rule, array, boolean, custom, id, integer, missing, object, one_of, string};
 use super::thread::{CreateThread, MESSAGES_MAX};
 use super::time::Timestamp;
 use super::tool::{
@@ -19,172 +19,172 @@ use super::tool::{
 };
 use crate::request;
 
-/// Most tools that a run request may name; as many as an assistant has.
+/// Maximum number of tools of a run, the same as of an assistant.
 const TOOLS_MAX: usize = 128;
 
-/// Most outputs of one request; the service states none, so this only bounds what is read.
+/// Maximum number of tool outputs of a request. The service documents none; this limits the request size.
 const OUTPUTS_MAX: usize = 1_000;
-/// Most characters of an output; the service states none, so this only bounds what is stored.
+/// Maximum length of an output, in characters. The service documents none; this limits the stored size.
 const OUTPUT_CHARS_MAX: usize = 4_000_000;
-/// Most characters of a call's id.
+/// Maximum length of a call ID, in characters.
 const CALL_ID_CHARS_MAX: usize = 256;
 
-/// One answer of an assistant on a thread.
+/// A run of an assistant on a thread.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// What was asked for; it never changes.
+    /// The specification, which never changes.
     pub spec: Arc<RunSpec>,
-    /// The client's own pairs.
+    /// The metadata set by the client.
     pub metadata: Metadata,
-    /// Where the run stands.
+    /// The state of the run.
     pub state: RunState,
-    /// Tokens of the model calls that have ended.
+    /// The tokens of all model calls that have ended.
     pub usage: Usage,
 }
 
-/// What a run was asked to do.
+/// The specification of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
-    /// Its name in the API.
+    /// The run ID.
     pub id: RunId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it is given up.
+    /// The deadline of the run.
     pub expires_at: Timestamp,
-    /// The conversation.
+    /// The thread.
     pub thread_id: ThreadId,
-    /// Whose answer it is.
+    /// The assistant.
     pub assistant_id: AssistantId,
-    /// The model's name as the client wrote it.
+    /// The requested model name.
     pub model: String,
-    /// The assistant's or the run's own, with the additional ones behind; empty when nobody set any.
+    /// The instructions of the run or the assistant, followed by the additional ones; empty if there are none.
     pub instructions: String,
-    /// What the model may call.
+    /// The tools that the model can call.
     pub tools: Vec<Tool>,
-    /// What the tools work on, when `POST /threads/runs` said so.
+    /// The tool resources of a `POST /threads/runs` request.
     pub tool_resources: ToolResources,
-    /// 0 to 2; `None` leaves it to the model.
+    /// 0 to 2; `None`: the default of the model.
     pub temperature: Option<f64>,
-    /// 0 to 1; `None` leaves it to the model.
+    /// 0 to 1; `None`: the default of the model.
     pub top_p: Option<f64>,
-    /// How hard a reasoning model shall think.
+    /// The reasoning effort of the model.
     pub reasoning_effort: Option<String>,
-    /// Most tokens written over the whole run.
+    /// Maximum number of completion tokens of the whole run.
     pub max_completion_tokens: Option<u32>,
-    /// Most tokens read over the whole run.
+    /// Maximum number of prompt tokens of the whole run.
     pub max_prompt_tokens: Option<u32>,
-    /// Which part of the thread the model sees.
+    /// Selects the messages for the prompt.
     pub truncation_strategy: TruncationStrategy,
-    /// The form of the answer.
+    /// The format of the answer.
     pub response_format: ResponseFormat,
-    /// Whether, and what, the model must call.
+    /// Whether the model must call a tool, and which one.
     pub tool_choice: ToolChoice,
-    /// Whether the model may call several functions at once.
+    /// Whether the model may call several functions in one turn.
     pub parallel_tool_calls: bool,
 }
 
-/// Where a run stands. Each end owns its time and its reason.
+/// The state of a run. Each final state has its time and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// Waiting for an executor.
     Queued {
-        /// When it was last worked on, if ever.
+        /// When processing last started, if ever.
         started_at: Option<Timestamp>,
     },
-    /// Being worked on.
+    /// Being processed.
     InProgress {
-        /// Since when.
+        /// When processing started.
         started_at: Timestamp,
     },
-    /// Waiting for the client's tool outputs.
+    /// Waiting for tool outputs of the client.
     RequiresAction {
-        /// When it was last worked on.
+        /// When processing last started.
         started_at: Timestamp,
-        /// The calls that want an output, by index.
+        /// The calls that require an output, by index.
         calls: Vec<FunctionCall>,
     },
-    /// A cancel was asked for and is being carried out.
+    /// Being cancelled.
     Cancelling {
-        /// When it was last worked on, if ever.
+        /// When processing last started, if ever.
         started_at: Option<Timestamp>,
     },
     /// Cancelled.
     Cancelled {
-        /// When it was last worked on, if ever.
+        /// When processing last started, if ever.
         started_at: Option<Timestamp>,
         /// When it ended.
         at: Timestamp,
     },
     /// Failed.
     Failed {
-        /// When it was last worked on, if ever.
+        /// When processing last started, if ever.
         started_at: Option<Timestamp>,
         /// When it ended.
         at: Timestamp,
-        /// Why.
+        /// The error.
         error: LastError,
     },
     /// Completed.
     Completed {
-        /// When it was last worked on.
+        /// When processing last started.
         started_at: Timestamp,
         /// When it ended.
         at: Timestamp,
     },
-    /// Stopped at a limit.
+    /// Ended at a limit.
     Incomplete {
-        /// When it was last worked on.
+        /// When processing last started.
         started_at: Timestamp,
         /// When it ended.
         at: Timestamp,
-        /// Which limit.
+        /// The limit.
         reason: RunIncompleteReason,
     },
-    /// Given up at its deadline.
+    /// Ended at its deadline.
     Expired {
-        /// When it was last worked on, if ever.
+        /// When processing last started, if ever.
         started_at: Option<Timestamp>,
     },
 }
 
-/// A function call that wants an output.
+/// A function call that requires an output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionCall {
-    /// Our name for it.
+    /// Our ID of the call.
     pub id: ToolCallId,
-    /// Which function.
+    /// The function name.
     pub name: String,
-    /// Its arguments, JSON as the model wrote it.
+    /// The arguments: JSON as the model wrote it.
     pub arguments: String,
 }
 
 /// Why a run or a step failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastError {
-    /// For programs.
+    /// The error code.
     pub code: ErrorCode,
-    /// For people: what to do about it.
+    /// The error message.
     pub message: String,
 }
 
-/// The words for why a run failed.
+/// The error codes of a failed run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The model server, or we, failed.
+    /// The model server or assistd failed.
     ServerError,
-    /// The model server asked us to wait for longer than we may.
+    /// The model server returned 429 after all retries.
     RateLimitExceeded,
 }
 
-/// The limits at which a run stops.
+/// The limits that make a run incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunIncompleteReason {
-    /// It has written as much as it may; also what a content filter's cut is told as, for want of a word.
+    /// The limit of completion tokens. Also used if a content filter stopped the answer, which has no reason of its own.
     MaxCompletionTokens,
-    /// It has read as much as it may.
+    /// The limit of prompt tokens.
     MaxPromptTokens,
 }
 
@@ -199,22 +199,22 @@ pub enum FinishReason {
     ContentFilter,
 }
 
-/// Which part of the thread the model sees.
+/// Selects the messages for the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TruncationStrategy {
-    /// How it is chosen.
+    /// The strategy.
     pub r#type: Truncation,
-    /// How many of the newest messages.
+    /// The number of newest messages.
     pub last_messages: Option<u32>,
 }
 
-/// The ways to choose.
+/// The truncation strategies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {
-    /// As much as fits.
+    /// As many messages as fit.
     Auto,
-    /// The newest ones.
+    /// The newest messages.
     LastMessages,
 }
 
@@ -224,9 +224,9 @@ impl Default for TruncationStrategy {
     }
 }
 
-/// Tokens read and written.
+/// The token usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the members are those of the API reference")]
+#[expect(missing_docs, reason = "the fields are those of the API reference")]
 pub struct Usage {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
@@ -237,26 +237,26 @@ pub struct Usage {
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
-/// What was read a second time.
+/// Details of prompt tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the members are those of the API reference")]
+#[expect(missing_docs, reason = "the fields are those of the API reference")]
 pub struct PromptTokenDetails {
     pub cached_tokens: u32,
 }
 
-/// What was only thought.
+/// Details of completion tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the members are those of the API reference")]
+#[expect(missing_docs, reason = "the fields are those of the API reference")]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: u32,
 }
 
 impl Usage {
-    /// What a model call costs that reads and writes so many tokens.
+    /// Returns the usage of a model call with this many prompt and completion tokens.
     #[must_use]
-    pub fn counted(read: usize, written: usize) -> Self {
+    pub fn counted(prompt: usize, completion: usize) -> Self {
         let number = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
-        let (prompt_tokens, completion_tokens) = (number(read), number(written));
+        let (prompt_tokens, completion_tokens) = (number(prompt), number(completion));
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
         Self { prompt_tokens, completion_tokens, total_tokens, ..Self::default() }
     }
@@ -274,7 +274,7 @@ impl std::ops::AddAssign for Usage {
 }
 
 impl RunState {
-    /// The word for it on the wire.
+    /// Returns the status on the wire.
     #[must_use]
     pub fn status(&self) -> &'static str {
         match self {
@@ -290,7 +290,7 @@ impl RunState {
         }
     }
 
-    /// Whether the run is over for good; until then it locks its thread.
+    /// Returns whether the run has ended. Until then it locks its thread.
     #[must_use]
     pub fn is_over(&self) -> bool {
         match self {
@@ -305,13 +305,13 @@ impl RunState {
         }
     }
 
-    /// Whether an executor has something to do for it.
+    /// Returns whether the run needs an executor.
     #[must_use]
     pub fn needs_executor(&self) -> bool {
         matches!(self, Self::Queued { .. } | Self::InProgress { .. } | Self::Cancelling { .. })
     }
 
-    /// When the run was last taken up.
+    /// Returns when processing last started.
     #[must_use]
     pub fn started_at(&self) -> Option<Timestamp> {
         match self {
@@ -329,13 +329,13 @@ impl RunState {
 }
 
 impl Run {
-    /// The bound on its tokens that it has passed, if any.
+    /// Returns the token limit that the run has exceeded, if any.
     #[must_use]
     pub fn limit_passed(&self) -> Option<RunIncompleteReason> {
         self.limit(|used, max| used > max)
     }
 
-    /// The bound on its tokens that leaves no room for another turn, if any.
+    /// Returns the token limit that the run has reached, if any. It then has no further turn.
     #[must_use]
     pub fn limit_reached(&self) -> Option<RunIncompleteReason> {
         self.limit(|used, max| used >= max)
@@ -350,14 +350,14 @@ impl Run {
         is_prompt_over.then_some(RunIncompleteReason::MaxPromptTokens)
     }
 
-    /// Whether its deadline has come while it was still going.
+    /// Returns whether the run is past its deadline and has not ended.
     #[must_use]
     pub fn is_overdue(&self, now: Timestamp) -> bool {
         !self.state.is_over() && now >= self.spec.expires_at
     }
 }
 
-/// The wire form of a [`Run`], members in the recorded order.
+/// The wire form of a [`Run`], with its properties in the recorded order.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RunObject<'a> {
     id: &'a RunId,
@@ -478,7 +478,7 @@ impl<'a> From<&'a Run> for RunObject<'a> {
 }
 
 impl RunObject<'_> {
-    /// The form that a run has in a stream.
+    /// Returns the form of a run in a stream.
     #[must_use]
     pub fn in_stream(mut self) -> Self {
         self.tool_resources = self.tool_resources.with_code_interpreter();
@@ -552,7 +552,7 @@ request! {
 }
 
 request! {
-    /// Which part of the thread the model shall see.
+    /// Selects the messages for the prompt.
     pub struct TruncationRequest {
         required r#type: Truncation =
             one_of(&[("auto", Truncation::Auto), ("last_messages", Truncation::LastMessages)]);
@@ -569,9 +569,9 @@ request! {
 }
 
 request! {
-    /// What a client answers to one call. An absent output is an empty one.
+    /// The output of one call. A missing output is empty.
     ///
-    /// Differs: newer clients of Azure's say what it is; the service knew no such member.
+    /// Differs: accepts `type`, which newer Azure clients send; the service had no such parameter.
     pub struct ToolOutput {
         optional r#type: &'static str = one_of(&[("function_call_output", "function_call_output")]);
         optional tool_call_id: String = string(0, CALL_ID_CHARS_MAX);
@@ -579,13 +579,13 @@ request! {
     }
 }
 
-/// Documented as at least 256, but the service took 16.
+/// The API description requires at least 256, but the service accepted 16.
 fn max_tokens() -> impl Rule<Out = u32> {
     integer(1, u32::MAX)
 }
 
 fn truncation_strategy() -> impl Rule<Out = TruncationStrategy> {
-    by(read_truncation, |schemas: &mut SchemaGenerator| object::<TruncationRequest>().schema(schemas))
+    custom(read_truncation, |schemas: &mut SchemaGenerator| object::<TruncationRequest>().schema(schemas))
 }
 
 fn read_truncation(value: serde_json::Value, at: &At<'_>) -> Result<TruncationStrategy, Error> {
@@ -597,7 +597,7 @@ fn read_truncation(value: serde_json::Value, at: &At<'_>) -> Result<TruncationSt
 }
 
 impl CreateThreadAndRun {
-    /// The two halves of the request: the thread, and the run on it with its own tool resources.
+    /// Splits the request into the thread, the run, and its tool resources.
     #[must_use]
     pub fn split(self) -> (Option<CreateThread>, CreateRun, ToolResources) {
         let run = CreateRun {
@@ -624,9 +624,9 @@ impl CreateThreadAndRun {
 }
 
 impl CreateRun {
-    /// The run that the request asks for, and the messages to add to the thread before it.
+    /// Returns the requested run, and the messages to add to the thread before it.
     ///
-    /// What the request leaves open comes from the assistant. The run expires `expires_after` seconds from `now`.
+    /// Parameters that are not set come from the assistant. The run expires `expires_after` seconds after `now`.
     #[must_use]
     pub fn into_run(
         self,

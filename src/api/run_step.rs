@@ -1,4 +1,4 @@
-//! Run steps: what a run did on the way to its end.
+//! Run steps: the messages and tool calls of a run.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,73 +8,73 @@ use super::metadata::Metadata;
 use super::run::{FunctionCall, LastError, Run, Usage};
 use super::time::Timestamp;
 
-/// One thing that a run did.
+/// A step of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStep {
-    /// Its name in the API.
+    /// The step ID.
     pub id: RunStepId,
-    /// When it was begun.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When its run is given up.
+    /// The deadline of the run.
     pub expires_at: Timestamp,
-    /// Its run.
+    /// The run.
     pub run_id: RunId,
-    /// Whose run it is.
+    /// The assistant of the run.
     pub assistant_id: AssistantId,
-    /// The conversation.
+    /// The thread of the run.
     pub thread_id: ThreadId,
-    /// What it is about.
+    /// The message or the tool calls of the step.
     pub details: StepDetails,
-    /// Where it stands.
+    /// The state of the step.
     pub state: StepState,
-    /// Tokens of its model call, once that has ended; shown when the step has.
+    /// The tokens of its model call, after the call has ended. Returned to clients when the step has ended.
     pub usage: Option<Usage>,
-    /// What the model must be told again of the turn that called tools.
+    /// The record of a turn with tool calls, which is needed for the next prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<TurnRecord>,
 }
 
-/// What clients do not see of a turn that called tools.
+/// The internal record of a turn with tool calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnRecord {
-    /// How many bytes of the run's text were written before the calls.
+    /// Length of the run's text before the calls, in bytes.
     pub text_bytes: usize,
-    /// How many bytes of the run's refusal were written before the calls.
+    /// Length of the run's refusal before the calls, in bytes.
     #[serde(default)]
     pub refusal_bytes: usize,
-    /// The model's own names for the calls, by index.
+    /// The model's IDs of the calls, by index.
     pub call_ids: Vec<String>,
 }
 
-/// What a step is about.
+/// The details of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StepDetails {
     /// The run's message.
     MessageCreation {
-        /// Which one.
+        /// The message.
         message_creation: MessageCreation,
     },
     /// Tools that the model called in one turn.
     ToolCalls {
-        /// The calls, by index; none while the model is still writing them.
+        /// The calls, by index. Empty until the model has completed them.
         tool_calls: Vec<ToolCall>,
     },
 }
 
-/// One call of a function; its members stand in the order of the wire.
+/// A call of a function, with its fields in wire order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCall {
-    /// Our name for it.
+    /// Our ID of the call.
     pub id: ToolCallId,
-    /// What is called.
+    /// The type of the call.
     pub r#type: ToolCallType,
-    /// The call and its output.
+    /// The function, its arguments and its output.
     pub function: CalledFunction,
 }
 
 impl ToolCall {
-    /// A call as the model made it.
+    /// Creates a call without output.
     #[must_use]
     pub fn unanswered(call: &FunctionCall) -> Self {
         Self {
@@ -85,64 +85,64 @@ impl ToolCall {
     }
 }
 
-/// What can be called.
+/// The types of tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolCallType {
-    /// A function of the client's.
+    /// A function of the client.
     Function,
 }
 
 /// A function that was called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CalledFunction {
-    /// Which one.
+    /// The function name.
     pub name: String,
-    /// Its arguments, JSON as the model wrote it.
+    /// The arguments: JSON as the model wrote it.
     pub arguments: String,
-    /// What the client answered, once it has.
+    /// The output, after the client has submitted it.
     pub output: Option<String>,
 }
 
-/// The message that a step makes.
+/// The message that a step creates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MessageCreation {
-    /// Its name; reserved even when no message came of it.
+    /// The message ID, which is reserved even if no message is created.
     pub message_id: MessageId,
 }
 
-/// Where a step stands. Each end owns its time and its reason.
+/// The state of a step. Each final state has its time and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
-    /// Going on.
+    /// In progress.
     InProgress,
-    /// Done.
+    /// Completed.
     Completed {
-        /// Since when.
+        /// The time of the end.
         at: Timestamp,
     },
-    /// Cut by a cancel.
+    /// Cancelled with its run.
     Cancelled {
-        /// Since when.
+        /// The time of the end.
         at: Timestamp,
     },
-    /// Cut by a failure.
+    /// Failed with its run.
     Failed {
-        /// Since when.
+        /// The time of the end.
         at: Timestamp,
-        /// Why.
+        /// The error.
         error: LastError,
     },
-    /// Cut by the run's deadline.
+    /// Expired with its run.
     Expired {
-        /// Since when.
+        /// The time of the end.
         at: Timestamp,
     },
 }
 
 impl RunStep {
-    /// A step of `run` that has just begun.
+    /// Creates a step of `run` in progress.
     #[must_use]
     pub fn begin(id: RunStepId, run: &Run, details: StepDetails, now: Timestamp) -> Self {
         Self {
@@ -159,20 +159,20 @@ impl RunStep {
         }
     }
 
-    /// Whether it is the step that makes the run's message.
+    /// Returns whether the step creates the run's message.
     #[must_use]
     pub fn makes_message(&self) -> bool {
         matches!(self.details, StepDetails::MessageCreation { .. })
     }
 
-    /// Whether it goes on.
+    /// Returns whether the step is in progress.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.state == StepState::InProgress
     }
 }
 
-/// The wire form of a [`RunStep`], members in the recorded order.
+/// The wire form of a [`RunStep`], with its properties in the recorded order.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RunStepObject<'a> {
     id: &'a RunStepId,
@@ -195,7 +195,7 @@ pub struct RunStepObject<'a> {
 }
 
 impl<'a> RunStepObject<'a> {
-    /// The form that a step has in a stream: its deadline stays to the end.
+    /// Returns the form of a step in a stream, which has `expires_at` also after the end.
     #[must_use]
     pub fn in_stream(step: &'a RunStep) -> Self {
         let mut object = Self::from(step);

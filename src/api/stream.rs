@@ -1,4 +1,4 @@
-//! What a client hears of a run while it goes on.
+//! The events of a run's stream.
 
 use serde::Serialize;
 
@@ -9,30 +9,30 @@ use super::run::{Run, RunObject};
 use super::run_step::{RunStep, RunStepObject};
 use super::thread::{Thread, ThreadObject};
 
-/// One event; its payload is the object's state at that moment.
+/// An event. Its payload is the current state of the object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StreamEvent {
-    /// The run's thread was made on the way.
+    /// The thread was created with the run.
     ThreadCreated(Thread),
-    /// Something happened to the run.
+    /// The run changed.
     Run(RunEvent, Run),
-    /// Something happened to a step.
+    /// A step changed.
     Step(StepEvent, RunStep),
-    /// Something happened to a message, other than growing.
+    /// A message changed, other than by a delta.
     Message(MessageEvent, Message),
-    /// A message's text grew.
+    /// Text was added to a message.
     MessageDelta(MessageDelta),
-    /// A message's words for not answering grew.
+    /// Text was added to a refusal.
     RefusalDelta(RefusalDelta),
-    /// A tool call was begun or grew.
+    /// A tool call started, or its arguments grew.
     StepDelta(StepDelta),
-    /// The server cannot go on.
+    /// The stream cannot continue.
     Error(Error),
 }
 
-/// What can happen to a run.
+/// The events of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum RunEvent {
     Created,
     Queued,
@@ -46,9 +46,9 @@ pub enum RunEvent {
     Expired,
 }
 
-/// What can happen to a step.
+/// The events of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum StepEvent {
     Created,
     InProgress,
@@ -58,9 +58,9 @@ pub enum StepEvent {
     Expired,
 }
 
-/// What can happen to a message.
+/// The events of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the words are those of the API reference")]
+#[expect(missing_docs, reason = "the names are those of the API reference")]
 pub enum MessageEvent {
     Created,
     InProgress,
@@ -71,54 +71,54 @@ pub enum MessageEvent {
 /// Text that was added to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageDelta {
-    /// Which message.
+    /// The message ID.
     pub message_id: MessageId,
-    /// Which of its parts, counted from 0.
+    /// The index of the content part.
     pub index: u32,
-    /// What was added.
+    /// The added text.
     pub value: String,
-    /// Whether it is the part's first piece.
+    /// Whether it is the first delta of the part.
     pub first: bool,
 }
 
-/// Words that were added to a message's refusal.
+/// Text that was added to a refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusalDelta {
-    /// Which message.
+    /// The message ID.
     pub message_id: MessageId,
-    /// Which of its parts, counted from 0.
+    /// The index of the content part.
     pub index: u32,
-    /// What was added.
+    /// The added text.
     pub value: String,
 }
 
 /// What was added to a `tool_calls` step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepDelta {
-    /// Which step.
+    /// The step ID.
     pub step_id: RunStepId,
-    /// Which of its calls, counted from 0.
+    /// The index of the call.
     pub index: u32,
-    /// What was added.
+    /// The change of the call.
     pub growth: CallGrowth,
 }
 
-/// How a function call grows.
+/// A change of a function call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallGrowth {
-    /// It is there.
+    /// The call started.
     Begun {
-        /// Our name for it.
+        /// Our ID of the call.
         id: ToolCallId,
-        /// Which function.
+        /// The function name.
         name: String,
     },
-    /// Its arguments go on.
+    /// Text was added to the arguments.
     Arguments(String),
 }
 
 impl StreamEvent {
-    /// The name in the `event:` line.
+    /// Returns the name in the `event:` line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ impl StreamEvent {
         }
     }
 
-    /// Whether nothing comes behind it but the end of the stream.
+    /// Returns whether it is the last event before `done`.
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
@@ -170,10 +170,10 @@ impl StreamEvent {
         }
     }
 
-    /// Writes the payload as compact JSON behind what `out` holds.
+    /// Appends the payload as compact JSON to `out`.
     ///
     /// # Errors
-    /// None in practice: the payloads are plain values.
+    /// Never in practice: the payloads are always serializable.
     pub fn write_data(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         match self {
             Self::ThreadCreated(thread) => serde_json::to_writer(out, &ThreadObject::from(thread).retrieved()),
@@ -271,7 +271,7 @@ struct FunctionDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
     arguments: &'a str,
-    /// In the first delta of a call: null, by a member that is there.
+    /// Present and null in the first delta of a call.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<()>,
 }
@@ -293,7 +293,7 @@ impl<'a> From<&'a StepDelta> for StepDeltaObject<'a> {
     }
 }
 
-/// The error frame in both known forms at once: some clients read `error.message`, one reads `message`.
+/// The error payload in both forms: some clients read `error.message`, one reads `message`.
 #[derive(Debug, Serialize)]
 struct ErrorObject<'a> {
     error: super::error::Body<'a>,
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_delta_of_a_part_has_annotations_and_later_ones_have_none() {
+    fn only_the_first_delta_of_a_part_has_annotations() {
         let message_id: MessageId = Ids::counting().make();
         let delta = |value: &str, first| {
             data(&StreamEvent::MessageDelta(MessageDelta {
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_named_in_its_first_delta_alone() {
+    fn only_the_first_delta_of_a_call_has_its_id_and_name() {
         let ids = Ids::counting();
         let (step_id, id): (RunStepId, ToolCallId) = (ids.make(), ids.make());
         let delta = |growth| data(&StreamEvent::StepDelta(StepDelta { step_id: step_id.clone(), index: 0, growth }));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_frame_has_both_known_forms() {
+    fn an_error_event_has_both_forms() {
         assert_eq!(
             data(&StreamEvent::Error(Error::new(Kind::Server, "m"))),
             r#"{"error":{"message":"m","type":"server_error","param":null,"code":null},"message":"m","type":"server_error","param":null,"code":null}"#

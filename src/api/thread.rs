@@ -11,25 +11,25 @@ use super::time::Timestamp;
 use super::tool::{ToolResources, tool_resources};
 use crate::request;
 
-/// Most messages that one request may bring along.
+/// Maximum number of messages in a request that creates a thread or a run.
 ///
-/// Differs: the service took 32 in `POST /threads`; its users asked for more to move histories over.
+/// Differs: the service accepted 32 in `POST /threads`; users requested more, to import conversations.
 pub(super) const MESSAGES_MAX: usize = 1_000;
 
-/// A conversation; its messages are stored beside it.
+/// A conversation. Its messages are stored separately.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thread {
-    /// Its name in the API.
+    /// The thread ID.
     pub id: ThreadId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// The client's own pairs.
+    /// The metadata set by the client.
     pub metadata: Metadata,
-    /// What tools work on in this conversation.
+    /// The resources of the tools.
     pub tool_resources: ToolResources,
 }
 
-/// The wire form of a [`Thread`], members in the recorded order.
+/// The wire form of a [`Thread`], with its properties in the recorded order.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ThreadObject<'a> {
     id: &'a ThreadId,
@@ -52,7 +52,7 @@ impl<'a> From<&'a Thread> for ThreadObject<'a> {
 }
 
 impl ThreadObject<'_> {
-    /// The form that a thread has when it is retrieved, and in a stream.
+    /// Returns the form of a retrieved thread, which is also used in streams.
     #[must_use]
     pub fn retrieved(mut self) -> Self {
         self.tool_resources = self.tool_resources.with_code_interpreter();
@@ -70,7 +70,7 @@ request! {
 }
 
 impl CreateThread {
-    /// The thread that the request asks for, and the messages for it.
+    /// Returns the requested thread and its messages.
     #[must_use]
     pub fn into_thread(self, id: ThreadId, now: Timestamp) -> (Thread, Vec<CreateMessage>) {
         let thread = Thread {
@@ -92,7 +92,7 @@ request! {
 }
 
 impl ModifyThread {
-    /// Changes a thread to what the request asks for.
+    /// Applies the request to a thread.
     pub fn apply(self, thread: &mut Thread) {
         self.tool_resources.apply(&mut thread.tool_resources);
         self.metadata.apply(&mut thread.metadata);

@@ -1,4 +1,4 @@
-//! Tools: what an assistant may call, how the model is told to choose, and what the tools work on.
+//! Tools, tool choice, tool resources, and response formats.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -7,19 +7,19 @@ use serde_json::{Map, Value, json};
 use super::error::Error;
 use super::id::{FileId, VectorStoreId};
 use super::rule::{
-    At, Request as _, Rule, array, boolean, by, decimal, free_object, id, identifier, integer, object, one_of, string,
-    tagged, tagged_schema, unsupported_value, wrong_type,
+    At, Request as _, Rule, array, boolean, custom, decimal, free_object, id, identifier, integer, object, one_of,
+    string, tagged, tagged_schema, unsupported_value, wrong_type,
 };
 use crate::request;
 
-/// Most characters of a function's description; the service states none, so this only bounds what is stored.
+/// Maximum length of a function description, in characters. The service documents none; this limits the stored size.
 const DESCRIPTION_CHARS_MAX: usize = 256_000;
-/// Most characters of a function's name, and of a response format's.
+/// Maximum length of the name of a function or a response format, in characters.
 const NAME_CHARS_MAX: usize = 64;
-/// Most files of a code interpreter, on an assistant or on a thread.
+/// Maximum number of files of the code interpreter, on an assistant or a thread.
 const CODE_INTERPRETER_FILES_MAX: usize = 20;
 
-/// Something that the model may call.
+/// A tool that the model can call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Tool {
@@ -27,39 +27,39 @@ pub enum Tool {
     CodeInterpreter,
     /// Searches the attached vector stores.
     FileSearch {
-        /// How it searches.
+        /// The search options.
         #[serde(default)]
         file_search: FileSearch,
     },
-    /// Asks the client.
+    /// A function of the client.
     Function {
-        /// What the model is told of it.
+        /// The function definition.
         function: Function,
     },
 }
 
-/// How `file_search` searches.
+/// The options of `file_search`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct FileSearch {
-    /// Most hits, 1 to 50; left out of replies unless the client gave it.
+    /// Maximum number of results, 1 to 50. Omitted in responses if not set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_num_results: Option<u32>,
-    /// How hits are ranked.
+    /// The ranking options.
     pub ranking_options: RankingOptions,
 }
 
-/// How hits are ranked.
+/// The ranking options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RankingOptions {
-    /// `auto` or the one ranker with a name.
+    /// `auto` or the name of a ranker.
     pub ranker: String,
-    /// Hits below it are dropped, 0 to 1.
+    /// Minimum score of a result, 0 to 1.
     pub score_threshold: f64,
-    /// Weights of the two searches, kept as the client gave them.
+    /// Weights of the two searches, stored unchanged.
     pub hybrid_search: Option<Map<String, Value>>,
 }
 
-/// The ranker that stands for itself when a client names none.
+/// The default ranker.
 const RANKER: &str = "default_2024_08_21";
 
 impl Default for RankingOptions {
@@ -68,22 +68,22 @@ impl Default for RankingOptions {
     }
 }
 
-/// A function of the client's.
+/// A function definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Function {
-    /// 1 to 64 letters, digits, underscores and dashes.
+    /// The name: 1 to 64 letters, digits, underscores and dashes.
     pub name: String,
-    /// What it is for.
+    /// The description for the model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub description: Option<String>,
-    /// A JSON schema of its arguments.
+    /// The JSON schema of the arguments.
     pub parameters: Map<String, Value>,
-    /// Whether the model must keep to the schema.
+    /// Whether the arguments must match the schema.
     pub strict: bool,
 }
 
 request! {
-    /// A function as clients write it.
+    /// A function definition in a request.
     pub struct FunctionRequest {
         required name: String = identifier(NAME_CHARS_MAX);
         optional description: String = string(0, DESCRIPTION_CHARS_MAX);
@@ -93,21 +93,21 @@ request! {
 }
 
 request! {
-    /// The members of a function tool.
+    /// A function tool.
     pub struct FunctionToolRequest {
         required function: FunctionRequest = object();
     }
 }
 
 request! {
-    /// The members of a file search tool.
+    /// A file search tool.
     pub struct FileSearchToolRequest {
         optional file_search: FileSearchRequest = object();
     }
 }
 
 request! {
-    /// How `file_search` shall search.
+    /// The options of `file_search`.
     pub struct FileSearchRequest {
         optional max_num_results: u32 = integer(1, 50);
         optional ranking_options: RankingOptionsRequest = object();
@@ -115,7 +115,7 @@ request! {
 }
 
 request! {
-    /// How hits shall be ranked.
+    /// The ranking options.
     pub struct RankingOptionsRequest {
         optional ranker: &'static str = one_of(&[("auto", "auto"), (RANKER, RANKER)]);
         optional score_threshold: f64 = decimal(0.0, 1.0);
@@ -124,7 +124,7 @@ request! {
 }
 
 request! {
-    /// A tool that has no members but its type.
+    /// A tool without parameters.
     pub struct BareTool {}
 }
 
@@ -150,10 +150,10 @@ pub fn tool() -> impl Rule<Out = Tool> + Copy {
             }
         }
     };
-    by(read, schema)
+    custom(read, schema)
 }
 
-/// A function takes an object, so that is what its schema must describe.
+/// Checks that the schema describes an object, because the arguments are an object.
 fn check_schema(function: &FunctionRequest, at: &At<'_>) -> Result<(), Error> {
     let kind = function.parameters.as_ref().and_then(|parameters| parameters.get("type"));
     let kind = match kind {
@@ -193,7 +193,7 @@ fn function(request: FunctionToolRequest) -> Tool {
     Tool::Function { function: Function { name, description, parameters, strict: strict.unwrap_or(false) } }
 }
 
-/// What the tools of an assistant or a thread work on.
+/// The resources of the tools of an assistant or a thread.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ToolResources {
     /// Files for the code interpreter.
@@ -205,7 +205,7 @@ pub struct ToolResources {
 }
 
 impl ToolResources {
-    /// A form that the service gave in some places: the code interpreter's list is always there.
+    /// Returns the form with `code_interpreter` always present, as the service did in some responses.
     #[must_use]
     pub fn with_code_interpreter(&self) -> Self {
         let mut resources = self.clone();
@@ -231,7 +231,7 @@ pub struct FileSearchResources {
 }
 
 request! {
-    /// Tool resources as clients write them.
+    /// Tool resources in a request.
     pub struct ToolResourcesRequest {
         optional code_interpreter: CodeInterpreterRequest = object();
         optional file_search: FileSearchResourcesRequest = object();
@@ -249,14 +249,13 @@ request! {
     /// Vector stores for the file search.
     pub struct FileSearchResourcesRequest {
         optional vector_store_ids: Vec<VectorStoreId> = array(id(), 0, 1);
-        optional vector_stores: Vec<()> = array(by(not_served, |_: &mut SchemaGenerator| json!(false)), 0, 1);
+        optional vector_stores: Vec<()> = array(custom(reject_unsupported, |_: &mut SchemaGenerator| json!(false)), 0, 1);
     }
 }
 
-/// Refuses the helper that makes a vector store on the way: this server has none yet, and dropping it silently would
-/// lose the client's files.
-fn not_served(_: Value, at: &At<'_>) -> Result<(), Error> {
-    Err(Error::invalid(format!("Invalid '{at}': this server does not serve vector stores yet."))
+/// Rejects `vector_stores`, because vector stores are not supported yet, and ignoring them would lose the client's files.
+fn reject_unsupported(_: Value, at: &At<'_>) -> Result<(), Error> {
+    Err(Error::invalid(format!("Invalid '{at}': vector stores are not supported yet."))
         .at(at.to_string())
         .code("unsupported_parameter"))
 }
@@ -276,16 +275,16 @@ pub fn tool_resources() -> impl Rule<Out = ToolResources> + Copy {
                 .map(|given| FileSearchResources { vector_store_ids: given.vector_store_ids.unwrap_or_default() }),
         })
     };
-    by(read, schema)
+    custom(read, schema)
 }
 
-/// Whether, and what, the model must call.
+/// Whether the model must call a tool, and which one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ToolChoice {
-    /// A word: the model's own choice, none, or any.
+    /// A mode: none, auto or required.
     Mode(ToolMode),
-    /// One tool by name.
+    /// A specific tool.
     Named(NamedTool),
 }
 
@@ -295,25 +294,25 @@ impl Default for ToolChoice {
     }
 }
 
-/// The words for a tool choice.
+/// The modes of a tool choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolMode {
-    /// Call nothing.
+    /// The model must not call tools.
     None,
     /// The model decides.
     Auto,
-    /// Call something.
+    /// The model must call a tool.
     Required,
 }
 
-/// One tool that the model must call.
+/// A tool that the model must call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum NamedTool {
-    /// The function of this name.
+    /// A function.
     Function {
-        /// Which one.
+        /// The function name.
         function: FunctionName,
     },
     /// The code interpreter.
@@ -325,12 +324,12 @@ pub enum NamedTool {
 /// The name of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionName {
-    /// As in the function's definition.
+    /// The name in the function definition.
     pub name: String,
 }
 
 request! {
-    /// The members of a named function choice.
+    /// The choice of a function.
     pub struct NamedFunctionRequest {
         required function: FunctionNameRequest = object();
     }
@@ -343,7 +342,7 @@ request! {
     }
 }
 
-/// The words of a tool choice.
+/// The modes of a tool choice on the wire.
 const MODES: [&str; 3] = ["none", "auto", "required"];
 
 /// The rule for `tool_choice`.
@@ -370,18 +369,18 @@ pub fn tool_choice() -> impl Rule<Out = ToolChoice> + Copy {
             other => Err(unsupported_value(at, other, &MODES)),
         }
     };
-    by(read, schema)
+    custom(read, schema)
 }
 
 impl ToolChoice {
-    /// Refuses the choice of a tool that is not among `tools`. The words are those that the service had for chat
-    /// completions; those for runs are not recorded.
+    /// Checks that the chosen tool is in `tools`. The error is that of the service for chat completions; the one for runs
+    /// is not recorded.
     ///
     /// # Errors
     /// 400 that names the tool.
     pub fn check(&self, tools: &[Tool]) -> Result<(), Error> {
         let Self::Named(named) = self else { return Ok(()) };
-        let (is_there, what) = match named {
+        let (is_known, tool) = match named {
             NamedTool::Function { function: FunctionName { name } } => (
                 tools.iter().any(|tool| matches!(tool, Tool::Function { function } if function.name == *name)),
                 format!("function named '{name}'"),
@@ -394,11 +393,11 @@ impl ToolChoice {
                 "tool of type 'file_search'".to_owned(),
             ),
         };
-        if is_there {
+        if is_known {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "Invalid value for 'tool_choice': no {what} was specified in the 'tools' parameter."
+            "Invalid value for 'tool_choice': no {tool} was specified in the 'tools' parameter."
         ))
         .at("tool_choice")
         .code("invalid_value"))
@@ -417,7 +416,7 @@ fn named_tool(value: Value, at: &At<'_>) -> Result<NamedTool, Error> {
     }
 }
 
-/// The form that the model must answer in; kept and echoed as the client wrote it.
+/// The format of the answers, stored and returned unchanged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ResponseFormat(Value);
@@ -429,7 +428,7 @@ impl Default for ResponseFormat {
 }
 
 impl ResponseFormat {
-    /// The form as chat completions take it; `None` for `auto`, which is said by saying nothing.
+    /// Returns the format for chat completions; `None` for `auto`, the default.
     #[must_use]
     pub fn for_model(&self) -> Option<&Value> {
         self.0.is_object().then_some(&self.0)
@@ -437,7 +436,7 @@ impl ResponseFormat {
 }
 
 request! {
-    /// The members of a JSON schema form.
+    /// A JSON schema format.
     pub struct JsonSchemaFormatRequest {
         required json_schema: JsonSchemaRequest = object();
     }
@@ -474,7 +473,7 @@ pub fn response_format() -> impl Rule<Out = ResponseFormat> + Copy {
             } else {
                 object::<BareTool>().read(members.into(), at)?;
             }
-            // Null is absent here too, and strict clients refuse it where they read the format back.
+            // Null means absent, and strict clients reject null in the response.
             let mut value = value.clone();
             if let Some(Value::Object(schema)) = value.get_mut("json_schema") {
                 schema.retain(|_, value| !value.is_null());
@@ -483,10 +482,10 @@ pub fn response_format() -> impl Rule<Out = ResponseFormat> + Copy {
         }
         other => Err(wrong_type(at, "one of a string or object", other)),
     };
-    by(read, schema)
+    custom(read, schema)
 }
 
-/// How hard a reasoning model shall think, as the API spells it.
+/// The rule for `reasoning_effort`.
 #[must_use]
 pub fn reasoning_effort() -> impl Rule<Out = &'static str> + Copy {
     one_of(&[
@@ -509,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_come_back_with_their_defaults_filled_in() {
+    fn tools_are_returned_with_their_defaults() {
         assert_eq!(echo(json!({"type": "code_interpreter"})), json!({"type": "code_interpreter"}));
         assert_eq!(
             echo(json!({"type": "file_search"})),
@@ -524,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_and_formats_come_back_as_given() {
+    fn choices_and_formats_are_returned_unchanged() {
         let at = At::Member(&At::Root, "x");
         for choice in [json!("none"), json!("required"), json!({"type": "function", "function": {"name": "f"}})] {
             let read = tool_choice().read(choice.clone(), &at).unwrap();
@@ -541,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_tool_type_is_refused_with_the_known_ones() {
+    fn an_unknown_tool_type_is_rejected_with_the_supported_types() {
         let error = tool().read(json!({"type": "retrieval"}), &At::Element(&At::Member(&At::Root, "tools"), 0));
 
         assert_eq!(

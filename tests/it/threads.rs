@@ -90,5 +90,5 @@ both_stores!(creating_a_vector_store_is_rejected_instead_of_ignored, async |data
 
     let complaint = server.client.post_rejected("/v1/threads", body).await;
 
-    assert!(complaint.contains("does not serve vector stores yet"), "{complaint}");
+    assert!(complaint.contains("vector stores are not supported yet"), "{complaint}");
 });
