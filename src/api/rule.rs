@@ -560,13 +560,13 @@ impl Rule for Boolean {
 /// One of a list of strings.
 #[derive(Debug, Clone, Copy)]
 pub struct OneOf<T: 'static> {
-    words: &'static [(&'static str, T)],
+    values: &'static [(&'static str, T)],
 }
 
 /// One of the strings of a table, each with its value.
 #[must_use]
-pub fn one_of<T: Copy>(words: &'static [(&'static str, T)]) -> OneOf<T> {
-    OneOf { words }
+pub fn one_of<T: Copy>(values: &'static [(&'static str, T)]) -> OneOf<T> {
+    OneOf { values }
 }
 
 impl<T: Copy> Rule for OneOf<T> {
@@ -580,17 +580,17 @@ impl<T: Copy> Rule for OneOf<T> {
         let Value::String(word) = &value else {
             return Err(wrong_type(at, "a string", &value));
         };
-        if let Some((_, meaning)) = self.words.iter().find(|(name, _)| name == word) {
-            Ok(*meaning)
+        if let Some((_, value)) = self.values.iter().find(|(name, _)| name == word) {
+            Ok(*value)
         } else {
-            let words: Vec<&str> = self.words.iter().map(|(name, _)| *name).collect();
-            Err(unsupported_value(at, word, &words))
+            let names: Vec<&str> = self.values.iter().map(|(name, _)| *name).collect();
+            Err(unsupported_value(at, word, &names))
         }
     }
 
     fn schema(&self, _: &mut SchemaGenerator) -> Value {
-        let words: Vec<&str> = self.words.iter().map(|(name, _)| *name).collect();
-        json!({"type": "string", "enum": words})
+        let names: Vec<&str> = self.values.iter().map(|(name, _)| *name).collect();
+        json!({"type": "string", "enum": names})
     }
 }
 

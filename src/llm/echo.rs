@@ -104,18 +104,18 @@ impl ChatModel for Echo {
 }
 
 fn with(head: &Value, members: &[(&str, Value)]) -> Value {
-    let mut whole = head.clone();
+    let mut object = head.clone();
     for (name, value) in members {
-        whole[*name] = value.clone();
+        object[*name] = value.clone();
     }
-    whole
+    object
 }
 
 /// Returns the words of the answer, each with the space after it.
 fn reply(prompt: Option<&Value>) -> Vec<String> {
     let prompt = prompt.map(text).unwrap_or_default();
-    let whole = format!("I am the built-in echo model of assistd. You said: {prompt}");
-    whole.split_inclusive(' ').map(str::to_owned).collect()
+    let text = format!("I am the built-in echo model of assistd. You said: {prompt}");
+    text.split_inclusive(' ').map(str::to_owned).collect()
 }
 
 fn text(content: &Value) -> String {

@@ -12,7 +12,7 @@ both_stores!(an_assistant_is_created_retrieved_modified_and_deleted, async |data
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
 
-    let made = client
+    let created = client
         .post(
             "/v1/assistants",
             json!({"model": "gpt-4o", "name": "n", "description": null, "instructions": "be kind",
@@ -21,7 +21,7 @@ both_stores!(an_assistant_is_created_retrieved_modified_and_deleted, async |data
         )
         .await;
 
-    let members: Vec<&String> = made.as_object().unwrap().keys().collect();
+    let members: Vec<&String> = created.as_object().unwrap().keys().collect();
     assert_eq!(
         members,
         [
@@ -41,12 +41,12 @@ both_stores!(an_assistant_is_created_retrieved_modified_and_deleted, async |data
             "response_format"
         ]
     );
-    assert_eq!(made["tool_resources"], json!({"code_interpreter": {"file_ids": []}}));
-    assert_eq!(made["metadata"].to_string(), r#"{"z":"1","a":"2"}"#, "metadata keeps its order");
-    assert_eq!((&made["temperature"], &made["top_p"]), (&json!(0.5), &json!(1.0)));
+    assert_eq!(created["tool_resources"], json!({"code_interpreter": {"file_ids": []}}));
+    assert_eq!(created["metadata"].to_string(), r#"{"z":"1","a":"2"}"#, "metadata keeps its order");
+    assert_eq!((&created["temperature"], &created["top_p"]), (&json!(0.5), &json!(1.0)));
 
-    let path = format!("/v1/assistants/{}", made["id"].as_str().unwrap());
-    assert_eq!(client.get(&path).await, made);
+    let path = format!("/v1/assistants/{}", created["id"].as_str().unwrap());
+    assert_eq!(client.get(&path).await, created);
 
     let modified = client.post(&path, json!({"name": null, "metadata": {"b": "3"}, "tools": []})).await;
     assert_eq!(modified["name"], json!(null));
@@ -55,9 +55,9 @@ both_stores!(an_assistant_is_created_retrieved_modified_and_deleted, async |data
     assert_eq!(client.get(&path).await, modified);
 
     let deleted = client.delete(&path).await;
-    assert_eq!(deleted, json!({"id": made["id"], "object": "assistant.deleted", "deleted": true}));
+    assert_eq!(deleted, json!({"id": created["id"], "object": "assistant.deleted", "deleted": true}));
     let (status, error) = client.send_rejected(Method::GET, &path, None).await;
-    let id = made["id"].as_str().unwrap();
+    let id = created["id"].as_str().unwrap();
     assert_eq!(
         (status, error["message"].as_str().unwrap()),
         (404, format!("No assistant found with id '{id}'.").as_str())
@@ -89,16 +89,16 @@ both_stores!(every_response_has_the_headers_that_clients_read, async |database: 
     let server = Server::start(&database, &Upstream::start().await).await;
 
     let served = server.client.send(Method::GET, "/v1/assistants", None).await;
-    let refused = server.client.send(Method::POST, "/v1/xyz", None).await;
+    let rejected = server.client.send(Method::POST, "/v1/xyz", None).await;
 
-    for reply in [&served, &refused] {
+    for reply in [&served, &rejected] {
         let id = reply.headers["x-request-id"].to_str().unwrap();
         assert!(id.starts_with("req_") && id.len() == "req_".len() + 32, "{id}");
         assert!(reply.headers["openai-processing-ms"].to_str().unwrap().parse::<u64>().is_ok());
         assert_eq!(reply.headers["openai-version"], "2020-10-01");
         assert_eq!(reply.headers["content-type"], "application/json");
     }
-    assert_eq!((refused.status, &refused.body["error"]["message"]), (404, &json!("Invalid URL (POST /v1/xyz)")));
+    assert_eq!((rejected.status, &rejected.body["error"]["message"]), (404, &json!("Invalid URL (POST /v1/xyz)")));
     let wrong_method = server.client.send(Method::PUT, "/v1/assistants", None).await;
     assert_eq!(wrong_method.status, 405);
 });

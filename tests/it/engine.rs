@@ -38,8 +38,8 @@ const TEXT: &str = concat!(
 
 async fn assistant(client: &Client) -> String {
     let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
-    let made = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
-    made["id"].as_str().unwrap().to_owned()
+    let created = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
+    created["id"].as_str().unwrap().to_owned()
 }
 
 /// Creates a run that requires the output of one call; returns its path, and the body that submits the output.

@@ -14,7 +14,7 @@ both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |databas
     let thread = client.create_thread("first").await;
     let path = format!("/v1/threads/{thread}/messages");
 
-    let made = client
+    let created = client
         .post(
             &path,
             json!({"role": "user", "metadata": {"k": "v"},
@@ -23,7 +23,7 @@ both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |databas
         )
         .await;
 
-    let members: Vec<&String> = made.as_object().unwrap().keys().collect();
+    let members: Vec<&String> = created.as_object().unwrap().keys().collect();
     assert_eq!(
         members,
         [
@@ -44,21 +44,21 @@ both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |databas
         ]
     );
     assert_eq!(
-        made["content"],
+        created["content"],
         json!([{"type": "text", "text": {"value": "look", "annotations": []}},
                {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}}])
     );
-    assert_eq!(made["attachments"], json!([{"file_id": "file-1", "tools": [{"type": "file_search"}]}]));
-    assert_eq!((&made["status"], &made["run_id"]), (&json!("completed"), &Value::Null));
+    assert_eq!(created["attachments"], json!([{"file_id": "file-1", "tools": [{"type": "file_search"}]}]));
+    assert_eq!((&created["status"], &created["run_id"]), (&json!("completed"), &Value::Null));
 
-    let one = format!("{path}/{}", made["id"].as_str().unwrap());
-    assert_eq!(client.get(&one).await, made);
-    assert_eq!(client.post(&one, json!({"metadata": {"a": "b"}})).await["metadata"], json!({"a": "b"}));
-    assert_eq!(client.post(&one, json!({})).await["metadata"], json!({"a": "b"}));
-    assert_eq!(client.post(&one, json!({"metadata": null})).await["metadata"], json!({}));
-    assert_eq!(client.delete(&one).await["object"], "thread.message.deleted");
-    let (status, error) = client.send_rejected(Method::GET, &one, None).await;
-    let id = made["id"].as_str().unwrap();
+    let item = format!("{path}/{}", created["id"].as_str().unwrap());
+    assert_eq!(client.get(&item).await, created);
+    assert_eq!(client.post(&item, json!({"metadata": {"a": "b"}})).await["metadata"], json!({"a": "b"}));
+    assert_eq!(client.post(&item, json!({})).await["metadata"], json!({"a": "b"}));
+    assert_eq!(client.post(&item, json!({"metadata": null})).await["metadata"], json!({}));
+    assert_eq!(client.delete(&item).await["object"], "thread.message.deleted");
+    let (status, error) = client.send_rejected(Method::GET, &item, None).await;
+    let id = created["id"].as_str().unwrap();
     assert_eq!((status, &error["message"]), (404, &json!(format!("No message found with id '{id}'."))));
     assert_eq!(client.get(&path).await["data"].as_array().unwrap().len(), 1);
 });

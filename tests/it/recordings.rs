@@ -50,14 +50,14 @@ fn without_our_additions(name: &str, mut data: Value) -> Value {
 both_stores!(the_stream_of_a_text_answer_matches_the_recording, async |database: Database| {
     let Some(recording) = contract::file("recordings/text.sse") else { return };
     let recorded = frames(&recording);
-    let words: Vec<&'static str> = recorded
+    let tokens: Vec<&'static str> = recorded
         .iter()
         .filter(|(name, _)| name == "thread.message.delta")
         .map(|(_, data)| {
             data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
         })
         .collect();
-    let upstream = Upstream::scripted([Answer::Tokens(words)]).await;
+    let upstream = Upstream::scripted([Answer::Tokens(tokens)]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": "gpt-4o"})).await;
@@ -84,7 +84,7 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
         return;
     };
     let (first, second) = (frames(&first), frames(&second));
-    let words: Vec<&'static str> = second
+    let tokens: Vec<&'static str> = second
         .iter()
         .filter(|(name, _)| name == "thread.message.delta")
         .map(|(_, data)| {
@@ -92,7 +92,7 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
         })
         .collect();
     let upstream =
-        Upstream::scripted([Answer::Calls(vec![], vec![("get_current_weather", "{}")]), Answer::Tokens(words)]).await;
+        Upstream::scripted([Answer::Calls(vec![], vec![("get_current_weather", "{}")]), Answer::Tokens(tokens)]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let function = json!({"name": "get_current_weather", "description": "Gets the user's current weather"});
@@ -101,8 +101,8 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
 
     let body = json!({"assistant_id": assistant["id"], "stream": true,
         "thread": {"messages": [{"role": "user", "content": "What should I wear outside right now?"}]}});
-    let asked = client.stream("/v1/threads/runs", body).await;
-    let run = &asked[asked.len() - 2].data;
+    let call_events = client.stream("/v1/threads/runs", body).await;
+    let run = &call_events[call_events.len() - 2].data;
     let call = &run["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
     let path = format!(
         "/v1/threads/{}/runs/{}/submit_tool_outputs",
@@ -110,9 +110,9 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
         run["id"].as_str().unwrap()
     );
     let outputs = json!({"tool_outputs": [{"tool_call_id": call, "output": "warm and sunny"}], "stream": true});
-    let answered = client.stream(&path, outputs).await;
+    let answer_events = client.stream(&path, outputs).await;
 
-    for (ours, recorded) in [(asked, first), (answered, second)] {
+    for (ours, recorded) in [(call_events, first), (answer_events, second)] {
         let names: Vec<&str> = ours.iter().map(|event| event.name.as_str()).collect();
         assert_eq!(names, recorded.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
         for (ours, (name, data)) in ours.into_iter().zip(recorded) {

@@ -209,8 +209,9 @@ both_stores!(a_run_is_incomplete_when_it_reaches_a_token_limit, async |database:
         let mut body = json!({"assistant_id": assistant});
         body[member] = json!(tokens);
         // The API description requires 256 or more; the service accepted 16.
-        let made: Value = client.request(Method::POST, &runs).json(&body).send().await.unwrap().json().await.unwrap();
-        let path = format!("{runs}/{}", made["id"].as_str().unwrap());
+        let created: Value =
+            client.request(Method::POST, &runs).json(&body).send().await.unwrap().json().await.unwrap();
+        let path = format!("{runs}/{}", created["id"].as_str().unwrap());
         let get = async || -> Value { client.request(Method::GET, &path).send().await.unwrap().json().await.unwrap() };
         let run = loop {
             let run = get().await;
@@ -371,9 +372,9 @@ both_stores!(runs_above_the_concurrency_limit_are_queued_in_order, async |databa
         client.wait_for_status(run, "completed").await;
     }
 
-    let asked: Vec<Value> =
+    let requested: Vec<Value> =
         upstream.requests().into_iter().map(|request| request["messages"][0]["content"].clone()).collect();
-    assert_eq!(asked, [json!("first"), json!("second"), json!("third")]);
+    assert_eq!(requested, [json!("first"), json!("second"), json!("third")]);
 });
 
 both_stores!(a_thread_deleted_during_its_run_stays_deleted, async |database: Database| {
@@ -389,7 +390,7 @@ both_stores!(a_thread_deleted_during_its_run_stays_deleted, async |database: Dat
     upstream.resume();
     let events = crate::support::sse::parse(&stream.text().await.unwrap());
 
-    assert_eq!(events[events.len() - 2].name, "error", "the stream ends and says why");
+    assert_eq!(events[events.len() - 2].name, "error", "the stream ends with an error event");
     assert_eq!(client.send_rejected(Method::GET, &format!("/v1/threads/{thread}/messages"), None).await.0, 404);
 });
 

@@ -157,8 +157,8 @@ both_stores!(a_client_that_disconnects_does_not_stop_its_run, async |database: D
 });
 
 both_stores!(a_client_that_does_not_read_does_not_slow_the_run, async |database: Database| {
-    let words: Vec<&'static str> = vec!["a word that is long enough to fill the socket buffers, "; 20_000];
-    let upstream = Upstream::scripted([Answer::Tokens(words.clone())]).await;
+    let tokens: Vec<&'static str> = vec!["a word that is long enough to fill the socket buffers, "; 20_000];
+    let upstream = Upstream::scripted([Answer::Tokens(tokens.clone())]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
@@ -171,7 +171,7 @@ both_stores!(a_client_that_does_not_read_does_not_slow_the_run, async |database:
     client.wait_for_status(&path, "completed").await;
     let events = parse(&stream.text().await.unwrap());
 
-    assert_eq!(text(&events), words.concat(), "the client still receives the whole text");
+    assert_eq!(text(&events), tokens.concat(), "the client still receives the whole text");
 });
 
 both_stores!(an_idle_stream_sends_keep_alive_comments_without_an_empty_line, async |database: Database| {

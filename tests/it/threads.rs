@@ -12,7 +12,7 @@ both_stores!(a_thread_is_created_retrieved_modified_and_deleted, async |database
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
 
-    let made = client
+    let created = client
         .post(
             "/v1/threads",
             json!({"metadata": {"k": "v"}, "messages": [
@@ -22,10 +22,10 @@ both_stores!(a_thread_is_created_retrieved_modified_and_deleted, async |database
         )
         .await;
 
-    let members: Vec<&String> = made.as_object().unwrap().keys().collect();
+    let members: Vec<&String> = created.as_object().unwrap().keys().collect();
     assert_eq!(members, ["id", "object", "created_at", "metadata", "tool_resources"]);
-    assert_eq!(made["tool_resources"], json!({}));
-    let path = format!("/v1/threads/{}", made["id"].as_str().unwrap());
+    assert_eq!(created["tool_resources"], json!({}));
+    let path = format!("/v1/threads/{}", created["id"].as_str().unwrap());
     let mut retrieved = client.get(&path).await;
     assert_eq!(
         retrieved["tool_resources"].take(),
@@ -33,7 +33,7 @@ both_stores!(a_thread_is_created_retrieved_modified_and_deleted, async |database
         "as in the recording"
     );
     retrieved["tool_resources"] = json!({});
-    assert_eq!(retrieved, made);
+    assert_eq!(retrieved, created);
     let messages = client.get(&format!("{path}/messages?order=asc")).await;
     let texts: Vec<(&Value, &Value)> = messages["data"]
         .as_array()
@@ -45,9 +45,9 @@ both_stores!(a_thread_is_created_retrieved_modified_and_deleted, async |database
 
     let modified = client.post(&path, json!({"metadata": null})).await;
     assert_eq!(modified["metadata"], json!({}));
-    assert_eq!(client.delete(&path).await, json!({"id": made["id"], "object": "thread.deleted", "deleted": true}));
+    assert_eq!(client.delete(&path).await, json!({"id": created["id"], "object": "thread.deleted", "deleted": true}));
     let (status, error) = client.send_rejected(Method::GET, &format!("{path}/messages"), None).await;
-    let id = made["id"].as_str().unwrap();
+    let id = created["id"].as_str().unwrap();
     assert_eq!((status, &error["message"]), (404, &json!(format!("No thread found with id '{id}'."))));
 });
 

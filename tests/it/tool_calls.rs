@@ -20,8 +20,8 @@ const RUN_COMPLETED: [&str; 4] = ["message.completed", "run.step.completed", "ru
 async fn assistant(client: &Client) -> String {
     let function = |name: &str| json!({"type": "function", "function": {"name": name, "description": "d"}});
     let tools = json!([function("weather"), function("time"), {"type": "code_interpreter"}]);
-    let made = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
-    made["id"].as_str().unwrap().to_owned()
+    let created = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
+    created["id"].as_str().unwrap().to_owned()
 }
 
 /// Creates a streamed run on a new thread; returns its path and its events.
@@ -58,9 +58,12 @@ both_stores!(a_tool_call_is_streamed_and_the_run_resumes_after_its_output, async
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
-    let (run, asked) = stream_new_run(client, json!({})).await;
+    let (run, call_events) = stream_new_run(client, json!({})).await;
     let deltas = ["run.step.delta"; 5];
-    assert_eq!(names(&asked), [&RUN_STARTED[..], &CALL_STARTED, &deltas, &["run.requires_action", "done"]].concat());
+    assert_eq!(
+        names(&call_events),
+        [&RUN_STARTED[..], &CALL_STARTED, &deltas, &["run.requires_action", "done"]].concat()
+    );
     let stored = client.get(&run).await;
     let calls = required_calls(&stored);
     assert_eq!((calls[0].1.as_str(), calls[0].2.as_str()), ("weather", "{\"in\":\"Rome\"}"));
@@ -101,8 +104,8 @@ both_stores!(parallel_calls_form_one_step_and_accept_outputs_in_any_order, async
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
-    let (run, asked) = stream_new_run(client, json!({})).await;
-    let deltas: Vec<&Value> = asked
+    let (run, call_events) = stream_new_run(client, json!({})).await;
+    let deltas: Vec<&Value> = call_events
         .iter()
         .filter(|event| event.name == "thread.run.step.delta")
         .map(|event| &event.data["delta"]["step_details"]["tool_calls"][0]["index"])
@@ -166,9 +169,9 @@ both_stores!(text_after_a_tool_call_continues_the_same_message, async |database:
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
-    let (run, asked) = stream_new_run(client, json!({})).await;
+    let (run, call_events) = stream_new_run(client, json!({})).await;
     let rest = ["message.delta", "message.delta", "run.requires_action", "done"];
-    assert_eq!(names(&asked), [&RUN_STARTED[..], &TEXT_STARTED, &rest].concat());
+    assert_eq!(names(&call_events), [&RUN_STARTED[..], &TEXT_STARTED, &rest].concat());
     let thread = run.split("/runs").next().unwrap().to_owned();
     let newest = client.get(&format!("{thread}/messages?limit=1")).await["data"][0].clone();
     assert_eq!(
@@ -237,9 +240,13 @@ both_stores!(text_after_calls_is_sent_by_the_next_stream, async |database: Datab
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
-    let (run, asked) = stream_new_run(client, json!({})).await;
+    let (run, call_events) = stream_new_run(client, json!({})).await;
     let rest = ["run.step.delta", "run.step.delta", "run.requires_action", "done"];
-    assert_eq!(names(&asked), [&RUN_STARTED[..], &CALL_STARTED, &rest].concat(), "only one step is open at a time");
+    assert_eq!(
+        names(&call_events),
+        [&RUN_STARTED[..], &CALL_STARTED, &rest].concat(),
+        "only one step is open at a time"
+    );
     let calls = required_calls(&client.get(&run).await);
     let answered = client.stream(&format!("{run}/submit_tool_outputs"), outputs(&[(&calls[0].0, "x")], true)).await;
     assert_eq!(names(&answered), [&RESUMED[..], &TEXT_STARTED, &["message.delta"], &RUN_COMPLETED].concat());
@@ -294,15 +301,15 @@ both_stores!(tool_choice_and_parallel_tool_calls_are_sent_to_the_model, async |d
     }
     stream_new_run(client, json!({"tool_choice": "none"})).await;
 
-    let asked = upstream.requests();
-    assert_eq!((&asked[0]["tool_choice"], &asked[0]["parallel_tool_calls"]), (&json!("required"), &json!(false)));
+    let requests = upstream.requests();
+    assert_eq!((&requests[0]["tool_choice"], &requests[0]["parallel_tool_calls"]), (&json!("required"), &json!(false)));
     assert_eq!(
-        asked[1].get("tool_choice"),
+        requests[1].get("tool_choice"),
         None,
         "only the first turn is forced to call; otherwise the run could not end"
     );
-    assert_eq!((&asked[2]["tool_choice"], asked[3].get("tool_choice")), (&named, None));
-    assert_eq!(asked[4]["tool_choice"], "none");
+    assert_eq!((&requests[2]["tool_choice"], requests[3].get("tool_choice")), (&named, None));
+    assert_eq!(requests[4]["tool_choice"], "none");
 });
 
 both_stores!(invalid_calls_and_too_many_tool_rounds_fail_the_run, async |database: Database| {

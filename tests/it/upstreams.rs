@@ -119,8 +119,8 @@ both_stores!(model_names_are_mapped_by_the_settings, async |database: Database| 
         assert_eq!(finished_run(&server, name).await["model"], name, "the run shows the requested model name");
     }
 
-    let asked: Vec<Value> = upstream.requests().into_iter().map(|request| request["model"].clone()).collect();
-    assert_eq!(asked, [json!("small"), json!("small"), json!("org/large")]);
+    let requested: Vec<Value> = upstream.requests().into_iter().map(|request| request["model"].clone()).collect();
+    assert_eq!(requested, [json!("small"), json!("small"), json!("org/large")]);
 });
 
 both_stores!(models_are_listed_with_the_configured_aliases, async |database: Database| {
@@ -205,9 +205,9 @@ both_stores!(parameters_that_a_server_rejects_are_omitted_on_retry, async |datab
     let sent = |request: &Value| {
         ["max_tokens", "max_completion_tokens", "stream_options"].map(|member| request.get(member).is_some())
     };
-    let asked: Vec<[bool; 3]> = upstream.requests().iter().map(sent).collect();
+    let requested: Vec<[bool; 3]> = upstream.requests().iter().map(sent).collect();
     let learned = [false, true, false];
-    assert_eq!(asked, [[true; 3], [false, true, true], learned, learned, learned]);
+    assert_eq!(requested, [[true; 3], [false, true, true], learned, learned, learned]);
     assert!(
         failed["last_error"]["message"].as_str().unwrap().contains("too large"),
         "the token limit is never omitted"

@@ -130,68 +130,71 @@ function record(stream) {
 
 const tests = {
   async 'an assistant is created, retrieved, modified and deleted'() {
-    const made = await assistants.create({
-      model: 'words', name: 'Ada', description: 'counts', instructions: 'Count.', metadata: { team: 'one' }, temperature: 0.5,
+    const created = await assistants.create({
+      model: 'words', name: 'Ada', description: 'counts', instructions: 'Count.', metadata: { team: 'one' },
+      temperature: 0.5,
     });
-    assert.deepEqual([made.name, made.description, made.instructions, made.temperature], ['Ada', 'counts', 'Count.', 0.5]);
-    assert.deepEqual(await assistants.retrieve(made.id), made);
+    const { name, description, instructions, temperature } = created;
+    assert.deepEqual([name, description, instructions, temperature], ['Ada', 'counts', 'Count.', 0.5]);
+    assert.deepEqual(await assistants.retrieve(created.id), created);
 
-    const changed = await assistants.update(made.id, { name: 'Bea', metadata: { team: 'two' } });
+    const changed = await assistants.update(created.id, { name: 'Bea', metadata: { team: 'two' } });
     assert.deepEqual([changed.name, changed.metadata, changed.instructions], ['Bea', { team: 'two' }, 'Count.']);
 
-    const gone = await assistants.delete(made.id);
-    assert.deepEqual([gone.id, gone.object, gone.deleted], [made.id, 'assistant.deleted', true]);
-    await assertRejected(assistants.retrieve(made.id), OpenAI.NotFoundError, `No assistant found with id '${made.id}'.`);
+    const deleted = await assistants.delete(created.id);
+    assert.deepEqual([deleted.id, deleted.object, deleted.deleted], [created.id, 'assistant.deleted', true]);
+    const message = `No assistant found with id '${created.id}'.`;
+    await assertRejected(assistants.retrieve(created.id), OpenAI.NotFoundError, message);
   },
 
   async 'a list of assistants pages automatically in both orders'() {
-    const made = [];
-    for (let number = 0; number < 5; number++) made.push(await assistantOf('words'));
+    const created = [];
+    for (let number = 0; number < 5; number++) created.push(await assistantOf('words'));
 
     const ids = async (order) =>
-      (await all(assistants.list({ limit: 2, order }))).map(({ id }) => id).filter((id) => made.includes(id));
+      (await all(assistants.list({ limit: 2, order }))).map(({ id }) => id).filter((id) => created.includes(id));
 
-    assert.deepEqual(await ids('desc'), [...made].reverse());
-    assert.deepEqual(await ids('asc'), made);
-    const between = await assistants.list({ order: 'asc', after: made[0], before: made[4] });
-    assert.deepEqual(between.data.map(({ id }) => id), made.slice(1, 4));
+    assert.deepEqual(await ids('desc'), [...created].reverse());
+    assert.deepEqual(await ids('asc'), created);
+    const between = await assistants.list({ order: 'asc', after: created[0], before: created[4] });
+    assert.deepEqual(between.data.map(({ id }) => id), created.slice(1, 4));
   },
 
   async 'a thread is created, retrieved, modified and deleted'() {
-    const made = await threads.create({ messages: [{ role: 'user', content: 'Hi' }], metadata: { a: 'b' } });
+    const created = await threads.create({ messages: [{ role: 'user', content: 'Hi' }], metadata: { a: 'b' } });
     // As in the recording.
     const tool_resources = { code_interpreter: { file_ids: [] } };
-    assert.deepEqual(await threads.retrieve(made.id), { ...made, tool_resources });
-    assert.deepEqual(await textsOf(made.id), [['user', 'Hi']]);
+    assert.deepEqual(await threads.retrieve(created.id), { ...created, tool_resources });
+    assert.deepEqual(await textsOf(created.id), [['user', 'Hi']]);
 
-    const changed = await threads.update(made.id, { metadata: { a: 'c' } });
+    const changed = await threads.update(created.id, { metadata: { a: 'c' } });
     assert.deepEqual(changed.metadata, { a: 'c' });
 
-    assert.equal((await threads.delete(made.id)).deleted, true);
-    await assertRejected(threads.retrieve(made.id), OpenAI.NotFoundError, `No thread found with id '${made.id}'.`);
+    assert.equal((await threads.delete(created.id)).deleted, true);
+    await assertRejected(threads.retrieve(created.id), OpenAI.NotFoundError, `No thread found with id '${created.id}'.`);
   },
 
   async 'threads are listed'() {
-    const made = [await threadWith(), await threadWith()];
+    const created = [await threadWith(), await threadWith()];
 
     const list = await client.get('/threads', { query: { limit: 2 } });
 
     assert.equal(list.object, 'list');
-    assert.deepEqual(list.data.map(({ id }) => id), [...made].reverse());
+    assert.deepEqual(list.data.map(({ id }) => id), [...created].reverse());
   },
 
   async 'a message is created, retrieved, modified and deleted'() {
     const thread_id = await threadWith();
-    const made = await messages.create(thread_id, { role: 'user', content: 'Ünïcödé 日本語 🙂', metadata: { a: 'b' } });
-    assert.equal(textOf(made), 'Ünïcödé 日本語 🙂');
-    assert.deepEqual(await messages.retrieve(made.id, { thread_id }), made);
+    const created = await messages.create(thread_id, { role: 'user', content: 'Ünïcödé 日本語 🙂', metadata: { a: 'b' } });
+    assert.equal(textOf(created), 'Ünïcödé 日本語 🙂');
+    assert.deepEqual(await messages.retrieve(created.id, { thread_id }), created);
 
-    const changed = await messages.update(made.id, { thread_id, metadata: { a: 'c' } });
+    const changed = await messages.update(created.id, { thread_id, metadata: { a: 'c' } });
     assert.deepEqual(changed.metadata, { a: 'c' });
 
-    assert.equal((await messages.delete(made.id, { thread_id })).deleted, true);
+    assert.equal((await messages.delete(created.id, { thread_id })).deleted, true);
     await assertRejected(
-      messages.retrieve(made.id, { thread_id }), OpenAI.NotFoundError, `No message found with id '${made.id}'.`,
+      messages.retrieve(created.id, { thread_id }), OpenAI.NotFoundError, `No message found with id '${created.id}'.`,
     );
   },
 
@@ -221,10 +224,10 @@ const tests = {
   },
 
   async 'polling follows the interval of the server'() {
-    const began = Date.now();
+    const started = Date.now();
     const run = await runs.createAndPoll(await threadWith('Hi'), { assistant_id: await assistantOf('words') });
     assert.equal(run.status, 'completed');
-    assert.ok(Date.now() - began < 2000, 'openai-poll-after-ms is below the SDK default of five seconds');
+    assert.ok(Date.now() - started < 2000, 'openai-poll-after-ms is below the SDK default of five seconds');
   },
 
   async 'a run and its thread are created together, and polled'() {
@@ -239,14 +242,16 @@ const tests = {
   async 'a run is listed, retrieved and modified'() {
     const assistant_id = await assistantOf('words');
     const thread_id = await threadWith('Hi');
-    const made = [];
-    for (let number = 0; number < 3; number++) made.push((await runs.createAndPoll(thread_id, { assistant_id }, QUICK)).id);
+    const created = [];
+    for (let number = 0; number < 3; number++) {
+      created.push((await runs.createAndPoll(thread_id, { assistant_id }, QUICK)).id);
+    }
 
-    const changed = await runs.update(made[0], { thread_id, metadata: { seen: 'yes' } });
+    const changed = await runs.update(created[0], { thread_id, metadata: { seen: 'yes' } });
 
-    assert.deepEqual((await all(runs.list(thread_id, { limit: 2 }))).map(({ id }) => id), [...made].reverse());
+    assert.deepEqual((await all(runs.list(thread_id, { limit: 2 }))).map(({ id }) => id), [...created].reverse());
     assert.deepEqual([changed.metadata, changed.status], [{ seen: 'yes' }, 'completed']);
-    assert.deepEqual(await runs.retrieve(made[0], { thread_id }), changed);
+    assert.deepEqual(await runs.retrieve(created[0], { thread_id }), changed);
   },
 
   async 'the model receives the whole thread and the instructions'() {
@@ -394,8 +399,8 @@ const tests = {
   async 'a function call is streamed, and its outputs are submitted with a stream'() {
     const first = runs.stream(await threadWith('Hi'), { assistant_id: await functionAssistant('tools') });
     const log = record(first);
-    const made = [];
-    first.on('toolCallDone', (call) => made.push([call.function.name, call.function.arguments]));
+    const created = [];
+    first.on('toolCallDone', (call) => created.push([call.function.name, call.function.arguments]));
 
     const waiting = await first.finalRun();
 
@@ -408,8 +413,8 @@ const tests = {
       'toolCallCreated', 'runStepDelta', ...Array(3).fill(['toolCallDelta', 'runStepDelta']).flat(), 'toolCallDone',
       'run', 'end',
     ]);
-    assert.deepEqual(made, [['weather', WEATHER_ARGUMENTS], ['time', TIME_ARGUMENTS]]);
-    assert.deepEqual(callsOf(waiting), made);
+    assert.deepEqual(created, [['weather', WEATHER_ARGUMENTS], ['time', TIME_ARGUMENTS]]);
+    assert.deepEqual(callsOf(waiting), created);
 
     const second = runs.submitToolOutputsStream(
       waiting.id, { thread_id: waiting.thread_id, tool_outputs: outputsFor(waiting) },

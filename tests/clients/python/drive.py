@@ -102,7 +102,7 @@ class Case(unittest.TestCase):
         return steps[0]
 
     def assert_steps(self, run, *expected):
-        """Checks the run's steps, oldest first: `message`, or the outputs of the calls. Their usage adds up to the run's."""
+        """Checks the run's steps, oldest first: `message`, or the outputs of the calls. Checks the sum of their usage."""
         steps = threads.runs.steps.list(run.id, thread_id=run.thread_id, order="asc").data
         found = []
         for step in steps:
@@ -130,7 +130,7 @@ class Case(unittest.TestCase):
 
 class AssistantTest(Case):
     def test_is_created_retrieved_modified_and_deleted(self):
-        made = assistants.create(
+        created = assistants.create(
             model="words",
             name="Ada",
             description="counts",
@@ -140,91 +140,92 @@ class AssistantTest(Case):
             top_p=0.9,
         )
 
-        self.assertEqual((made.name, made.description, made.instructions), ("Ada", "counts", "Count."))
-        self.assertEqual((made.temperature, made.top_p, made.metadata), (0.5, 0.9, {"team": "one"}))
-        self.assertEqual(assistants.retrieve(made.id), made)
+        self.assertEqual((created.name, created.description, created.instructions), ("Ada", "counts", "Count."))
+        self.assertEqual((created.temperature, created.top_p, created.metadata), (0.5, 0.9, {"team": "one"}))
+        self.assertEqual(assistants.retrieve(created.id), created)
 
-        changed = assistants.update(made.id, name="Bea", metadata={"team": "two"})
+        changed = assistants.update(created.id, name="Bea", metadata={"team": "two"})
 
         self.assertEqual((changed.name, changed.metadata, changed.instructions), ("Bea", {"team": "two"}, "Count."))
-        self.assertEqual(assistants.retrieve(made.id), changed)
+        self.assertEqual(assistants.retrieve(created.id), changed)
 
-        gone = assistants.delete(made.id)
+        deleted = assistants.delete(created.id)
 
-        self.assertEqual((gone.id, gone.deleted, gone.object), (made.id, True, "assistant.deleted"))
+        self.assertEqual((deleted.id, deleted.deleted, deleted.object), (created.id, True, "assistant.deleted"))
         self.assert_rejected(
-            openai.NotFoundError, f"No assistant found with id '{made.id}'.", assistants.retrieve, made.id
+            openai.NotFoundError, f"No assistant found with id '{created.id}'.", assistants.retrieve, created.id
         )
 
     def test_list_pages_automatically_in_both_orders(self):
-        made = [assistant_of("words", name=f"page {number}") for number in range(5)]
+        created = [assistant_of("words", name=f"page {number}") for number in range(5)]
 
         newest = assistants.list(limit=2)
-        listed = [assistant.id for assistant in newest if assistant.id in made]
-        oldest = [assistant.id for assistant in assistants.list(limit=2, order="asc") if assistant.id in made]
+        listed = [assistant.id for assistant in newest if assistant.id in created]
+        oldest = [assistant.id for assistant in assistants.list(limit=2, order="asc") if assistant.id in created]
 
-        self.assertEqual(listed, made[::-1])
-        self.assertEqual(oldest, made)
+        self.assertEqual(listed, created[::-1])
+        self.assertEqual(oldest, created)
         self.assertTrue(newest.has_more)
 
-        between = assistants.list(order="asc", after=made[0], before=made[4])
+        between = assistants.list(order="asc", after=created[0], before=created[4])
 
-        self.assertEqual([assistant.id for assistant in between.data], made[1:4])
+        self.assertEqual([assistant.id for assistant in between.data], created[1:4])
 
 
 class ThreadTest(Case):
     def test_is_created_retrieved_modified_and_deleted(self):
-        made = threads.create(messages=[{"role": "user", "content": "Hi"}], metadata={"a": "b"})
+        created = threads.create(messages=[{"role": "user", "content": "Hi"}], metadata={"a": "b"})
 
-        self.assertEqual(made.metadata, {"a": "b"})
-        read = threads.retrieve(made.id)
+        self.assertEqual(created.metadata, {"a": "b"})
+        read = threads.retrieve(created.id)
         self.assertEqual(read.tool_resources.code_interpreter.file_ids, [], "as in the recording")
-        read.tool_resources = made.tool_resources
-        self.assertEqual(read, made)
-        self.assertEqual(texts_of(made.id), [("user", "Hi")])
+        read.tool_resources = created.tool_resources
+        self.assertEqual(read, created)
+        self.assertEqual(texts_of(created.id), [("user", "Hi")])
 
-        changed = threads.update(made.id, metadata={"a": "c"})
+        changed = threads.update(created.id, metadata={"a": "c"})
 
         self.assertEqual(changed.metadata, {"a": "c"})
 
-        self.assertTrue(threads.delete(made.id).deleted)
-        message = f"No thread found with id '{made.id}'."
-        self.assert_rejected(openai.NotFoundError, message, threads.retrieve, made.id)
-        self.assert_rejected(openai.NotFoundError, message, threads.messages.list, made.id)
+        self.assertTrue(threads.delete(created.id).deleted)
+        message = f"No thread found with id '{created.id}'."
+        self.assert_rejected(openai.NotFoundError, message, threads.retrieve, created.id)
+        self.assert_rejected(openai.NotFoundError, message, threads.messages.list, created.id)
 
     def test_threads_are_listed_and_paged_automatically(self):
-        made = [threads.create().id for _ in range(5)]
+        created = [threads.create().id for _ in range(5)]
 
         first = client.get("/threads", cast_to=object, options={"params": {"limit": 2}})
         pages = client.get_api_list(
             "/threads", page=SyncCursorPage[Thread], model=Thread, options={"params": {"limit": 2}}
         )
-        listed = [thread.id for thread in pages if thread.id in made]
+        listed = [thread.id for thread in pages if thread.id in created]
 
         self.assertEqual((first["object"], len(first["data"]), first["has_more"]), ("list", 2, True))
         self.assertEqual(first["last_id"], first["data"][-1]["id"])
-        self.assertEqual(listed, made[::-1])
+        self.assertEqual(listed, created[::-1])
 
 
 class MessageTest(Case):
     def test_is_created_retrieved_modified_and_deleted(self):
         thread_id = thread_with()
 
-        made = threads.messages.create(thread_id, role="user", content="Hello", metadata={"a": "b"})
+        created = threads.messages.create(thread_id, role="user", content="Hello", metadata={"a": "b"})
 
-        self.assertEqual((made.role, text_of(made), made.status, made.run_id), ("user", "Hello", "completed", None))
-        self.assertEqual(threads.messages.retrieve(made.id, thread_id=thread_id), made)
+        actual = (created.role, text_of(created), created.status, created.run_id)
+        self.assertEqual(actual, ("user", "Hello", "completed", None))
+        self.assertEqual(threads.messages.retrieve(created.id, thread_id=thread_id), created)
 
-        changed = threads.messages.update(made.id, thread_id=thread_id, metadata={"a": "c"})
+        changed = threads.messages.update(created.id, thread_id=thread_id, metadata={"a": "c"})
 
         self.assertEqual((changed.metadata, text_of(changed)), ({"a": "c"}, "Hello"))
 
-        self.assertTrue(threads.messages.delete(made.id, thread_id=thread_id).deleted)
+        self.assertTrue(threads.messages.delete(created.id, thread_id=thread_id).deleted)
         self.assert_rejected(
             openai.NotFoundError,
-            f"No message found with id '{made.id}'.",
+            f"No message found with id '{created.id}'.",
             threads.messages.retrieve,
-            made.id,
+            created.id,
             thread_id=thread_id,
         )
 
@@ -246,11 +247,11 @@ class MessageTest(Case):
             {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
         ]
 
-        made = threads.messages.create(thread_id, role="user", content=parts)
+        created = threads.messages.create(thread_id, role="user", content=parts)
 
-        self.assertEqual(made.content[0].text.value, "Ünïcödé 日本語 🙂")
-        self.assertEqual(made.content[1].image_url.url, "https://example.com/cat.png")
-        self.assertEqual(made.content[1].image_url.detail, "auto")
+        self.assertEqual(created.content[0].text.value, "Ünïcödé 日本語 🙂")
+        self.assertEqual(created.content[1].image_url.url, "https://example.com/cat.png")
+        self.assertEqual(created.content[1].image_url.detail, "auto")
 
 
 class PolledRun(Case):
@@ -272,12 +273,12 @@ class PolledRun(Case):
         self.assertEqual(threads.runs.steps.retrieve(step.id, thread_id=thread_id, run_id=run.id), step)
 
     def test_polling_follows_the_interval_of_the_server(self):
-        began = time.monotonic()
+        started = time.monotonic()
 
         run = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=assistant_of("words"))
 
         self.assertEqual(run.status, "completed")
-        self.assertLess(time.monotonic() - began, 0.9, "openai-poll-after-ms is below the SDK's default of one second")
+        self.assertLess(time.monotonic() - started, 0.9, "openai-poll-after-ms is below the SDK's default of one second")
 
     def test_is_created_together_with_its_thread(self):
         run = threads.create_and_run_poll(
@@ -384,7 +385,7 @@ class Collector(openai.AssistantEventHandler):
 
     def __init__(self, act=lambda _: None):
         super().__init__()
-        self.calls, self.events, self.deltas, self.made, self.act = [], [], [], [], act
+        self.calls, self.events, self.deltas, self.completed_calls, self.act = [], [], [], [], act
 
     def on_event(self, event):
         self.events.append(event.event)
@@ -426,7 +427,7 @@ class Collector(openai.AssistantEventHandler):
 
     def on_tool_call_done(self, tool_call):
         self.calls.append("tool_call_done")
-        self.made.append((tool_call.function.name, tool_call.function.arguments))
+        self.completed_calls.append((tool_call.function.name, tool_call.function.arguments))
 
     def on_exception(self, exception):
         self.calls.append("exception")
@@ -486,12 +487,12 @@ class StreamedRun(Case):
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", ANSWER)])
 
     def test_sends_each_token_as_soon_as_it_arrives(self):
-        began = time.monotonic()
+        started = time.monotonic()
         times = []
 
         with threads.runs.stream(thread_id=thread_with("Hi"), assistant_id=assistant_of("steady")) as stream:
             for _ in stream.text_deltas:
-                times.append(time.monotonic() - began)
+                times.append(time.monotonic() - started)
 
         self.assertEqual(len(times), 40)
         self.assertLess(times[0], 0.8)
@@ -784,7 +785,7 @@ class StreamedFunctionCall(Case):
             + 3 * ["tool_call_delta", "run_step_delta"]
             + ["tool_call_done", "end"],
         )
-        self.assertEqual(first.made, [("weather", WEATHER_ARGUMENTS)])
+        self.assertEqual(first.completed_calls, [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual(first.get_final_run().status, "requires_action")
         self.assertEqual(second.events, RESUMED + TEXT_STARTED + 4 * DELTA + RUN_COMPLETED)
         self.assertEqual(
@@ -804,7 +805,7 @@ class StreamedFunctionCall(Case):
         first, second = self.streamed("tools")
 
         self.assertEqual(first.events, RUN_STARTED + CALL_STARTED + 8 * ["thread.run.step.delta"] + REQUIRES_ACTION)
-        self.assertEqual(first.made, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
+        self.assertEqual(first.completed_calls, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
         self.assertEqual(first.calls.count("tool_call_created"), 2)
         self.assertEqual("".join(second.deltas), "The tools say: sunny, noon")
         self.assert_steps(second.get_final_run(), [("weather", "sunny"), ("time", "noon")], "message")
@@ -914,7 +915,7 @@ class StreamedFunctionCall(Case):
             for number in makers:
                 with self.subTest(model=model, stream=number):
                     expected = [[("weather", WEATHER_ARGUMENTS)], [("time", TIME_ARGUMENTS)]][number]
-                    self.assertEqual(chain[number].made, expected)
+                    self.assertEqual(chain[number].completed_calls, expected)
 
     def test_stream_of_a_run_that_fails_after_a_call_ends_in_order(self):
         failed = ["thread.run.failed"]
@@ -1253,7 +1254,7 @@ class AsyncCollector(openai.AsyncAssistantEventHandler):
 
     def __init__(self, client=None, deltas=None):
         super().__init__()
-        self.client, self.deltas, self.made = client, [] if deltas is None else deltas, []
+        self.client, self.deltas, self.completed_calls = client, [] if deltas is None else deltas, []
 
     async def on_event(self, event):
         if self.client and event.event == "thread.run.requires_action":
@@ -1266,7 +1267,7 @@ class AsyncCollector(openai.AsyncAssistantEventHandler):
                 await stream.until_done()
 
     async def on_tool_call_done(self, tool_call):
-        self.made.append((tool_call.function.name, tool_call.function.arguments))
+        self.completed_calls.append((tool_call.function.name, tool_call.function.arguments))
 
     async def on_text_delta(self, delta, snapshot):
         self.deltas.append(delta.value)
@@ -1314,17 +1315,17 @@ class AsynchronousClient(Case):
                     thread_id=thread_id, assistant_id=assistant_id, event_handler=handler
                 ) as stream:
                     await stream.until_done()
-                return polled.status, "".join(handler.deltas), handler.made, texts_of(thread_id)
+                return polled.status, "".join(handler.deltas), handler.completed_calls, texts_of(thread_id)
 
         for model, text in [("tools", ""), ("talk", "Let me see.\n\n")]:
             with self.subTest(model=model):
                 text += "The tools say: sunny" + ", noon" * (model == "tools")
 
-                status, streamed, made, stored = asyncio.run(flow(model))
+                status, streamed, completed_calls, stored = asyncio.run(flow(model))
 
                 self.assertEqual((status, streamed), ("completed", text))
                 if model == "tools":
-                    self.assertEqual(made, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
+                    self.assertEqual(completed_calls, [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
                 self.assertEqual(stored, [("user", "Hi"), ("assistant", text), ("assistant", text)])
 
     def test_runs_forty_threads_concurrently(self):

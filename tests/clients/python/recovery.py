@@ -64,10 +64,10 @@ class Server:
 
     def stop(self, signal_number):
         """Sends the signal; returns the exit status and the seconds until the exit."""
-        began = time.monotonic()
+        started = time.monotonic()
         self.process.send_signal(signal_number)
         status = self.process.wait(timeout=30)
-        return status, time.monotonic() - began
+        return status, time.monotonic() - started
 
 
 class Stream(threading.Thread):

@@ -285,12 +285,12 @@ both_stores!(a_lease_is_never_shorter_than_requested, async |database: Database|
     create_run(&store, "").await;
 
     let claimed = store.claim_run(Duration::from_secs(1), "", &[], u32::MAX).await.unwrap().unwrap();
-    let began = std::time::Instant::now();
+    let started = std::time::Instant::now();
     while store.claim_run(LEASE, "", &[], u32::MAX).await.unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
-    assert!(began.elapsed() >= Duration::from_millis(950), "{:?} of {claimed:?}", began.elapsed());
+    assert!(started.elapsed() >= Duration::from_millis(950), "{:?} of {claimed:?}", started.elapsed());
 });
 
 both_stores!(a_lease_can_be_renewed_until_another_server_claims_the_run, async |database: Database| {

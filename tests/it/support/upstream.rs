@@ -127,7 +127,7 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
         answer = *held;
     }
     match answer {
-        Answer::Tokens(tokens) if !streamed => whole(&tokens),
+        Answer::Tokens(tokens) if !streamed => completion(&tokens),
         Answer::Tokens(tokens) => events(&frames(&tokens, Some("stop"))),
         Answer::Finish(tokens, reason) => events(&frames(&tokens, Some(reason))),
         Answer::Calls(tokens, calls) => events(&call_frames(&tokens, &calls)),
@@ -233,7 +233,7 @@ fn hang(script: Arc<Script>, text: &'static str) -> Response {
     })
 }
 
-fn whole(tokens: &[&str]) -> Response {
+fn completion(tokens: &[&str]) -> Response {
     let text = tokens.concat();
     axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text, "refusal": null},
