@@ -147,8 +147,12 @@ impl Reader {
         self.is_over = LAST.contains(&name);
     }
 
-    /// Compares the last step's deltas with the calls that are awaited.
+    /// Compares the last step's deltas with the calls that are awaited. While the run's message is under way, clients accept
+    /// no other step: then the calls are in the run's event alone.
     fn check_arguments(&mut self, run: &Value) {
+        if !self.text.is_empty() {
+            return;
+        }
         let calls = run["required_action"]["submit_tool_outputs"]["tool_calls"].as_array().cloned().unwrap_or_default();
         let wanted: Vec<String> =
             calls.iter().map(|call| call["function"]["arguments"].as_str().unwrap_or_default().to_owned()).collect();
