@@ -28,6 +28,8 @@ const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"
 /// Maximum of the default statement timeout, in seconds.
 const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
 
+/// Maximum of a duration, in seconds: sums of larger ones overflow.
+const SECONDS_MAX: i64 = 315_360_000;
 /// Minimum of `head_bytes_max` that the HTTP library accepts, in bytes.
 const HEAD_BYTES_MIN: usize = 8_192;
 
@@ -159,6 +161,17 @@ impl Settings {
                 return Err(Error(format!("{key} is 0; it must be at least 1")));
             }
         }
+        for (key, value) in self.table()? {
+            if key.ends_with("_s") && value.as_integer().is_some_and(|seconds| seconds > SECONDS_MAX) {
+                return Err(Error(format!("{key} is {value}; it must be at most {SECONDS_MAX} (ten years)")));
+            }
+        }
+        let keys = self.upstreams.iter().map(|upstream| &upstream.api_key).chain([&self.upstream_api_key]);
+        if keys.into_iter().any(|key| reqwest::header::HeaderValue::from_str(key).is_err()) {
+            return Err(Error(
+                "the API key of a model server contains a character that a header cannot have".to_owned(),
+            ));
+        }
         if self.head_bytes_max < HEAD_BYTES_MIN {
             let given = self.head_bytes_max;
             return Err(Error(format!("head_bytes_max is {given}; it must be at least {HEAD_BYTES_MIN}")));
@@ -213,6 +226,10 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    fn table(&self) -> Result<toml::Table, Error> {
+        toml::Table::try_from(self).map_err(|error| Error(format!("settings: {error}")))
     }
 
     /// Returns the address to listen on.
@@ -448,6 +465,10 @@ mod tests {
     fn values_out_of_range_are_rejected_by_name() {
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "0")]).unwrap_err().contains("max_concurrent_runs"));
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("is not an integer"));
+        assert!(
+            load(&[("ASSISTD_HEADER_TIMEOUT_S", "9223372036854775807")]).unwrap_err().contains("at most 315360000")
+        );
+        assert!(load(&[("ASSISTD_UPSTREAM_API_KEY", "a\nb")]).unwrap_err().contains("API key"));
         assert!(load(&[("ASSISTD_LISTEN", "8484")]).unwrap_err().contains("such as 127.0.0.1:8484"));
         assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
         assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("is not the URL"));

@@ -93,7 +93,7 @@ impl Driver {
                 biased;
                 interruption = &mut interrupted => {
                     drop(answer);
-                    let usage = self.spent(run, &turn, &prompt_tokens).await?;
+                    let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return self.resolve(interruption, run, usage).await;
                 }
                 deltas = answer.next() => deltas,
@@ -103,10 +103,7 @@ impl Driver {
             match deltas {
                 None => return self.replied(run, turn, &route, &prompt_tokens).await,
                 Some(Err(error)) => {
-                    // A request that the model server did not take costs nothing.
-                    let was_answered = is_answered(&turn, run);
-                    let usage =
-                        if was_answered { self.spent(run, &turn, &prompt_tokens).await? } else { Usage::default() };
+                    let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
                 Some(Ok(deltas)) => {
@@ -264,6 +261,8 @@ impl Driver {
         let known = prompt::functions(&progress.run.spec);
         Ok(match turn.into_calls(&known) {
             Ok(calls) => Input::ModelReplied { usage, finish, calls },
+            // A call that was cut off by the limit of tokens is not made.
+            Err(_) if finish == FinishReason::Length => Input::ModelReplied { usage, finish, calls: Vec::new() },
             Err(cause) => failed(cause, usage),
         })
     }
@@ -312,6 +311,16 @@ impl Driver {
                 Err(DriveError::EndedElsewhere)
             }
         }
+    }
+
+    /// The tokens of a turn that was stopped. One that the model server has not begun to answer costs nothing.
+    async fn spent_if_answered(
+        &self,
+        run: &LeasedRun,
+        turn: &Turn,
+        prompt: &PromptTokens,
+    ) -> Result<Usage, DriveError> {
+        if is_answered(turn, run) { self.spent(run, turn, prompt).await } else { Ok(Usage::default()) }
     }
 
     /// The tokens of a turn: as the model server reports them, else by our own count.

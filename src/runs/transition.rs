@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::MutexGuard;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{self, Effect, Input, InvalidTransition, Progress, Transition};
-use super::stream::Registry;
+use super::stream::{Live, Registry};
 use super::{Dependencies, retry_pauses};
 use crate::api::RunId;
 use crate::store::{self, Commit, Committed, NewRun, NextLease};
@@ -54,6 +55,17 @@ impl Mover<'_> {
         match self {
             Self::Service => began.elapsed() < REQUEST_PATIENCE,
             Self::Driver(stopping) => !stopping.is_cancelled(),
+        }
+    }
+
+    /// Waits for the other changes of the run. A request does not wait for a driver that keeps trying to commit.
+    async fn lock(self, live: &Live) -> Result<MutexGuard<'_, ()>, Error> {
+        match self {
+            Self::Service => {
+                let locked = timeout(REQUEST_PATIENCE, live.gate.lock()).await;
+                locked.map_err(|_| Error::Store(store::Error::timed_out()))
+            }
+            Self::Driver(_) => Ok(live.gate.lock().await),
         }
     }
 }
@@ -103,7 +115,7 @@ impl Transitions {
     ) -> Result<(Current, Effect), Error> {
         let live = self.registry.get(&current.progress.run.spec.id);
         let _gate = match &live {
-            Some(live) => Some(live.gate.lock().await),
+            Some(live) => Some(mover.lock(live).await?),
             None => None,
         };
         let transition = self.step(&current.progress, inputs)?;

@@ -72,6 +72,14 @@ pub enum Error {
     InvalidUrl(String),
 }
 
+impl Error {
+    /// A wait for the database that took too long.
+    #[must_use]
+    pub fn timed_out() -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
+    }
+}
+
 /// Assistants.
 #[async_trait]
 pub trait Assistants {

@@ -229,10 +229,8 @@ async fn full_disk(plan: Plan) -> Vec<String> {
     let world = World::start(Plan { home: Some(disk.0.clone()), ..plan }).await;
     let mut conversations = converse_at_once(&world, 8, "before", &with_tools(100)).await;
     // One run is under way while the disk is full.
-    let under_way = tokio::spawn({
-        let world = world.clone();
-        async move { converse(&world, "during", text(40, 3_000)).await }
-    });
+    let mut under_way = client(&world, "during").await;
+    let created = under_way.create(&text(40, 2_000), false).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     disk.fill();
     let path = format!("/v1/threads/{}/messages", conversations[0].thread);
@@ -257,6 +255,16 @@ async fn full_disk(plan: Plan) -> Vec<String> {
         other => world.violation(format!("on a full disk /ready is answered with {other:?}")),
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
+    // The model has answered, and the answer cannot be committed: nobody waits for that.
+    let runs = format!("/v1/threads/{}/runs", under_way.conversation.thread);
+    let Some((200, list)) = world.try_call(0, Method::GET, &runs, None).await else {
+        panic!("a full disk can be read");
+    };
+    let run = list["data"][0]["id"].as_str().unwrap_or_default();
+    match world.try_call(0, Method::POST, &format!("{runs}/{run}/cancel"), Some(&json!({}))).await {
+        Some((503, _)) => {}
+        other => world.violation(format!("on a full disk a cancellation is answered with {other:?}")),
+    }
     // A server that starts meanwhile waits for the disk.
     world.replicas[0].kill().await;
     let restarted = tokio::spawn({
@@ -268,7 +276,11 @@ async fn full_disk(plan: Plan) -> Vec<String> {
     if let Err(error) = restarted.await.expect("it does not panic") {
         world.violation(format!("a server that was started on a full disk: {error}"));
     }
-    conversations.push(under_way.await.expect("a client does not panic"));
+    if let Some((run, script)) = created {
+        under_way.conversation.runs.push((run.clone(), script.clone()));
+        under_way.follow(&run, &script).await;
+    }
+    conversations.push(under_way.conversation);
     conversations.extend(converse_at_once(&world, 8, "after", &with_tools(100)).await);
     check::check_all(&world, &conversations).await;
     world.stop().await;

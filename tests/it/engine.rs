@@ -23,6 +23,11 @@ const PARTIAL_CALL: &str = concat!(
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
     "{\"name\":\"weather\",\"arguments\":\"{\\\"in\"}}]}}]}\n\n"
 );
+/// The start of a call, which the token limit cuts off.
+const CUT_CALL: &str = concat!(
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"up\",\"function\":",
+    "{\"name\":\"weather\",\"arguments\":\"{\\\"in\"}}]},\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n"
+);
 /// Text and a tool call, without usage.
 const TEXT_AND_CALL: &str = concat!(
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Let me see. Grüße!\"}}]}\n\n",
@@ -169,6 +174,33 @@ both_stores!(a_cancelled_run_reports_its_token_usage, async |database: Database|
     let cancelled = client.wait_for_status(&run, "cancelled").await;
     assert!(cancelled["usage"]["prompt_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
     assert!(cancelled["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{cancelled:#}");
+});
+
+both_stores!(a_run_cancelled_before_its_model_answers_reports_no_usage, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Held(Box::new(Answer::Tokens(vec!["Hi"])))]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    upstream.wait_for_requests(1).await;
+
+    client.post(&format!("{run}/cancel"), json!({})).await;
+
+    let cancelled = client.wait_for_status(&run, "cancelled").await;
+    assert_eq!(cancelled["usage"]["total_tokens"], 0, "{cancelled:#}");
+});
+
+both_stores!(a_call_cut_off_by_the_token_limit_makes_the_run_incomplete, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Raw(CUT_CALL)]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+
+    let run = client.create_run(&assistant(client).await, &client.create_thread("Hi").await).await;
+
+    let incomplete = client.wait_for_status(&run, "incomplete").await;
+    assert_eq!(incomplete["incomplete_details"], json!({"reason": "max_completion_tokens"}));
+    let steps = client.get(&format!("{run}/steps")).await;
+    let types: Vec<_> = steps["data"].as_array().unwrap().iter().map(|step| step["type"].clone()).collect();
+    assert_eq!(types, ["message_creation"], "the call was not made");
 });
 
 both_stores!(retrying_a_submission_of_tool_outputs_is_idempotent, async |database: Database| {
