@@ -10,6 +10,8 @@ mod client;
 mod closed_loop;
 #[path = "load/contestant.rs"]
 mod contestant;
+#[path = "load/engine.rs"]
+mod engine;
 #[path = "load/floor.rs"]
 mod floor;
 #[path = "load/floor_store.rs"]
@@ -113,6 +115,12 @@ enum Measurement {
     Table,
     /// Memory per open idle stream.
     IdleStreams,
+    /// Memory and processor time of streams that get one token a second.
+    SlowStreams,
+    /// Processor time of streams whose runs wait for a slot.
+    QueuedStreams,
+    /// Memory and first token of runs on a thread of 30 MB.
+    LargeThread,
     /// Round trips to Postgres per run.
     RoundTrips,
 }
@@ -214,7 +222,7 @@ async fn run(args: &Args) -> Result<()> {
             folder: folder.path().to_owned(),
             upstream: upstream.address(),
             concurrent_runs_max: 2048.max(plan.streams + 64),
-            store,
+            store: std::sync::Arc::new(store),
         };
         let mut report = Report::new(setup.store.title().await?);
         let outcome = measure(&plan, &setup, &upstream, &mut report).await;

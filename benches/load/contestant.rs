@@ -27,12 +27,13 @@ const COMPLETION_MARKS: Marks = Marks { first_token: r#""delta":{"content":"#, c
 const RUN_MARKS: Marks = Marks { first_token: "event: thread.message.delta", completed: "event: thread.run.completed" };
 
 /// What the servers are started with.
+#[derive(Clone)]
 pub struct Setup {
     pub server_binary: PathBuf,
     pub folder: PathBuf,
     pub upstream: SocketAddr,
     pub concurrent_runs_max: usize,
-    pub store: Store,
+    pub store: std::sync::Arc<Store>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -189,6 +190,11 @@ impl Contestant {
 
     pub fn resident_kib(&self) -> Option<f64> {
         proc::resident_kib(self.process.child.id())
+    }
+
+    /// The most memory that was resident since the last call, in KiB.
+    pub fn take_peak_kib(&self) -> Option<f64> {
+        proc::take_peak_kib(self.process.child.id())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::closed_loop::{self, Errors, Load, Operation, Outcome, REQUEST_TIMEOUT
 use crate::contestant::{Contestant, Counters, Kind, Setup, Target, time_to_first_answer};
 use crate::report::{Report, Row, milliseconds, p50_and_p95};
 use crate::upstream::{Mode, PACED_ANSWER, Upstream};
-use crate::{Measurement, Plan, Result, table};
+use crate::{Measurement, Plan, Result, engine, table};
 
 /// Clients of the message mix, of the round-trip count and of what is set up before a measurement.
 const CLIENTS: usize = 16;
@@ -33,6 +33,15 @@ pub async fn measure(plan: &Plan, setup: &Setup, upstream: &Upstream, report: &m
     }
     if plan.includes(Measurement::IdleStreams) {
         measure_idle_streams(plan, setup, upstream, report).await?;
+    }
+    if plan.includes(Measurement::SlowStreams) {
+        engine::measure_slow_streams(plan, setup, upstream, report).await?;
+    }
+    if plan.includes(Measurement::QueuedStreams) {
+        engine::measure_queued_streams(plan, setup, upstream, report).await?;
+    }
+    if plan.includes(Measurement::LargeThread) {
+        engine::measure_large_thread(plan, setup, report).await?;
     }
     if plan.includes(Measurement::Table) {
         table::measure(plan, setup, report).await?;
@@ -235,19 +244,13 @@ async fn measure_idle_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, r
         closed_loop::repeat(&contestant.target, &Operation::Streamed(Mode::Fast), 200, CLIENTS).await?;
         tokio::time::sleep(plan.settling).await;
         let before = contestant.resident_kib();
-        let mut streams = open_idle_streams(&contestant.target, plan.streams).await?;
+        let mut streams = open_streams(&contestant.target, Mode::Idle, plan.streams).await?;
         tokio::time::sleep(plan.settling).await;
         let gained = contestant.resident_kib().zip(before).map(|(now, before)| now - before);
         #[allow(clippy::cast_precision_loss, reason = "far below 2^52 streams")]
         growth.extend(gained.map(|kib| kib / plan.streams as f64));
         upstream.end_idle_answers();
-        let mut errors = Errors::default();
-        for stream in &mut streams {
-            let end = tokio::time::timeout(REQUEST_TIMEOUT, stream.read_to_end()).await;
-            if let Err(error) = end.map_err(Into::into).flatten() {
-                errors.note(error.to_string());
-            }
-        }
+        let errors = read_to_end(&mut streams).await;
         report.note_errors(&format!("idle streams, {}", contestant.target.kind.name()), &errors);
     }
     let [floor, assistd] = growth;
@@ -256,14 +259,26 @@ async fn measure_idle_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, r
     Ok(())
 }
 
+/// Reads streams to their end; returns what failed.
+pub async fn read_to_end(streams: &mut [crate::client::Stream]) -> Errors {
+    let mut errors = Errors::default();
+    for stream in streams {
+        let end = tokio::time::timeout(REQUEST_TIMEOUT, stream.read_to_end()).await;
+        if let Err(error) = end.map_err(Into::into).flatten() {
+            errors.note(error.to_string());
+        }
+    }
+    errors
+}
+
 /// Opens streams and reads each to its first token.
-async fn open_idle_streams(target: &Target, count: usize) -> Result<Vec<crate::client::Stream>> {
+pub async fn open_streams(target: &Target, mode: Mode, count: usize) -> Result<Vec<crate::client::Stream>> {
     let mut streams = Vec::with_capacity(count);
     while streams.len() < count {
         let opening = (count - streams.len()).min(STREAMS_OPENING);
         let opened = futures_util::future::try_join_all((0..opening).map(|_| async {
             let mut client = Client::new(target.address);
-            let body = target.streamed_run(Mode::Idle);
+            let body = target.streamed_run(mode);
             let mut stream = client.open_stream(target.stream_path(), body, target.marks()).await?;
             stream.read_first_token().await?;
             Ok::<_, crate::Error>(stream)
@@ -309,20 +324,20 @@ async fn measure_round_trips(plan: &Plan, setup: &Setup, report: &mut Report) ->
 }
 
 /// The floor and assistd, each on a database of its own.
-struct Both {
+pub struct Both {
     floor: Contestant,
     assistd: Contestant,
 }
 
 impl Both {
-    async fn start(setup: &Setup) -> Result<Self> {
+    pub async fn start(setup: &Setup) -> Result<Self> {
         Ok(Self {
             floor: Contestant::start(setup, Kind::Floor).await?,
             assistd: Contestant::start(setup, Kind::Assistd).await?,
         })
     }
 
-    fn all(&self) -> [&Contestant; 2] {
+    pub fn all(&self) -> [&Contestant; 2] {
         [&self.floor, &self.assistd]
     }
 

@@ -33,10 +33,22 @@ pub fn postmaster_of(backend: u32) -> Option<u32> {
 }
 
 /// Memory of a process that is in RAM, in KiB.
-#[allow(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
 pub fn resident_kib(pid: u32) -> Option<f64> {
+    kib(pid, "VmRSS:")
+}
+
+/// The most memory of a process that was in RAM since the last call, in KiB.
+pub fn take_peak_kib(pid: u32) -> Option<f64> {
+    let peak = kib(pid, "VmHWM:");
+    // Begins anew; see proc(5).
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").ok()?;
+    peak
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
+fn kib(pid: u32, name: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib as f64)
 }

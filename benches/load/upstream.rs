@@ -31,6 +31,8 @@ pub const TOKENS: usize = 64;
 const FIRST_TOKEN_AFTER: Duration = Duration::from_millis(100);
 /// Paced: from one token to the next.
 const TOKEN_INTERVAL: Duration = Duration::from_millis(10);
+/// Slow: from one token to the next.
+const SLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a paced answer takes.
 pub const PACED_ANSWER: Duration = Duration::from_millis(100 + 10 * (TOKENS as u64 - 1));
 
@@ -43,16 +45,19 @@ pub enum Mode {
     Paced,
     /// One token at once, then silence until [`Upstream::end_idle_answers`].
     Idle,
+    /// One token a second until [`Upstream::end_idle_answers`].
+    Slow,
 }
 
 impl Mode {
-    pub const ALL: [Self; 3] = [Self::Fast, Self::Paced, Self::Idle];
+    pub const ALL: [Self; 4] = [Self::Fast, Self::Paced, Self::Idle, Self::Slow];
 
     pub fn model(self) -> &'static str {
         match self {
             Self::Fast => "fast",
             Self::Paced => "paced",
             Self::Idle => "idle",
+            Self::Slow => "slow",
         }
     }
 
@@ -179,6 +184,7 @@ async fn create_chat_completion(State(script): State<Arc<Script>>, Json(request)
         Mode::Fast => fast_answer(&script, with_usage),
         Mode::Paced => paced_answer(script, with_usage),
         Mode::Idle => idle_answer(script, with_usage),
+        Mode::Slow => slow_answer(script, with_usage),
     };
     ([(CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
@@ -211,6 +217,20 @@ fn idle_answer(script: Arc<Script>, with_usage: bool) -> Body {
         yield Ok::<_, Infallible>(joined([&script.role, &script.tokens[0]]));
         // The sender lives as long as the server; without it the answer may end as well.
         let _ = end.changed().await;
+        yield Ok(script.finish(with_usage));
+    })
+}
+
+fn slow_answer(script: Arc<Script>, with_usage: bool) -> Body {
+    let mut end = script.idle_answers_end.subscribe();
+    Body::from_stream(async_stream::stream! {
+        yield Ok::<_, Infallible>(joined([&script.role, &script.tokens[0]]));
+        for token in script.tokens.iter().cycle() {
+            if tokio::time::timeout(SLOW_INTERVAL, end.changed()).await.is_ok() {
+                break;
+            }
+            yield Ok(token.clone());
+        }
         yield Ok(script.finish(with_usage));
     })
 }

@@ -48,14 +48,14 @@ pub struct RunWork {
 impl RunWork {
     /// A run that was leased, in progress, by the commit that created or resumed it.
     #[must_use]
-    pub fn leased(current: Current, live: Arc<Live>, thread: Option<Vec<Message>>) -> Claim<Self> {
+    pub fn leased(current: Current, live: Arc<Live>, thread: Option<Vec<Message>>) -> Claim<Box<Self>> {
         let Current { progress, version, lease } = current;
         let run = progress.run.clone();
         Claim {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts: 1,
             last_failure: None,
-            work: Self { run, version, lease, progress: Some(progress), live: Some(live), thread },
+            work: Box::new(Self { run, version, lease, progress: Some(progress), live: Some(live), thread }),
         }
     }
 }
@@ -187,9 +187,11 @@ impl Driver {
                 let is_overdue = run.current.progress.run.is_overdue(self.dependencies.clock.now());
                 let usage = Usage::default();
                 let input = if is_overdue { Input::DeadlinePassed { usage } } else { Input::Claimed };
-                self.apply(run, attempt, input).await?
+                Box::pin(self.apply(run, attempt, input)).await?
             }
-            RunState::Cancelling { .. } => self.apply(run, attempt, Input::Stopped { usage: Usage::default() }).await?,
+            RunState::Cancelling { .. } => {
+                Box::pin(self.apply(run, attempt, Input::Stopped { usage: Usage::default() })).await?
+            }
             // Nobody should have made it due.
             RunState::RequiresAction { .. }
             | RunState::Cancelled { .. }
@@ -205,10 +207,12 @@ impl Driver {
             effect = match effect {
                 Effect::CallModel | Effect::ReadAnswer => {
                     let input = self.model_turn(run, attempt).await?;
-                    self.apply(run, attempt, input).await?
+                    Box::pin(self.apply(run, attempt, input)).await?
                 }
                 // The model call of a run that is being cancelled has ended when this driver learns of it.
-                Effect::StopModel => self.apply(run, attempt, Input::Stopped { usage: Usage::default() }).await?,
+                Effect::StopModel => {
+                    Box::pin(self.apply(run, attempt, Input::Stopped { usage: Usage::default() })).await?
+                }
                 Effect::Enqueue => {
                     self.queue.wake();
                     return Ok(());
@@ -218,7 +222,8 @@ impl Driver {
         }
     }
 
-    /// Moves the run. When somebody else was faster, does what has become of it instead.
+    /// Moves the run. Callers box it: a run waits long for its model, and should not hold the room of its commits meanwhile.
+    /// When somebody else was faster, does what has become of it instead.
     pub(super) async fn apply(
         &self,
         run: &mut LeasedRun,
@@ -363,16 +368,16 @@ fn input_ends_driving(input: &Input) -> bool {
 
 #[async_trait]
 impl Job for Driver {
-    type Work = RunWork;
+    type Work = Box<RunWork>;
 
     const KIND: JobKind = JobKind::Run;
 
-    fn span(&self, work: &RunWork) -> tracing::Span {
+    fn span(&self, work: &Box<RunWork>) -> tracing::Span {
         let spec = &work.run.spec;
         tracing::info_span!("run", run.id = %spec.id, thread.id = %spec.thread_id)
     }
 
-    async fn claim(&self, except: &[String], attempts_max: u32) -> Result<Option<Claim<RunWork>>, store::Error> {
+    async fn claim(&self, except: &[String], attempts_max: u32) -> Result<Option<Claim<Box<RunWork>>>, store::Error> {
         let except: Vec<RunId> = except.iter().map(RunId::from_stored).collect();
         let after_owner = self.owner().clone();
         let claimed = self.dependencies.store.claim_run(self.lease, &after_owner, &except, attempts_max).await?;
@@ -383,11 +388,11 @@ impl Job for Driver {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts,
             last_failure,
-            work: RunWork { run, version, lease, progress: None, live: None, thread: None },
+            work: Box::new(RunWork { run, version, lease, progress: None, live: None, thread: None }),
         }))
     }
 
-    async fn drive(&self, work: &mut RunWork, attempt: &Attempt) -> Outcome {
+    async fn drive(&self, work: &mut Box<RunWork>, attempt: &Attempt) -> Outcome {
         match self.run_to_rest(work, attempt).await {
             Ok(()) => Outcome::Done,
             Err(DriveError::LeaseLost | DriveError::EndedElsewhere) => Outcome::LeaseLost,
@@ -397,7 +402,7 @@ impl Job for Driver {
     }
 
     /// Fails the run; one that is being cancelled is cancelled.
-    async fn give_up(&self, work: RunWork, attempts: u32, cause: &str) -> Result<(), store::Error> {
+    async fn give_up(&self, work: Box<RunWork>, attempts: u32, cause: &str) -> Result<(), store::Error> {
         let spec = work.run.spec.clone();
         let message = format!("The run was attempted {attempts} times without completing. Last cause: {cause}.");
         loop {

@@ -60,8 +60,8 @@ impl Driver {
         let thread = run.thread.take();
         let built = tokio::select! {
             biased;
-            interruption = &mut interrupted => return self.resolve(interruption, run, Usage::default()).await,
-            built = self.build_prompt(run, thread, budget) => built?,
+            interruption = &mut interrupted => return Box::pin(self.resolve(interruption, run, Usage::default())).await,
+            built = Box::pin(self.build_prompt(run, thread, budget)) => built?,
         };
         let Some((prompt, memory)) = built else {
             return Ok(Input::LimitReached(RunIncompleteReason::MaxPromptTokens));
@@ -94,7 +94,7 @@ impl Driver {
                 interruption = &mut interrupted => {
                     drop(answer);
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
-                    return self.resolve(interruption, run, usage).await;
+                    return Box::pin(self.resolve(interruption, run, usage)).await;
                 }
                 deltas = answer.next() => deltas,
             };
@@ -305,7 +305,7 @@ impl Driver {
     /// Moves the run in the middle of a turn. When it has ended instead, because somebody else was faster, so has the
     /// turn.
     async fn begin(&self, run: &mut LeasedRun, attempt: &Attempt, input: Input) -> Result<(), DriveError> {
-        match self.apply(run, attempt, input).await? {
+        match Box::pin(self.apply(run, attempt, input)).await? {
             Effect::ReadAnswer | Effect::CallModel => Ok(()),
             Effect::StopModel | Effect::Enqueue | Effect::AwaitClient | Effect::Finish => {
                 Err(DriveError::EndedElsewhere)

@@ -16,6 +16,9 @@ use crate::store::{self, SavedText};
 
 /// How often text is saved: what a crash may lose of it.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How many texts are saved in that time: of more, each is saved less often, up to ten times less.
+const SAVE_EACH_TIME: usize = 200;
+const SAVE_LESS_OFTEN_MAX: usize = 10;
 /// How often runs are compared with the store.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 /// Maximum size of one statement's texts, in bytes, and how many there are at most.
@@ -28,12 +31,21 @@ const COMPARE_COUNT: usize = 1_000;
 pub async fn save_texts(runs: RunService) {
     let mut ticks = tokio::time::interval(SAVE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turn: usize = 0;
     loop {
         ticks.tick().await;
+        turn = turn.wrapping_add(1);
         let driven = runs.transitions.registry().all().into_iter().filter(|live| live.is_driven());
         let mut batch: Vec<(Arc<Live>, i64, Message)> = Vec::new();
         let mut bytes = 0;
-        for live in driven {
+        let driven: Vec<Arc<Live>> = driven.collect();
+        let turns = driven.len().div_ceil(SAVE_EACH_TIME).clamp(1, SAVE_LESS_OFTEN_MAX);
+        // By the run's id, so that each has its turn although runs come and go.
+        let is_due = |live: &Arc<Live>| {
+            let number: usize = live.run().as_str().bytes().map(usize::from).sum();
+            number % turns == turn % turns
+        };
+        for live in driven.into_iter().filter(is_due) {
             let Some((version, message)) = live.take_unsaved() else { continue };
             bytes += super::prompt::content_bytes(&message);
             batch.push((live, version, message));

@@ -217,7 +217,8 @@ impl<J: Job> Worker<J> {
         let worker = self.clone();
         self.tasks.spawn(async move {
             worker.drive(claim, attempt, trial).await;
-            worker.drive_queued(slot).await;
+            // Boxed: most tasks drive one job, and wait long.
+            Box::pin(worker.drive_queued(slot)).await;
         });
     }
 
@@ -307,16 +308,17 @@ impl<J: Job> Worker<J> {
 
     async fn drive(&self, claim: Claim<J::Work>, attempt: Attempt, trial: Option<Trial>) {
         let span = self.job.span(&claim.work);
-        let driven = self.drive_in_span(claim, attempt);
-        let Some(trial) = trial else { return driven.instrument(span).await };
-        let mut driven = std::pin::pin!(driven.instrument(span));
-        // A job that has not ended the server within a lease is driven beside others.
-        let is_over = tokio::time::timeout(self.settings.lease, driven.as_mut()).await.is_ok();
-        trial.passed();
-        self.queue.wake();
-        if !is_over {
-            driven.await;
+        let mut driven = Box::pin(self.drive_in_span(claim, attempt).instrument(span));
+        if let Some(trial) = trial {
+            // A job that has not ended the server within a lease is driven beside others.
+            let is_over = tokio::time::timeout(self.settings.lease, &mut driven).await.is_ok();
+            trial.passed();
+            self.queue.wake();
+            if is_over {
+                return;
+            }
         }
+        driven.await;
     }
 
     async fn drive_in_span(&self, claim: Claim<J::Work>, attempt: Attempt) {
