@@ -1,9 +1,14 @@
-//! Module dependencies: no module depends on a module to its left.
+//! Module dependencies, read from the parsed source: no module depends on a module to its left, pure files contain no
+//! `async`, and the state machine of runs depends on `api` alone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 12] = [
+const ORDER: [(&str, u32); 14] = [
     ("main", 0),
     ("server", 1),
     ("config", 2),
@@ -16,58 +21,228 @@ const ORDER: [(&str, u32); 12] = [
     ("llm", 7),
     ("clock", 8),
     ("liveness", 9),
+    ("api", 9),
+    // The macro of `api`, which is exported at the root.
+    ("request", 9),
 ];
 
+/// Files and folders whose code does no I/O and never waits.
+const PURE: [&str; 8] = [
+    "api",
+    "runs/machine.rs",
+    "runs/turn.rs",
+    "runs/prompt",
+    "runs/stream/transcript.rs",
+    "llm/sse.rs",
+    "llm/openai/chunk.rs",
+    "llm/openai/surrogates.rs",
+];
+
+/// A source file below `src`.
+struct Source {
+    /// Relative to `src`.
+    path: PathBuf,
+    syntax: syn::File,
+}
+
+impl Source {
+    /// The path of its module, from the crate's root.
+    fn module(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.path.with_extension("").iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+        if names.last().is_some_and(|name| name == "mod") {
+            names.pop();
+        }
+        names
+    }
+
+    fn scan(&self) -> Scan {
+        let mut scan = Scan { module: self.module(), ..Scan::default() };
+        scan.visit_file(&self.syntax);
+        scan
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn read(folder: &Path, root: &Path, found: &mut Vec<Source>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, root, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+                let syntax = syn::parse_file(&std::fs::read_to_string(&path).unwrap()).unwrap();
+                found.push(Source { path: path.strip_prefix(root).unwrap().to_owned(), syntax });
+            }
+        }
+    }
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    read(&root, &root, &mut found);
+    found
+}
+
+/// What a file depends on, and whether it waits. Code of unit tests does not count.
+#[derive(Default)]
+struct Scan {
+    module: Vec<String>,
+    /// Top-level modules of this crate.
+    used: BTreeSet<String>,
+    is_async: bool,
+}
+
+impl Scan {
+    /// Adds the module that a path leads to, where it begins in this crate.
+    fn add(&mut self, path: &[String]) {
+        let mut at = match path.first().map(String::as_str) {
+            Some("crate") => Vec::new(),
+            Some("super" | "self") => self.module.clone(),
+            _ => return,
+        };
+        for name in path {
+            match name.as_str() {
+                "crate" | "self" => {}
+                "super" => {
+                    at.pop();
+                }
+                name => at.push(name.to_owned()),
+            }
+        }
+        self.used.extend(at.first().cloned());
+    }
+
+    fn add_tree(&mut self, before: &[String], tree: &syn::UseTree) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            syn::UseTree::Path(path) => self.add_tree(&with(&path.ident), &path.tree),
+            syn::UseTree::Name(name) => self.add(&with(&name.ident)),
+            syn::UseTree::Rename(rename) => self.add(&with(&rename.ident)),
+            syn::UseTree::Glob(_) => self.add(before),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.add_tree(before, tree)),
+        }
+    }
+
+    /// Finds paths in the tokens of a macro call, which are not parsed.
+    fn add_tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        for token in tokens {
+            match token {
+                TokenTree::Ident(ident) => path.push(ident.to_string()),
+                TokenTree::Punct(punct) if punct.as_char() == ':' => continue,
+                TokenTree::Group(group) => self.add_tokens(group.stream()),
+                _ => {}
+            }
+            if path.len() > 1 && !matches!(path[path.len() - 2].as_str(), "crate" | "super" | "self" | "$") {
+                path.drain(..path.len() - 1);
+            }
+            if path.len() > 1 {
+                self.add(&path.clone());
+            }
+        }
+    }
+}
+
+fn is_test(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Ident>().is_ok_and(|argument| argument == "test")
+    })
+}
+
+impl<'ast> Visit<'ast> for Scan {
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_tree(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        if names.len() > 1 {
+            self.add(&names);
+        }
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        self.add_tokens(call.tokens.clone());
+        visit::visit_macro(self, call);
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if is_test(&item.attrs) {
+            return;
+        }
+        self.module.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.module.pop();
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        if !is_test(&item.attrs) {
+            visit::visit_item_fn(self, item);
+        }
+    }
+
+    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
+        self.is_async |= signature.asyncness.is_some();
+        visit::visit_signature(self, signature);
+    }
+
+    fn visit_expr_async(&mut self, block: &'ast syn::ExprAsync) {
+        self.is_async = true;
+        visit::visit_expr_async(self, block);
+    }
+}
+
 fn rank(module: &str) -> u32 {
-    ORDER.iter().find(|(name, _)| *name == module).map_or(10, |(_, rank)| *rank)
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, found);
-        } else {
-            found.push(path);
-        }
-    }
-}
-
-/// Returns the modules that follow `crate::` in a line, including lists in braces.
-fn modules_in(line: &str) -> Vec<String> {
-    let mut modules = Vec::new();
-    for (at, _) in line.match_indices("crate::") {
-        let rest = &line[at + "crate::".len()..];
-        let list = rest.strip_prefix('{').and_then(|rest| rest.split('}').next());
-        let names: Vec<&str> = list.map_or_else(|| vec![rest], |list| list.split(',').collect());
-        for name in names {
-            let name: String = name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            modules.push(name);
-        }
-    }
-    modules
+    ORDER.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} is not in the order")).1
 }
 
 #[test]
 fn no_module_depends_on_a_module_to_its_left() {
-    let src = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut all = Vec::new();
-    files(&src, &mut all);
     let mut checked = 0;
-    for path in all {
-        let inside = path.strip_prefix(&src).unwrap();
-        let module =
-            inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+    for source in sources() {
+        let module = source.module()[0].clone();
         if module == "lib" {
             continue;
         }
-        let text = std::fs::read_to_string(&path).unwrap();
-        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            for used in modules_in(line).into_iter().filter(|used| *used != module && used != "request") {
-                checked += 1;
-                assert!(rank(&used) > rank(&module), "{}: {line}", inside.display());
-            }
+        for used in
+            source.scan().used.into_iter().filter(|used| *used != module && (module != "api" || used != "request"))
+        {
+            checked += 1;
+            assert!(rank(&used) > rank(&module), "{} depends on {used}", source.path.display());
         }
     }
-    assert!(checked > 50, "too few dependencies found: does the parser still match the code?");
+    assert!(checked > 50, "only {checked} dependencies were found");
+}
+
+#[test]
+fn pure_files_contain_no_async_code() {
+    let mut checked = 0;
+    for source in sources().iter().filter(|source| PURE.iter().any(|pure| source.path.starts_with(pure))) {
+        checked += 1;
+        assert!(!source.scan().is_async, "{} contains async code", source.path.display());
+    }
+    assert!(checked > PURE.len(), "only {checked} pure files were found");
+    let drive = sources().into_iter().find(|source| source.path.ends_with("runs/drive.rs")).unwrap();
+    assert!(drive.scan().is_async, "async code is not recognized");
+}
+
+#[test]
+fn the_state_machine_of_runs_depends_on_api_alone() {
+    let machine = sources().into_iter().find(|source| source.path.ends_with("runs/machine.rs")).unwrap();
+
+    assert_eq!(machine.scan().used, BTreeSet::from(["api".to_owned()]));
+}
+
+#[test]
+fn dependencies_are_found_in_all_their_forms() {
+    let syntax = syn::parse_file(
+        "use crate::{api::{Run, id}, store as s};
+         use super::super::clock;
+         fn f() -> crate::llm::Models { format!(\"{}\", crate::work::NAME); super::x() }
+         #[cfg(test)] mod tests { use crate::http::state; }",
+    );
+    let source = Source { path: PathBuf::from("runs/prompt/fit.rs"), syntax: syntax.unwrap() };
+
+    let used: Vec<String> = source.scan().used.into_iter().collect();
+    assert_eq!(used, ["api", "llm", "runs", "store", "work"]);
 }
