@@ -310,8 +310,7 @@ impl<J: Job> Worker<J> {
         let span = self.job.span(&claim.work);
         let mut driven = Box::pin(self.drive_in_span(claim, attempt).instrument(span));
         if let Some(trial) = trial {
-            // A job that has not ended the server within a lease is driven beside others.
-            let is_over = tokio::time::timeout(self.settings.lease, &mut driven).await.is_ok();
+            let is_over = tokio::time::timeout(trials::DURATION, &mut driven).await.is_ok();
             trial.passed();
             self.queue.wake();
             if is_over {

@@ -2,9 +2,12 @@
 //! more at once with each that does the server no harm, so that one job cannot use up the attempts of the others.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::lock;
 
+/// After this time a job counts as harmless, although it is not done: what ends a server does so early.
+pub(super) const DURATION: Duration = Duration::from_secs(1);
 /// Attempts before which a job is driven beside any number of others.
 pub(super) const ATTEMPTS_MAX: u32 = 2;
 

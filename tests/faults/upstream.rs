@@ -121,8 +121,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Json<Value>) -> Response {
     let messages = request["messages"].as_array().expect("a request has messages");
-    let last_user = messages.iter().rposition(|message| message["role"] == "user").expect("a user message");
-    let Some(script) = Script::read(&messages[last_user]) else {
+    // A thread that was deleted meanwhile has none.
+    let last_user = messages.iter().rposition(|message| message["role"] == "user").unwrap_or_default();
+    let Some(script) = messages.get(last_user).and_then(Script::read) else {
         return axum::http::StatusCode::BAD_REQUEST.into_response();
     };
     let index = messages[last_user..].iter().filter(|message| message["tool_calls"].is_array()).count();
