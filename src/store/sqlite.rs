@@ -99,6 +99,13 @@ const CLAIM_RUN: &str = concat!(
               (select due_before from before) as due_before"
 );
 
+/// The number of readers. Each is a thread that computes while it reads: more of them than processors take time from the
+/// writer, and commits then wait behind readers that poll.
+fn readers(connections_max: u32) -> u32 {
+    let processors = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+    connections_max.min(u32::try_from(processors).unwrap_or(u32::MAX))
+}
+
 /// Whole seconds.
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
@@ -158,7 +165,7 @@ impl Backend {
             tracing::warn!(error = &error as &dyn std::error::Error, "runs are claimed when their leases end");
         }
         let writer = Pool::new(options.clone(), 1, settings.statement_timeout);
-        let readers = Pool::new(options.read_only(true), settings.connections_max, settings.statement_timeout);
+        let readers = Pool::new(options.read_only(true), readers(settings.connections_max), settings.statement_timeout);
         let anchor = Mutex::new(Some(first));
         Ok(Self { writer, readers, anchor, path, _lock: lock, clock, unreadable: Unreadable::default() })
     }
