@@ -22,7 +22,7 @@ impl Clock {
         Self { by_hand: None, anchor: Mutex::default() }
     }
 
-    /// A clock that stands still until [`Clock::advance`].
+    /// A clock that changes only by [`Clock::advance`].
     #[must_use]
     pub fn by_hand(start: Timestamp) -> Self {
         Self { by_hand: Some(AtomicI64::new(start.0)), anchor: Mutex::default() }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_follows_the_database_whatever_the_system_says() {
+    fn a_clock_follows_the_database_and_not_the_system() {
         let clock = Clock::system();
 
         clock.synchronize(5_000_000, Instant::now());
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_by_hand_stands_still() {
+    fn a_manual_clock_changes_only_when_it_is_advanced() {
         let clock = Clock::by_hand(Timestamp(5));
 
         clock.advance(3);

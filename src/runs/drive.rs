@@ -39,7 +39,7 @@ pub struct RunWork {
     lease: i64,
     /// What it has done, when the one who leased it knows.
     progress: Option<Progress>,
-    /// Its snapshot, as the one who leased it has published it: nobody else may hold it before the driver does.
+    /// Its snapshot, already published; kept here because the registry holds only weak references.
     live: Option<Arc<Live>>,
     /// The whole thread, when it was created together with the run.
     thread: Option<Vec<Message>>,
@@ -72,7 +72,7 @@ pub(super) struct LeasedRun {
 pub(super) enum DriveError {
     /// Another server has claimed the run, or a client has deleted it.
     LeaseLost,
-    /// The run was ended by somebody else, and that is published.
+    /// Another party has ended the run, and the end is published.
     EndedElsewhere,
     /// The server is stopping.
     Stopping,
@@ -120,7 +120,7 @@ impl Driver {
         Self { dependencies, settings, transitions, prompt_memory, lease, queue, last_owner }
     }
 
-    /// Makes the run of a thread that has waited longest due, when runs wait there; for whoever ended the one before.
+    /// Makes the longest-waiting run of a thread due, if any run waits there. Called after the previous run has ended.
     pub async fn promote_next_run(&self, run: &Run) {
         if !self.settings.queues_on_busy_thread() {
             return;
@@ -223,7 +223,7 @@ impl Driver {
     }
 
     /// Moves the run. Callers box it: a run waits long for its model, and should not hold the room of its commits meanwhile.
-    /// When somebody else was faster, does what has become of it instead.
+    /// If the run was changed concurrently, reloads it and continues from there.
     pub(super) async fn apply(
         &self,
         run: &mut LeasedRun,
@@ -262,8 +262,8 @@ impl Driver {
         }
     }
 
-    /// Takes over what somebody else has made of the run, and returns what this means for its driver. The turn under way
-    /// has cost `usage`.
+    /// Loads a concurrent change of the run, and returns the input that follows from it. The current turn has used
+    /// `usage`.
     pub(super) async fn reload(
         &self,
         run: &mut LeasedRun,
@@ -352,7 +352,7 @@ impl Driver {
     }
 }
 
-/// Whether nobody drives the run after this input.
+/// Whether the run needs no driver after this input.
 fn input_ends_driving(input: &Input) -> bool {
     match input {
         Input::Claimed | Input::TextBegan | Input::CallsBegan | Input::OutputsSubmitted(_) | Input::CancelRequested => {

@@ -47,7 +47,7 @@ pub struct Progress {
     pub run: Run,
     /// Its steps, in the order in which they began.
     pub steps: Vec<RunStep>,
-    /// Its message, once begun; none as well when a client has deleted it.
+    /// Its message; none before it is created, and after a client has deleted it.
     pub message: Option<Message>,
 }
 
@@ -79,7 +79,7 @@ impl Progress {
     /// Appends to the message's text part, which begins with the first text.
     ///
     /// # Panics
-    /// When no message has begun: text comes only after [`Input::TextBegan`].
+    /// If there is no message: text comes only after [`Input::TextBegan`].
     pub fn append(&mut self, text: &str) {
         let content = &mut self.message.as_mut().expect("text comes after TextBegan").content;
         match content.iter_mut().find_map(text_part) {
@@ -91,7 +91,7 @@ impl Progress {
     /// Appends to the message's refusal part, which begins with the first words of a refusal.
     ///
     /// # Panics
-    /// When no message has begun, as [`Progress::append`].
+    /// If there is no message, as [`Progress::append`].
     pub fn append_refusal(&mut self, words: &str) {
         let content = &mut self.message.as_mut().expect("a refusal comes after TextBegan").content;
         match content.iter_mut().find_map(refusal_part) {
@@ -174,9 +174,9 @@ fn refusal_part(part: &mut Content) -> Option<&mut String> {
 pub enum Input {
     /// A worker has claimed it.
     Claimed,
-    /// The model has begun to write text.
+    /// The model has started to write text.
     TextBegan,
-    /// The model has begun to call tools.
+    /// The model has started to call tools.
     CallsBegan,
     /// The model has ended its answer; the text is in the message already.
     ModelReplied {
@@ -223,7 +223,7 @@ pub struct Transition {
     pub removed_steps: Vec<RunStepId>,
     /// The message to write, when it has changed.
     pub message: Option<Message>,
-    /// Whether that message is begun by this.
+    /// Whether this creates the message.
     pub message_is_new: bool,
     /// Whether the run is further than any attempt before has brought it: attempts are counted anew.
     pub made_progress: bool,
@@ -551,13 +551,13 @@ impl Change {
     /// Begins the message and its step. A step whose message was deleted by a client creates it anew, and what earlier
     /// turns had written is no part of the new one.
     fn begin_message(mut self, ids: &Ids) -> Self {
-        let begun = self.progress.steps.iter().find_map(|step| match &step.details {
+        let existing_id = self.progress.steps.iter().find_map(|step| match &step.details {
             StepDetails::MessageCreation { message_creation } => Some(message_creation.message_id.clone()),
             StepDetails::ToolCalls { .. } => None,
         });
         let spec = &self.progress.run.spec;
         let message = Message {
-            id: begun.clone().unwrap_or_else(|| ids.make()),
+            id: existing_id.clone().unwrap_or_else(|| ids.make()),
             created_at: self.now,
             thread_id: spec.thread_id.clone(),
             author: Some(Author { assistant_id: spec.assistant_id.clone(), run_id: spec.id.clone() }),
@@ -567,7 +567,7 @@ impl Change {
             metadata: Metadata::default(),
             state: MessageState::InProgress,
         };
-        if begun.is_some() {
+        if existing_id.is_some() {
             for step in &mut self.progress.steps {
                 if let Some(turn) = step.turn.as_mut().filter(|turn| turn.text_bytes + turn.refusal_bytes > 0) {
                     (turn.text_bytes, turn.refusal_bytes) = (0, 0);

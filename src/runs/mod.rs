@@ -10,8 +10,8 @@
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
 //! | [`prompt`] | from a thread to chat messages, within a budget; pure |
 //! | [`stream`] | what readers of a stream are sent |
-//! | [`upkeep`] | the loops beside the driven runs: saves, changes by other servers, followed streams |
-//! | [`sweeper`] | runs that nobody drives and that must end, or begin |
+//! | [`upkeep`] | background loops: saves text, notices changes by other servers, follows streams |
+//! | [`sweeper`] | ends overdue runs and promotes waiting runs that have no driver |
 
 pub mod drive;
 pub mod machine;

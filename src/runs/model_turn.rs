@@ -23,7 +23,7 @@ use crate::work::Attempt;
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Messages read from the store at a time.
 const PAGE_ROWS: u32 = 100;
-/// Bytes of messages read from the store at a time: what a run holds beside its prompt.
+/// Bytes of messages read from the store at a time: what a run holds in addition to its prompt.
 const PAGE_BYTES: usize = 1024 * 1024;
 /// A page up to this size is added to the prompt where it was read: a task of its own costs more.
 const INLINE_BYTES: usize = 32 * 1024;
@@ -122,7 +122,7 @@ impl Driver {
         }
     }
 
-    /// Waits until something stops the turn: a change by somebody else, the deadline, or the end of this server.
+    /// Waits until something stops the turn: a concurrent change, the deadline, or the shutdown of this server.
     async fn interrupted(&self, spec: &RunSpec, live: Arc<Live>, stopping: &CancellationToken) -> Interruption {
         loop {
             tokio::select! {
@@ -220,7 +220,7 @@ impl Driver {
             for message in newest_first {
                 match builder.push(&message, &|| cancelled.is_cancelled()) {
                     Next::More => {}
-                    // When cancelled, nobody waits for this any more.
+                    // After a cancellation the result is not used.
                     Next::Full | Next::Cancelled => return (builder, true),
                 }
             }
@@ -302,8 +302,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Moves the run in the middle of a turn. When it has ended instead, because somebody else was faster, so has the
-    /// turn.
+    /// Moves the run in the middle of a turn. If a concurrent change has ended the run, the turn ends as well.
     async fn begin(&self, run: &mut LeasedRun, attempt: &Attempt, input: Input) -> Result<(), DriveError> {
         match Box::pin(self.apply(run, attempt, input)).await? {
             Effect::ReadAnswer | Effect::CallModel => Ok(()),
@@ -313,7 +312,7 @@ impl Driver {
         }
     }
 
-    /// The tokens of a turn that was stopped. One that the model server has not begun to answer costs nothing.
+    /// The tokens of a turn that was stopped: none if the model server has not started to answer.
     async fn spent_if_answered(
         &self,
         run: &LeasedRun,
@@ -356,7 +355,7 @@ fn begins(event: &TurnEvent, run: &LeasedRun) -> Option<Input> {
     }
 }
 
-/// Whether the model server has begun to answer.
+/// Whether the model server has started to answer.
 fn is_answered(turn: &Turn, run: &LeasedRun) -> bool {
     let progress = &run.current.progress;
     let settled = progress.settled();

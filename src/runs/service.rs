@@ -211,7 +211,7 @@ impl RunService {
                 let current = Current { progress, version: FIRST_VERSION, lease };
                 self.worker.start(slot, RunWork::leased(current, live, whole_thread));
             }
-            // The run before may have ended just now, and found nobody to promote.
+            // The previous run may have ended just now, before this one could be promoted.
             None if is_busy => self.driver.promote_next_run(&run).await,
             None => self.queue.wake(),
         }
@@ -416,7 +416,7 @@ impl RunService {
         Ok(found.map_or(before, |found| found.run))
     }
 
-    /// Ends a run from outside its driver. Returns none when somebody else was faster.
+    /// Ends a run without its driver. Returns none if it was changed concurrently.
     pub(super) async fn end(&self, found: Versioned, input: Input) -> Result<Option<Run>, store::Error> {
         let current = self.transitions.load(found).await?;
         match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
@@ -439,7 +439,7 @@ impl RunService {
         }
     }
 
-    /// Has the server that drives a run look at it. Should that fail, it looks by itself within a second.
+    /// Notifies the server that drives a run. If that fails, the server notices the change within a second.
     async fn notify_driver(&self, id: &RunId) {
         // A driver of this server was notified by the transition.
         if self.transitions.registry().get(id).is_some_and(|live| live.is_driven()) {

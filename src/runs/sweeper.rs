@@ -1,4 +1,4 @@
-//! Looks after runs that nobody drives: ends those whose deadline has passed and those whose cancellation was not
+//! Sweeps runs without a driver: ends those whose deadline has passed and those whose cancellation was not
 //! carried out, and promotes runs that wait on a free thread. One run that cannot be ended never stops the rest.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::service::RunService;
 use crate::api::run::Usage;
 use crate::store::{self, Versioned};
 
-/// How often it looks.
+/// The sweep interval.
 const EVERY: Duration = Duration::from_secs(1);
 /// Seconds after the deadline in which a run's own driver may still end it, with its newest text.
 pub(super) const GRACE_S: i64 = 2;

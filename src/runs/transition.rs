@@ -13,7 +13,7 @@ use super::{Dependencies, retry_pauses};
 use crate::api::RunId;
 use crate::store::{self, Commit, Committed, NewRun, NextLease};
 
-/// How long a request keeps trying to commit while the database is away.
+/// How long a request retries a commit, or waits for the lock of a run, while the database is unavailable.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A run as this server knows it.
@@ -46,7 +46,7 @@ pub enum Error {
 pub enum Mover<'a> {
     /// A request: it answers 503 soon. Where a worker of this server drives the run, that publishes.
     Service,
-    /// The worker that drives the run: it keeps trying until its server stops.
+    /// The worker that drives the run: it retries until its server stops.
     Driver(&'a CancellationToken),
 }
 
@@ -58,7 +58,7 @@ impl Mover<'_> {
         }
     }
 
-    /// Waits for the other changes of the run. A request does not wait for a driver that keeps trying to commit.
+    /// Waits for the lock of the run. A request does not wait for a driver that retries a commit.
     async fn lock(self, live: &Live) -> Result<MutexGuard<'_, ()>, Error> {
         match self {
             Self::Service => {

@@ -1,4 +1,4 @@
-//! One answer of the model: its pieces put together, whatever the server's dialect. Pure.
+//! Assembles one answer of the model from its deltas, in any dialect. Pure.
 //!
 //! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. A new name
 //! under a new id or index begins the next call.
@@ -227,7 +227,7 @@ mod tests {
 
         let events: Vec<TurnEvent> = pieces.clone().into_iter().flat_map(|piece| turn.apply(piece, &ids)).collect();
 
-        assert_eq!(events.len(), 2, "one call begun and its arguments");
+        assert_eq!(events.len(), 2, "the start of one call and its arguments");
         assert_eq!(calls(pieces, true), Ok(vec![("f".into(), "{\"a\":1}".into())]));
     }
 

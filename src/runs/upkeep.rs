@@ -1,5 +1,5 @@
-//! The loops beside the driven runs: they save text, notice changes by other servers and passed deadlines, and follow
-//! runs that this server streams and does not drive. Each handles all runs of this server in few statements.
+//! Background loops for all runs of this server: they save text, notice changes by other servers and passed deadlines, and
+//! follow runs that this server streams and does not drive. Each handles all runs of this server in few statements.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const SAVE_COUNT: usize = 200;
 /// How many runs one statement compares.
 const COMPARE_COUNT: usize = 1_000;
 
-/// Saves the text of driven runs, beside the path of the tokens.
+/// Saves the text of driven runs, without delaying their tokens.
 pub async fn save_texts(runs: RunService) {
     let mut ticks = tokio::time::interval(SAVE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,7 +68,7 @@ async fn save(runs: &RunService, batch: Vec<(Arc<Live>, i64, Message)>) {
         .collect();
     match runs.dependencies.store.save_messages(&texts).await {
         Ok(saved) => {
-            // The others were changed by somebody else; their drivers see to it.
+            // The others were changed concurrently; their drivers reload them.
             for (live, ..) in batch.iter().filter(|(live, ..)| !saved.contains(live.run())) {
                 live.changed.notify_one();
             }
@@ -105,7 +105,7 @@ pub async fn compare_with_store(runs: RunService) {
         let now = runs.dependencies.clock.now();
         notify_of_deadlines(&lives, now);
         let is_shared = runs.dependencies.store.is_shared();
-        // On a store of its own, nobody but this server changes a run.
+        // A store that is not shared is changed by this server alone.
         let compared: Vec<&Arc<Live>> =
             lives.iter().filter(|live| if live.is_driven() { is_shared } else { live.listeners() > 0 }).collect();
         if seen.len() > compared.len() {
@@ -132,7 +132,7 @@ async fn compare(runs: &RunService, lives: &[&Arc<Live>], seen: &mut HashMap<Run
         stored.into_iter().map(|(id, version, revision)| (id, (version, revision))).collect();
     for live in lives {
         match stored.get(live.run()) {
-            // A driver that is told of its own commit finds that nothing has changed.
+            // A driver that is notified of its own commit finds nothing changed.
             Some((version, _)) if live.is_driven() => {
                 if *version > live.version() {
                     live.changed.notify_one();

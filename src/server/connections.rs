@@ -173,7 +173,7 @@ pub(super) async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
-                // Handles may be used up: an idle connection gives one back.
+                // File handles may be exhausted: closing an idle connection frees one.
                 connections.close_an_idle_one();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -274,7 +274,7 @@ impl hyper::body::Body for Guarded {
     }
 }
 
-/// A connection that fails when its client takes nothing for too long: a stream that nobody reads is closed.
+/// A connection that fails if its client reads nothing for too long.
 struct Stalling {
     stream: TcpStream,
     write_timeout: Duration,

@@ -1,4 +1,4 @@
-//! Leases on background work, whatever it is.
+//! Leases on background work of any kind.
 
 use std::time::Duration;
 

@@ -236,7 +236,7 @@ pub enum NextLease {
     Take(Duration),
     /// None: the run may be claimed at once.
     Due,
-    /// None: nobody drives the run.
+    /// None: the run has no driver.
     None,
 }
 
@@ -255,9 +255,9 @@ pub struct Commit<'a> {
     pub steps: &'a [RunStep],
     /// Steps to delete.
     pub removed_steps: &'a [RunStepId],
-    /// The run's message, when it is begun by this.
+    /// The run's message, if this commit creates it.
     pub new_message: Option<&'a Message>,
-    /// The run's message, when it was begun before and has changed. One that was deleted since stays deleted.
+    /// The run's message, if it exists and has changed. A message that a client has deleted stays deleted.
     pub changed_message: Option<&'a Message>,
 }
 

@@ -1,4 +1,4 @@
-//! The leases that this server holds, and their renewal beside the driven work.
+//! The leases that this server holds, and their renewal in the background.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +62,7 @@ impl Attempt {
         self.lost.cancelled().await;
     }
 
-    /// Is cancelled when the server hands back what is under way.
+    /// Is cancelled when the server releases its unfinished jobs.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping

@@ -1,4 +1,4 @@
-//! Durable background work, whatever it is: claimed under a lease, driven, and retried a bounded number of times.
+//! Durable background work of any kind: claimed under a lease, driven, and retried a bounded number of times.
 //!
 //! A [`Job`] says how its work is claimed and driven; a [`Worker`] runs it:
 //!
@@ -9,7 +9,7 @@
 //!    └──── due again ◀──────┴─────▶ failed or panicked: the cause is stored; after `max_attempts` the job gives up
 //! ```
 //!
-//! Leases are renewed by a loop of their own, whatever the driven work does, in one statement for all. A lease that
+//! A loop of its own renews all leases in one statement, independently of the driven work. A lease that
 //! has lapsed because the database was away is not lost before another server has taken it: the work goes on, and this
 //! server does not claim it a second time. Jobs that have lost several servers are driven a few at a time (`trials`).
 
@@ -38,7 +38,7 @@ pub use supervisor::Supervisor;
 use lease::Leases;
 use trials::{Trial, Trials};
 
-/// How often the queue is polled, besides whenever there is a reason to.
+/// The poll interval of the queue, in addition to notifications.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// Pause after the first failed attempt; each later one is twice as long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ const WRITE_TRIES: u32 = 3;
 /// A kind of background work.
 #[async_trait]
 pub trait Job: Send + Sync + 'static {
-    /// What one claim hands to [`Job::drive`].
+    /// What a claim returns, and [`Job::drive`] receives.
     type Work: Send + 'static;
 
     /// The table that holds the jobs.
@@ -71,7 +71,7 @@ pub trait Job: Send + Sync + 'static {
     /// [`Attempt::critical`] guard. Must return soon after [`Attempt::stopping`] is cancelled.
     async fn drive(&self, work: &mut Self::Work, attempt: &Attempt) -> Outcome;
 
-    /// Writes the job's last word, after `attempts` attempts without a result; `cause` ended the last one.
+    /// Ends the job for good, after `attempts` attempts without a result; `cause` ended the last one.
     ///
     /// # Errors
     /// As the store says; the job is then claimed, and given up, again.
@@ -96,7 +96,7 @@ pub struct Claim<W> {
 pub enum Outcome {
     /// The job's own commit has ended the lease.
     Done,
-    /// Another server, or a client, has changed the job; whoever did sees to what follows.
+    /// Another server, or a client, has changed the job, and is responsible for it now.
     LeaseLost,
     /// The server is stopping: another one may claim the job at once.
     Stopped,
@@ -130,7 +130,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Says that a job is due in the store.
+    /// Notifies the worker that a job is due in the store.
     pub fn wake(&self) {
         self.may_have_due_jobs.store(true, Ordering::Relaxed);
         self.look.notify_one();
@@ -150,7 +150,7 @@ pub struct Worker<J> {
     tasks: TaskTracker,
     /// Nothing new is claimed or started.
     draining: CancellationToken,
-    /// What is under way is handed back.
+    /// Unfinished jobs are released.
     stopping: CancellationToken,
 }
 
@@ -212,7 +212,7 @@ impl<J: Job> Worker<J> {
     }
 
     fn start_claimed(self: &Arc<Self>, slot: Slot, claim: Claim<J::Work>, trial: Option<Trial>) {
-        // Registered here, so that there is no moment in which the lease is held and not renewed.
+        // Registered before the task starts, so that the lease is renewed from the beginning.
         let attempt = self.attempt(&claim.lease);
         let worker = self.clone();
         self.tasks.spawn(async move {
@@ -261,12 +261,12 @@ impl<J: Job> Worker<J> {
         self.tasks.len()
     }
 
-    /// Hands back what is under way: releases the leases, for other servers to claim.
+    /// Releases the leases of unfinished jobs, for other servers to claim.
     pub fn stop_now(&self) {
         self.stopping.cancel();
     }
 
-    /// A token that is cancelled when the server hands back what is under way.
+    /// A token that is cancelled when the server releases its unfinished jobs.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
@@ -391,3 +391,6 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

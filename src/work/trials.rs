@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::lock;
 
-/// After this time a job counts as harmless, although it is not done: what ends a server does so early.
+/// After this time a job counts as harmless even if it is not done: a job that ends its server does so early.
 pub(super) const DURATION: Duration = Duration::from_secs(1);
-/// Attempts before which a job is driven beside any number of others.
+/// Up to this number of attempts, a job is driven concurrently with any number of others.
 pub(super) const ATTEMPTS_MAX: u32 = 2;
 
 /// How many such jobs are driven, and how many may be.

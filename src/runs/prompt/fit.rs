@@ -244,7 +244,7 @@ impl PromptBuilder {
         }
     }
 
-    /// Whether a message fits beside those that are kept. Counts tokens only if the upper bound does not suffice.
+    /// Whether a message fits in addition to those that are kept. Counts tokens only if the upper bound does not suffice.
     fn fit(&mut self, message: &ChatMessage, is_cancelled: &dyn Fn() -> bool) -> Result<Fit, Cancelled> {
         let (Some(max), Some(newest_max)) = (self.budget.tokens(), self.budget.tokens_max()) else {
             return Ok(Fit::Fits(0));

@@ -1,7 +1,7 @@
 //! The snapshots of the runs that this server drives or streams, and the readers that wait for them to change.
 //!
-//! A run has one snapshot, whatever the number of its readers, and a reader holds no events: a slow one holds up nobody,
-//! and one that never reads holds no memory that grows.
+//! A run has one snapshot for any number of readers, and a reader buffers no events: a slow reader delays no other one,
+//! and a reader that never reads holds no memory that grows.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -33,7 +33,7 @@ impl Registry {
         if let Some(live) = lives.get(run).and_then(Weak::upgrade) {
             return live;
         }
-        // The map grows when it is full; before that, entries that nobody holds any more are removed.
+        // Unused entries are removed before the map would grow.
         if lives.len() == lives.capacity() {
             lives.retain(|_, live| live.strong_count() > 0);
         }
@@ -62,7 +62,7 @@ impl Registry {
         }
     }
 
-    /// All snapshots that somebody holds.
+    /// All snapshots in use.
     pub fn all(&self) -> Vec<Arc<Live>> {
         lock(&self.lives).values().filter_map(Weak::upgrade).collect()
     }

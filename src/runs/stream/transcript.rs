@@ -1,10 +1,10 @@
-//! Which events a reader of a stream is sent, whatever happened to the run. Pure.
+//! Computes the events that a reader of a stream is sent, for every history of the run. Pure.
 //!
 //! The sequence of a stream follows from the run's snapshot: the start, the steps in their order with the message's text,
 //! and the end. A reader has been sent the beginning of the sequence and gets the rest. What makes it more than a list:
 //!
-//! - Strict readers allow one open step at a time. A step that begins beside an open one is not sent; a client learns of
-//!   calls beside an open message by `thread.run.requires_action`.
+//! - Strict readers allow one open step at a time. A step that begins while another one is open is not sent; a client learns of
+//!   calls during an open message by `thread.run.requires_action`.
 //! - Calls that the client must answer end the stream with `thread.run.requires_action`, also when the run has moved on.
 //! - A stream of `submit_tool_outputs` begins with the completed calls. A message that was open before is introduced
 //!   again, with the text so far, when it grows or ends.
@@ -224,12 +224,12 @@ impl Transcript {
             Some(_) => false,
         });
         let SentMessage::Open(sent) = self.message else { return is_step_lost };
-        let stands = if is_claimed_again {
+        let current = if is_claimed_again {
             progress.settled()
         } else {
             Settled { text: progress.text().len(), refusal: progress.refusal().len() }
         };
-        let is_text_lost = sent.text > stands.text || sent.refusal > stands.refusal;
+        let is_text_lost = sent.text > current.text || sent.refusal > current.refusal;
         is_step_lost || progress.message.is_some() && is_text_lost
     }
 
@@ -343,9 +343,9 @@ impl Transcript {
                 StepDetails::ToolCalls { .. } => StepDetails::ToolCalls { tool_calls: Vec::new() },
                 details @ StepDetails::MessageCreation { .. } => details.clone(),
             };
-            let begun = RunStep { state: StepState::InProgress, details, ..step.clone() };
-            events.push(StreamEvent::Step(StepEvent::Created, begun.clone()));
-            events.push(StreamEvent::Step(StepEvent::InProgress, begun));
+            let started = RunStep { state: StepState::InProgress, details, ..step.clone() };
+            events.push(StreamEvent::Step(StepEvent::Created, started.clone()));
+            events.push(StreamEvent::Step(StepEvent::InProgress, started));
         }
         is_shown
     }
@@ -372,13 +372,13 @@ impl Transcript {
                 self.message = SentMessage::Hidden;
                 return Ok(());
             }
-            let begun = Message {
+            let started = Message {
                 state: MessageState::InProgress,
                 content: beginning(&message.content, before),
                 ..message.clone()
             };
-            events.push(StreamEvent::Message(MessageEvent::Created, begun.clone()));
-            events.push(StreamEvent::Message(MessageEvent::InProgress, begun));
+            events.push(StreamEvent::Message(MessageEvent::Created, started.clone()));
+            events.push(StreamEvent::Message(MessageEvent::InProgress, started));
             self.message = SentMessage::Open(before);
         }
         // In the order in which the parts began.

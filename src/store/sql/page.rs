@@ -20,7 +20,7 @@ pub(super) struct List<'a> {
     pub scope: &'a [(&'static str, &'a str)],
 }
 
-/// Reads one page. One element more than asked for tells whether the list goes on.
+/// Reads one page. One element more than requested shows whether there are more.
 pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Result<Page<Row>, Error> {
     let after = cursor(db, list, query.after.as_deref()).await?;
     let before = cursor(db, list, query.before.as_deref()).await?;

@@ -219,7 +219,7 @@ impl Runs for Backend {
     }
 
     /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
-    /// nothing to promote; whoever has cancelled it promotes the next.
+    /// nothing to promote; the cancellation promotes the next one.
     async fn promote_run(&self, thread: &ThreadId) -> Result<Option<RunId>, Error> {
         let mut tx = self.begin().await?;
         let next: Option<(String,)> = sqlx::query_as::<Db, _>(
