@@ -105,7 +105,7 @@ impl Job for Fake {
 /// Lets a worker claim and drive what is due, and stops it.
 async fn drive(fake: &Arc<Fake>) {
     let worker = fake.worker();
-    let claiming = tokio::spawn(worker.clone().claim_due_jobs());
+    let claiming = TaskTracker::new().spawn(worker.clone().claim_due_jobs());
     tokio::time::sleep(Duration::from_millis(500)).await;
     worker.start_drain();
     worker.stop_now();
@@ -156,7 +156,7 @@ async fn a_job_under_way_is_released_when_the_server_stops() {
 async fn of_jobs_that_lost_several_servers_one_is_driven_at_a_time() {
     let fake = Fake::with(&[("waits", 2), ("waits too", 2), ("succeeds", 1)]);
     let worker = fake.worker();
-    let claiming = tokio::spawn(worker.clone().claim_due_jobs());
+    let claiming = TaskTracker::new().spawn(worker.clone().claim_due_jobs());
 
     tokio::time::sleep(trials::DURATION / 2).await;
     assert_eq!(*lock(&fake.driven), ["waits", "succeeds"]);
