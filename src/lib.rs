@@ -17,7 +17,7 @@
 //! | [`llm`] | model servers: the client, their streams, which model name goes where, tokens, the echo model |
 //! | [`work`] | durable background work: leases and their renewal, attempts, the supervisor of loops |
 //! | [`runs`] | the heart: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
-//! | [`http`] | axum: routes and their description (`openapi`), keys, limits, extractors, error bodies, server-sent events |
+//! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
 //! | [`server`] | builds and joins the parts, starts and stops them |
 //!

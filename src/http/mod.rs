@@ -1,17 +1,15 @@
 //! The HTTP API: routes and middleware.
 
 mod assistants;
-mod auth;
 mod chat;
-mod cors;
 mod drain;
 mod error;
 mod extract;
-mod health;
-mod limit;
+mod layers;
 mod messages;
 mod models;
 mod openapi;
+mod ops;
 mod reply;
 mod routes;
 mod run_steps;
@@ -19,7 +17,6 @@ mod runs;
 mod sse;
 mod state;
 mod threads;
-mod trace;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -27,10 +24,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use routes::{BASE_PATH, Routes};
 
-pub use auth::Keys;
 pub use drain::Drain;
 pub use error::overloaded;
-pub use limit::Limits;
+pub use layers::auth::Keys;
+pub use layers::limit::Limits;
 pub use openapi::description;
 pub use routes::Operation;
 pub use state::{App, Settings};
@@ -73,16 +70,16 @@ pub fn router(app: App) -> Router {
         .nest("/openai/deployments/{deployment}", chat::routes().into_parts().0)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(from_fn_with_state(app.clone(), limit::check_rate_limit))
-        .layer(from_fn_with_state(app.clone(), auth::require_key));
-    let cors = cors::layer(&app.settings.cors_origins);
+        .layer(from_fn_with_state(app.clone(), layers::limit::check_rate_limit))
+        .layer(from_fn_with_state(app.clone(), layers::auth::require_key));
+    let cors = layers::cors::layer(&app.settings.cors_origins);
     let all = Router::new()
-        .merge(health::routes())
+        .merge(ops::routes())
         .merge(openapi::routes())
         .merge(api)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(from_fn(trace::request))
+        .layer(from_fn(layers::trace::request))
         .with_state(app);
     match cors {
         Some(cors) => all.layer(cors),

@@ -10,9 +10,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use super::auth::Caller;
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
+use super::layers::auth::Caller;
 use super::reply::{list, map_cursor, object};
 use super::routes::{Routes, operation};
 use super::sse;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::auth::Keys;
 use super::drain::Drain;
-use super::limit::Limits;
+use super::layers::auth::Keys;
+use super::layers::limit::Limits;
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::liveness::Liveness;

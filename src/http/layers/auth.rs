@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::cors;
-use super::error::Error;
-use super::state::App;
 use crate::api;
 use crate::api::error::Kind;
+use crate::http::error::Error;
+use crate::http::state::App;
 
 /// The accepted API keys. Only their digests are stored.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ impl Keys {
 
     /// Returns an identifier of the key, for fair queueing; empty if there are no keys. It does not reveal the key.
     #[must_use]
-    pub(super) fn owner(&self, Caller(index): Caller) -> String {
+    pub(in crate::http) fn owner(&self, Caller(index): Caller) -> String {
         let digest = self.digests.get(index).and_then(|digest| digest.first_chunk());
         digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default()
     }
@@ -60,7 +60,7 @@ impl Keys {
 
 /// The caller: the index of its API key, or 0 if there are no keys.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Caller(pub usize);
+pub(in crate::http) struct Caller(pub usize);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = std::convert::Infallible;
@@ -75,7 +75,11 @@ fn digest(key: &str) -> [u8; 32] {
 }
 
 /// Rejects a request without a valid key, if there are keys.
-pub(super) async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, Error> {
+pub(in crate::http) async fn require_key(
+    State(app): State<App>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Error> {
     if app.keys.digests.is_empty() {
         check_local(request.headers(), &app.settings.cors_origins)?;
     } else {

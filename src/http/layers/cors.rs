@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 /// Matches every origin.
-pub(super) const ANY: &str = "*";
+pub(in crate::http) const ANY: &str = "*";
 /// Response headers that scripts may read, in addition to the safelisted ones.
 const EXPOSED: [&str; 7] = [
     "x-request-id",
@@ -18,7 +18,7 @@ const EXPOSED: [&str; 7] = [
 ];
 
 /// Returns the CORS layer for these origins, or `None` if there are none.
-pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
+pub(in crate::http) fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
     }

@@ -14,10 +14,10 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 use super::auth::Caller;
-use super::error::error_response;
-use super::state::App;
 use crate::api::Error;
 use crate::api::error::Kind;
+use crate::http::error::error_response;
+use crate::http::state::App;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
@@ -44,7 +44,7 @@ impl Limits {
 }
 
 /// Rejects a request if the bucket of its caller is empty. Adds the rate limit headers to the response.
-pub(super) async fn check_rate_limit(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(in crate::http) async fn check_rate_limit(State(app): State<App>, request: Request, next: Next) -> Response {
     let Some(limits) = &*app.limits else { return next.run(request).await };
     let Caller(caller) = request.extensions().get().copied().unwrap_or_default();
     let Some(bucket) = limits.buckets.get(caller) else { return next.run(request).await };

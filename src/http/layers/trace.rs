@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::error::{Cause, error_response};
 use crate::api;
+use crate::http::error::{Cause, error_response};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -21,7 +21,7 @@ const ECHOED: [HeaderName; 2] =
     [HeaderName::from_static("openai-organization"), HeaderName::from_static("openai-project")];
 
 /// Assigns a request ID, runs the request, and adds the headers of every response.
-pub(super) async fn request(request: Request, next: Next) -> Response {
+pub(in crate::http) async fn request(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{}", Uuid::now_v7().simple());
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());

@@ -1,0 +1,7 @@
+//! Layers around the routes, outermost first: `cors`, `trace` (request ids and the log), `auth` (keys, foreign hosts and
+//! origins), `limit` (requests per minute).
+
+pub(super) mod auth;
+pub(super) mod cors;
+pub(super) mod limit;
+pub(super) mod trace;
