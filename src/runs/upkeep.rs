@@ -16,9 +16,9 @@ use crate::store::{self, SavedText};
 
 /// How often text is saved: what a crash may lose of it.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// How many texts are saved in that time: of more, each is saved less often, up to ten times less.
+/// How many texts are saved in that time: of more, each is saved less often, down to a twentieth.
 const SAVE_EACH_TIME: usize = 200;
-const SAVE_LESS_OFTEN_MAX: usize = 10;
+const SAVE_LESS_OFTEN_MAX: usize = 20;
 /// How often runs are compared with the store.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 /// Maximum size of one statement's texts, in bytes, and how many there are at most.
