@@ -27,6 +27,8 @@ pub enum Name {
     FatalRun,
     /// A disk without space.
     FullDisk,
+    /// Runs on large threads under a limit of memory.
+    MemoryLimit,
     /// More idle connections than the limit of open files allows.
     FileHandles,
     /// No fault: damages the database and expects the checks to find it.
@@ -38,7 +40,7 @@ impl Name {
         match self {
             Self::ClockSkew => *store != Store::Sqlite,
             Self::FatalRun | Self::FileHandles => true,
-            Self::FullDisk | Self::SelfTest => *store == Store::Sqlite,
+            Self::FullDisk | Self::MemoryLimit | Self::SelfTest => *store == Store::Sqlite,
         }
     }
 }
@@ -57,6 +59,7 @@ pub async fn run(name: Name, assistd: &Path, store: &Store) -> Vec<String> {
         Name::ClockSkew => clock_skew(plan).await,
         Name::FatalRun => fatal_run(plan).await,
         Name::FullDisk => full_disk(plan).await,
+        Name::MemoryLimit => memory_limit(plan).await,
         Name::FileHandles => file_handles(plan).await,
         Name::SelfTest => self_test(plan).await,
     }
@@ -283,6 +286,50 @@ async fn full_disk(plan: Plan) -> Vec<String> {
     conversations.push(under_way.conversation);
     conversations.extend(converse_at_once(&world, 8, "after", &with_tools(100)).await);
     check::check_all(&world, &conversations).await;
+    world.stop().await;
+    world.violations()
+}
+
+/// Address space of the server, in KiB, and the size of each thread, in messages of 250,000 bytes.
+const ADDRESS_SPACE_KIB: u32 = 400_000;
+const LARGE_MESSAGES: usize = 80;
+
+async fn memory_limit(plan: Plan) -> Vec<String> {
+    let limit = format!("ulimit -v {ADDRESS_SPACE_KIB} && exec \"$0\" \"$@\"");
+    // Two arenas: the allocator reserves 64 MiB of address space for each.
+    let limited = ["env", "MALLOC_ARENA_MAX=2", "sh", "-c", &limit].map(str::to_owned).to_vec();
+    let settings = vec![("PROMPT_MEMORY_BYTES_MAX", "33554432".to_owned())];
+    let world = World::start(Plan { wrappers: vec![limited], settings, ..plan }).await;
+    let large = json!({"role": "user", "content": "lorem ipsum ".repeat(20_800)});
+    let mut clients = Vec::new();
+    for number in 0..8 {
+        let client = client(&world, &format!("large{number}")).await;
+        let path = format!("/v1/threads/{}/messages", client.conversation.thread);
+        for _ in 0..LARGE_MESSAGES {
+            world.call(Method::POST, &path, Some(&large)).await;
+        }
+        clients.push(client);
+    }
+    let started: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            tokio::spawn(async move {
+                if let Some((run, script)) = client.create(&text(5, 500), false).await {
+                    client.conversation.runs.push((run.clone(), script.clone()));
+                    client.follow(&run, &script).await;
+                }
+                client.conversation
+            })
+        })
+        .collect();
+    let mut conversations = Vec::new();
+    for conversation in started {
+        conversations.push(conversation.await.expect("a client does not panic"));
+    }
+    check::check_all(&world, &conversations).await;
+    if world.upstream.repeated() > 0 {
+        world.violation("the server was lost");
+    }
     world.stop().await;
     world.violations()
 }
