@@ -296,9 +296,11 @@ const LARGE_MESSAGES: usize = 80;
 
 async fn memory_limit(plan: Plan) -> Vec<String> {
     let limit = format!("ulimit -v {ADDRESS_SPACE_KIB} && exec \"$0\" \"$@\"");
-    // Two arenas: the allocator reserves 64 MiB of address space for each.
-    let limited = ["env", "MALLOC_ARENA_MAX=2", "sh", "-c", &limit].map(str::to_owned).to_vec();
-    let settings = vec![("PROMPT_MEMORY_BYTES_MAX", "33554432".to_owned())];
+    // Arenas of the allocator and stacks of threads take address space, for each processor.
+    let limited =
+        ["env", "MALLOC_ARENA_MAX=2", "TOKIO_WORKER_THREADS=2", "sh", "-c", &limit].map(str::to_owned).to_vec();
+    let settings =
+        vec![("PROMPT_MEMORY_BYTES_MAX", "33554432".to_owned()), ("DATABASE_CONNECTIONS_MAX", "2".to_owned())];
     let world = World::start(Plan { wrappers: vec![limited], settings, ..plan }).await;
     let large = json!({"role": "user", "content": "lorem ipsum ".repeat(20_800)});
     let mut clients = Vec::new();
