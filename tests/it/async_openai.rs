@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::server::{Server, ServerOptions};
+use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
 fn client(server: &Server) -> Client<OpenAIConfig> {
@@ -141,13 +141,7 @@ both_stores!(async_openai_parses_every_event_type, async |database: Database| {
     ])
     .await;
     let settings = [("SHUTDOWN_GRACE_S", "0")];
-    let server = Server::with_options(ServerOptions {
-        database: &database,
-        upstream: &upstream,
-        settings: &settings,
-        manual_clock: true,
-    })
-    .await;
+    let server = Server::with_manual_clock(&database, &upstream, &settings).await;
     let client = client(&server);
     let body = serde_json::json!({"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}]});
     let assistant = server.client.post("/v1/assistants", body).await["id"].as_str().unwrap().to_owned();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::server::{Server, ServerOptions};
+use crate::support::server::Server;
 use crate::support::sse::{names, parse};
 use crate::support::upstream::{Answer, Upstream};
 
@@ -92,8 +92,7 @@ both_stores!(a_hundred_concurrent_runs_are_processed_one_by_one, async |database
 
 both_stores!(a_waiting_run_can_be_cancelled_and_can_expire, async |database: Database| {
     let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
-    let options = ServerOptions { database: &database, upstream: &upstream, settings: &[QUEUE], manual_clock: true };
-    let server = Server::with_options(options).await;
+    let server = Server::with_manual_clock(&database, &upstream, &[QUEUE]).await;
     let client = &server.client;
     let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     client.create_run(&assistant, &thread).await;

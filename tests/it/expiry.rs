@@ -4,19 +4,13 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::server::{Server, ServerOptions};
+use crate::support::server::Server;
 use crate::support::sse::{names, parse};
 use crate::support::upstream::{Answer, Upstream};
 
 both_stores!(a_run_past_its_deadline_expires_with_its_partial_text, async |database: Database| {
     let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
-    let server = Server::with_options(ServerOptions {
-        database: &database,
-        upstream: &upstream,
-        settings: &[],
-        manual_clock: true,
-    })
-    .await;
+    let server = Server::with_manual_clock(&database, &upstream, &[]).await;
     let client = &server.client;
     let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
     let stream = client
@@ -44,13 +38,7 @@ both_stores!(a_run_past_its_deadline_expires_with_its_partial_text, async |datab
 both_stores!(a_queued_run_expires_when_it_is_retrieved, async |database: Database| {
     let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"])]).await;
     let settings = [("MAX_CONCURRENT_RUNS", "1")];
-    let server = Server::with_options(ServerOptions {
-        database: &database,
-        upstream: &upstream,
-        settings: &settings,
-        manual_clock: true,
-    })
-    .await;
+    let server = Server::with_manual_clock(&database, &upstream, &settings).await;
     let client = &server.client;
     let assistant = client.create_assistant().await;
     client.create_run(&assistant, &client.create_thread("first").await).await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::database::Database;
-use crate::support::server::{Server, ServerOptions};
+use crate::support::server::Server;
 use crate::support::sse::{Event, names, text};
 use crate::support::upstream::{Answer, Upstream};
 
@@ -376,13 +376,7 @@ both_stores!(a_run_that_requires_action_can_be_cancelled, async |database: Datab
 
 both_stores!(late_outputs_are_rejected_with_the_recorded_message, async |database: Database| {
     let upstream = Upstream::scripted([Answer::Calls(vec![], vec![("weather", "{}")])]).await;
-    let server = Server::with_options(ServerOptions {
-        database: &database,
-        upstream: &upstream,
-        settings: &[],
-        manual_clock: true,
-    })
-    .await;
+    let server = Server::with_manual_clock(&database, &upstream, &[]).await;
     let client = &server.client;
     let (run, _) = stream_new_run(client, json!({})).await;
     let calls = required_calls(&client.get(&run).await);

@@ -9,6 +9,7 @@ use assistd::store::{self, Store, Synchronous};
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use uuid::Uuid;
 
+use super::disk::Disk;
 use super::skip;
 
 /// A database for one test, deleted on drop (SQLite) or with the temporary server (Postgres).
@@ -33,34 +34,6 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A small disk that is unmounted on drop.
-pub struct Disk(PathBuf);
-
-impl Disk {
-    /// Writes until there is no space left.
-    pub fn fill(&self) {
-        use std::io::Write as _;
-        let mut file = std::fs::File::create(self.filler()).unwrap();
-        while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
-    }
-
-    /// Frees the space.
-    pub fn free(&self) {
-        std::fs::remove_file(self.filler()).unwrap();
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.0.join("filler")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: the server under test may still have its file open.
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -101,19 +74,13 @@ impl Database {
 
     /// A SQLite file on a small disk that can be filled. Returns `None` and reports a skipped test if mounting fails.
     pub fn on_small_disk() -> Option<(Self, Disk)> {
-        let folder = Folder::new();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
-            .arg(&folder.0)
-            .stderr(std::process::Stdio::null())
-            .status();
-        if !mounted.is_ok_and(|status| status.success()) {
+        let disk = Disk::mount("4m");
+        if disk.is_none() {
             skip("permission to mount a small disk");
-            return None;
         }
-        let disk = Disk(folder.0.clone());
-        let url = format!("sqlite://{}", folder.0.join("test.db").display());
-        Some((Self { url, _folder: Some(Arc::new(folder)) }, disk))
+        let disk = disk?;
+        let url = format!("sqlite://{}", disk.0.join("test.db").display());
+        Some((Self { url, _folder: None }, disk))
     }
 
     /// Executes SQL directly, while the store may be open.

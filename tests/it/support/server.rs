@@ -17,38 +17,33 @@ pub struct Server {
     pub clock: Arc<Clock>,
 }
 
-/// Options of a test server.
-pub struct ServerOptions<'a> {
-    pub database: &'a Database,
-    pub upstream: &'a Upstream,
-    /// Additional settings: names of environment variables without the prefix, and values.
-    pub settings: &'a [(&'a str, &'a str)],
-    /// Stops the clock; the test advances it.
-    pub manual_clock: bool,
-}
-
 impl Server {
     pub async fn start(database: &Database, upstream: &Upstream) -> Self {
         Self::with(database, upstream, &[]).await
     }
 
     pub async fn with(database: &Database, upstream: &Upstream, settings: &[(&str, &str)]) -> Self {
-        Self::with_options(ServerOptions { database, upstream, settings, manual_clock: false }).await
+        Self::launch(database, upstream, settings, Clock::system()).await
     }
 
-    pub async fn with_options(options: ServerOptions<'_>) -> Self {
+    /// Starts a server whose clock is stopped; the test advances it.
+    pub async fn with_manual_clock(database: &Database, upstream: &Upstream, settings: &[(&str, &str)]) -> Self {
+        Self::launch(database, upstream, settings, Clock::by_hand(Timestamp(1_000_000))).await
+    }
+
+    async fn launch(database: &Database, upstream: &Upstream, settings: &[(&str, &str)], clock: Clock) -> Self {
         let fixed = [
             ("LISTEN", "127.0.0.1:0"),
-            ("DATABASE_URL", options.database.url.as_str()),
-            ("UPSTREAM_URL", options.upstream.url.as_str()),
+            ("DATABASE_URL", database.url.as_str()),
+            ("UPSTREAM_URL", upstream.url.as_str()),
             ("UPSTREAM_RETRIES", "1"),
             ("SQLITE_SYNCHRONOUS", "normal"),
             ("DATABASE_CONNECTIONS_MAX", "4"),
         ];
-        let pairs = fixed.iter().chain(options.settings);
+        let pairs = fixed.iter().chain(settings);
         let pairs = pairs.map(|(name, value)| (format!("ASSISTD_{name}"), (*value).to_owned()));
         let settings = Settings::load(None, pairs).unwrap();
-        let clock = Arc::new(if options.manual_clock { Clock::by_hand(Timestamp(1_000_000)) } else { Clock::system() });
+        let clock = Arc::new(clock);
         let inner = assistd::server::Server::start(&settings, clock.clone()).await.unwrap();
         let client = Client::new(inner.address);
         Self { inner, client, clock }
