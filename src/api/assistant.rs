@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::id::AssistantId;
 use super::metadata::{Metadata, metadata};
-use super::rule::{Rule, array, decimal, string};
+use super::response_format::{ResponseFormat, response_format};
+use super::rule::{Rule, array, decimal, one_of, string};
 use super::time::Timestamp;
-use super::tool::{ResponseFormat, Tool, ToolResources, reasoning_effort, response_format, tool, tool_resources};
+use super::tool::{Tool, ToolResources, tool, tool_resources};
 use crate::request;
 
 /// Maximum length of a model name, in characters. The service documents none; this limits the stored size.
@@ -35,6 +36,19 @@ pub(super) fn temperature() -> impl Rule<Out = f64> {
 /// The rule for `top_p`.
 pub(super) fn top_p() -> impl Rule<Out = f64> {
     decimal(0.0, 1.0)
+}
+
+/// The rule for `reasoning_effort`.
+pub(super) fn reasoning_effort() -> impl Rule<Out = &'static str> + Copy {
+    one_of(&[
+        ("none", "none"),
+        ("minimal", "minimal"),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("xhigh", "xhigh"),
+        ("max", "max"),
+    ])
 }
 
 /// A model with instructions and tools. Parameters that are not set are `None`, so that no defaults are sent to the model.

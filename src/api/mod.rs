@@ -6,6 +6,7 @@ pub mod id;
 pub mod message;
 pub mod metadata;
 pub mod page;
+pub mod response_format;
 pub mod rule;
 pub mod run;
 pub mod run_step;
@@ -13,6 +14,7 @@ pub mod stream;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod usage;
 
 pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;

@@ -9,7 +9,8 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 
 use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
-use crate::api::run::{FinishReason, Usage};
+use crate::api::run::FinishReason;
+use crate::api::usage::Usage;
 
 /// Pause before each word, long enough to see that the answer streams.
 const PAUSE: Duration = Duration::from_millis(15);

@@ -17,7 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::api::run::{FinishReason, Usage};
+use crate::api::run::FinishReason;
+use crate::api::usage::Usage;
 
 pub use discover::{discover, find};
 pub use echo::Echo;

@@ -36,8 +36,10 @@
 //! expiration that stopped it.
 
 use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
-use crate::api::run::{FinishReason, FunctionCall, LastError, RunIncompleteReason, RunState, Usage};
-use crate::api::run_step::{MessageCreation, StepDetails, StepState, ToolCall, TurnRecord};
+use crate::api::run::{FinishReason, LastError, RunIncompleteReason, RunState};
+use crate::api::run_step::{MessageCreation, StepDetails, StepState, TurnRecord};
+use crate::api::tool::{FunctionCall, ToolCall};
+use crate::api::usage::Usage;
 use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
 
 /// A run and what it has done.

@@ -11,9 +11,10 @@ use super::transition::{self, Current, Mover, Transitions};
 use super::{Dependencies, Settings, sweeper};
 use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
-use crate::api::run::{FunctionCall, RunState, ToolOutput, Usage};
+use crate::api::run::{RunState, ToolOutput};
 use crate::api::run_step::{StepDetails, StepState};
-use crate::api::tool::ToolResources;
+use crate::api::tool::{FunctionCall, ToolResources};
+use crate::api::usage::Usage;
 use crate::api::{
     CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, SubmitToolOutputs,
     Thread, ThreadId, Timestamp,

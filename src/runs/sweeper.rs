@@ -7,7 +7,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::machine::Input;
 use super::service::RunService;
-use crate::api::run::Usage;
+use crate::api::usage::Usage;
 use crate::store::{self, Versioned};
 
 /// The sweep interval.

@@ -4,8 +4,10 @@
 //! under a new id or index begins the next call.
 
 use super::machine::MadeCall;
-use crate::api::run::{FinishReason, FunctionCall, Usage};
+use crate::api::run::FinishReason;
 use crate::api::stream::CallGrowth;
+use crate::api::tool::FunctionCall;
+use crate::api::usage::Usage;
 use crate::api::{Ids, ToolCallId};
 use crate::llm::{CallPiece, ChatDelta};
 

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::ERROR_CHARS_MAX;
 use super::surrogates::SurrogateJoiner;
-use crate::api::run::{CompletionTokensDetails, FinishReason, PromptTokenDetails, Usage};
+use crate::api::run::FinishReason;
+use crate::api::usage::{CompletionTokensDetails, PromptTokenDetails, Usage};
 use crate::llm::{CallPiece, ChatDelta};
 
 #[derive(Deserialize)]

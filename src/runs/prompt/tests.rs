@@ -6,9 +6,8 @@ use super::fit::{Budget, Next, Prompt, PromptBuilder, TooLong};
 use super::*;
 use crate::api::message::{Author, MessageState};
 use crate::api::rule::Request as _;
-use crate::api::run::FunctionCall;
-use crate::api::run_step::{StepState, ToolCall, TurnRecord};
-use crate::api::tool::ToolResources;
+use crate::api::run_step::{StepState, TurnRecord};
+use crate::api::tool::{FunctionCall, ToolCall, ToolResources};
 use crate::api::{Assistant, CreateAssistant, CreateRun, Ids, Metadata, Timestamp};
 use crate::llm::tokens::{self, Counted};
 

@@ -15,9 +15,10 @@
 
 use crate::api::error::{Error, Kind};
 use crate::api::message::{Content, MessageState};
-use crate::api::run::{FunctionCall, RunState};
-use crate::api::run_step::{StepDetails, StepState, ToolCall};
+use crate::api::run::RunState;
+use crate::api::run_step::{StepDetails, StepState};
 use crate::api::stream::{CallGrowth, MessageDelta, MessageEvent, RefusalDelta, RunEvent, StepDelta, StepEvent};
+use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::{Message, Run, RunStep, RunStepId, StreamEvent, Thread, Timestamp, ToolCallId};
 use crate::runs::machine::{Progress, Settled};
 

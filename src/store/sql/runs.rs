@@ -9,7 +9,8 @@ use sqlx::Row as _;
 
 use super::page::{List, page, read};
 use super::{Backend, CLAIM_RUN, Db, Row, messages, seconds};
-use crate::api::run::{RunState, Usage};
+use crate::api::run::RunState;
+use crate::api::usage::Usage;
 use crate::api::{
     Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
     Timestamp,

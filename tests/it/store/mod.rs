@@ -7,8 +7,8 @@ use std::time::Duration;
 use assistd::api::page::Order;
 use assistd::api::rule::Request as _;
 use assistd::api::run::RunState;
-use assistd::api::run::Usage;
 use assistd::api::tool::ToolResources;
+use assistd::api::usage::Usage;
 use assistd::api::{
     Assistant, CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Message, PageQuery, Run, Thread, Timestamp,
 };

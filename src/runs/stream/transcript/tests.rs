@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::*;
 use crate::api::rule::Request as _;
-use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, Usage};
+use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason};
 use crate::api::tool::ToolResources;
+use crate::api::usage::Usage;
 use crate::api::{CreateAssistant, CreateRun, Ids};
 use crate::runs::machine::{self, Input, MadeCall};
 

@@ -1,0 +1,17 @@
+//! Tools: their definitions, calls, choice and resources.
+
+mod call;
+mod choice;
+mod definition;
+mod resources;
+
+pub use call::{CalledFunction, FunctionCall, ToolCall, ToolCallType};
+pub use choice::{FunctionName, NamedTool, ToolChoice, ToolMode, tool_choice};
+pub use definition::{BareTool, FileSearch, Function, RankingOptions, Tool, tool};
+pub use resources::{
+    CodeInterpreterRequest, CodeInterpreterResources, FileSearchResources, FileSearchResourcesRequest, ToolResources,
+    ToolResourcesRequest, tool_resources,
+};
+
+/// Maximum length of the name of a function, in characters.
+const NAME_CHARS_MAX: usize = 64;
