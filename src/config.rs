@@ -1,5 +1,7 @@
 //! Settings: embedded defaults, overridden by a file, overridden by environment variables.
 
+mod secret;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -10,10 +12,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use toml::{Table, Value};
 
+use crate::llm::ThinkTags;
 use crate::runs::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
 use crate::{http, llm, runs, store, work};
+
+pub use secret::{Secret, SecretUrl};
 
 /// The example file with every setting at its default. It is also the source of the defaults.
 pub const EXAMPLE: &str = include_str!("../config.example.toml");
@@ -33,16 +38,13 @@ const SECONDS_MAX: i64 = 315_360_000;
 /// Minimum of `head_bytes_max` that the HTTP library accepts, in bytes.
 const HEAD_BYTES_MIN: usize = 8_192;
 
-/// Replaces a secret in output.
-const MASK: &str = "***";
-
 /// All settings. `config.example.toml` documents each one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config.example.toml documents each setting")]
 pub struct Settings {
     pub listen: String,
-    pub api_keys: Vec<String>,
+    pub api_keys: Vec<Secret>,
     pub requests_per_minute: u32,
     pub cors_origins: Vec<String>,
     pub body_bytes_max: usize,
@@ -55,18 +57,19 @@ pub struct Settings {
     pub keep_alive_s: u64,
     pub shutdown_grace_s: u64,
     pub data_dir: PathBuf,
-    pub database_url: String,
+    pub database_url: SecretUrl,
     pub database_connections_max: u32,
     pub database_statement_timeout_s: u64,
     pub database_start_timeout_s: u64,
     pub sqlite_synchronous: Synchronous,
-    pub upstream_url: String,
-    pub upstream_api_key: String,
+    pub upstream_url: SecretUrl,
+    pub upstream_api_key: Secret,
     pub default_model: String,
     pub upstream_connect_timeout_s: u64,
     pub upstream_first_byte_timeout_s: u64,
     pub upstream_idle_timeout_s: u64,
     pub upstream_retries: u32,
+    pub think_tags: ThinkTags,
     pub max_concurrent_runs: usize,
     pub run_expires_after_s: u64,
     pub run_lease_s: u64,
@@ -87,11 +90,14 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamSettings {
+    /// Name in errors and in the log; `upstreams[0]`, `upstreams[1]` and so on if it is omitted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Base URL, ending in `/v1`.
-    pub url: String,
+    pub url: SecretUrl,
     /// API key, if the server requires one.
     #[serde(default)]
-    pub api_key: String,
+    pub api_key: Secret,
     /// Model names that are routed to this server.
     #[serde(default)]
     pub models: Vec<String>,
@@ -167,7 +173,7 @@ impl Settings {
             }
         }
         let keys = self.upstreams.iter().map(|upstream| &upstream.api_key).chain([&self.upstream_api_key]);
-        if keys.into_iter().any(|key| reqwest::header::HeaderValue::from_str(key).is_err()) {
+        if keys.into_iter().any(|key| reqwest::header::HeaderValue::from_str(key.expose()).is_err()) {
             return Err(Error(
                 "the API key of a model server contains a character that a header cannot have".to_owned(),
             ));
@@ -196,11 +202,12 @@ impl Settings {
             return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
         }
         let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url]);
-        for url in urls.filter(|url| !url.is_empty()) {
-            let known = reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        for url in urls.filter(|url| !url.expose().is_empty()) {
+            let known = reqwest::Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
             if !known {
                 return Err(Error(format!(
-                    "\"{url}\" is not the URL of a model server; expected a URL like http://host:port/v1"
+                    "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
+                    url.masked()
                 )));
             }
         }
@@ -213,7 +220,7 @@ impl Settings {
                 "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
             )));
         }
-        if self.api_keys.iter().any(|key| key.trim().is_empty()) {
+        if self.api_keys.iter().any(|key| key.expose().trim().is_empty()) {
             return Err(Error("api_keys contains an empty key".to_owned()));
         }
         let address = self.address()?;
@@ -249,24 +256,7 @@ impl Settings {
     /// # Errors
     /// Never in practice, because the settings were parsed from TOML.
     pub fn masked(&self) -> Result<String, toml::ser::Error> {
-        let mut shown = self.clone();
-        let mask = |text: &mut String| {
-            if !text.is_empty() {
-                MASK.clone_into(text);
-            }
-        };
-        shown.api_keys.iter_mut().for_each(mask);
-        mask(&mut shown.upstream_api_key);
-        shown.upstreams.iter_mut().for_each(|upstream| mask(&mut upstream.api_key));
-        for url in shown
-            .upstreams
-            .iter_mut()
-            .map(|upstream| &mut upstream.url)
-            .chain([&mut shown.upstream_url, &mut shown.database_url])
-        {
-            mask_password(url);
-        }
-        toml::to_string(&shown)
+        toml::to_string(self)
     }
 
     /// Returns the statement timeout; its default depends on the lease.
@@ -281,10 +271,9 @@ impl Settings {
     /// Returns the settings of the store. The default database is a file in `data_dir`.
     #[must_use]
     pub fn store(&self) -> store::Settings {
-        let url = if self.database_url.is_empty() {
-            format!("sqlite://{}", self.data_dir.join("assistd.db").display())
-        } else {
-            self.database_url.clone()
+        let url = match self.database_url.expose() {
+            "" => format!("sqlite://{}", self.data_dir.join("assistd.db").display()),
+            url => url.to_owned(),
         };
         store::Settings {
             url,
@@ -303,6 +292,7 @@ impl Settings {
             first_byte_timeout: Duration::from_secs(self.upstream_first_byte_timeout_s),
             idle_timeout: Duration::from_secs(self.upstream_idle_timeout_s),
             retries: self.upstream_retries,
+            think_tags: self.think_tags,
         }
     }
 
@@ -368,15 +358,6 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-fn mask_password(url: &mut String) {
-    if let Ok(mut parsed) = reqwest::Url::parse(url)
-        && parsed.password().is_some()
-        && parsed.set_password(Some(MASK)).is_ok()
-    {
-        *url = parsed.to_string();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,7 +389,7 @@ mod tests {
         .unwrap();
 
         assert_eq!(settings.address().unwrap().port(), 1);
-        assert_eq!(settings.api_keys, ["a", "b"]);
+        assert_eq!(settings.api_keys.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(settings.max_concurrent_runs, 7);
         assert_eq!(settings.model_aliases["gpt-4o"], "qwen3:8b");
         assert_eq!(settings.context_windows["qwen3:8b"], 32_768);
@@ -448,6 +429,7 @@ mod tests {
 
         let shown = settings.masked().unwrap();
         assert!(!shown.contains("secret"), "{shown}");
+        assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
         assert!(shown.contains("postgres://user:***@host/name"), "{shown}");
     }
 

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::id::{AssistantId, MessageId, RunId, RunStepId, ThreadId};
 use super::metadata::Metadata;
@@ -46,6 +47,22 @@ pub struct TurnRecord {
     pub refusal_bytes: usize,
     /// The model's IDs of the calls, by index.
     pub call_ids: Vec<String>,
+    /// What the model wrote besides and needs back, if there is anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Box<ReplayedMembers>>,
+}
+
+/// Members of a turn that are sent back to the model that wrote them. Clients never see them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReplayedMembers {
+    /// The model's name on its server.
+    pub model: String,
+    /// Members of the message.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub message: Map<String, Value>,
+    /// Members of the calls, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<Map<String, Value>>,
 }
 
 /// The details of a step.

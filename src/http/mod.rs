@@ -1,7 +1,6 @@
 //! The HTTP API: routes and middleware.
 
 mod assistants;
-mod chat;
 mod drain;
 mod error;
 mod extract;
@@ -10,6 +9,7 @@ mod messages;
 mod models;
 mod openapi;
 mod ops;
+mod proxy;
 mod reply;
 mod routes;
 mod run_steps;
@@ -51,7 +51,7 @@ fn groups() -> [Routes; 7] {
         runs::routes(),
         run_steps::routes(),
         models::routes(),
-        chat::routes(),
+        proxy::routes(),
     ]
 }
 
@@ -67,7 +67,7 @@ pub fn router(app: App) -> Router {
     let api = BASE_PATHS
         .iter()
         .fold(Router::new(), |api, base| api.nest(base, api_routes.clone()))
-        .nest("/openai/deployments/{deployment}", chat::routes().into_parts().0)
+        .nest("/openai/deployments/{deployment}", proxy::routes().into_parts().0)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(from_fn_with_state(app.clone(), layers::limit::check_rate_limit))

@@ -29,7 +29,7 @@ pub async fn find<'a>(
     candidates: &[(&'a str, &str)],
 ) -> Option<(&'a str, Arc<dyn ChatModel>, String)> {
     let answers = candidates.iter().map(|(name, url)| async move {
-        let server = Upstream::new(url, None, settings.clone());
+        let server = Upstream::new(*name, url, None, settings.clone());
         let models = tokio::time::timeout(DISCOVERY_TIMEOUT, server.list()).await.ok()?.ok()?;
         let model = first_chat_model(&models)?;
         Some((*name, Arc::new(server) as Arc<dyn ChatModel>, model))

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Map, Value, json};
 
-use super::{ChatDelta, ChatModel, ChatRequest, ChatStream, Error, ModelObject, Proxied};
+use super::{ChatDelta, ChatModel, ChatRequest, ChatRole, ChatStream, Endpoint, Error, ModelObject, Proxied};
 use crate::api::run::FinishReason;
 use crate::api::usage::Usage;
 
@@ -27,8 +27,12 @@ impl Echo {
 #[async_trait]
 impl ChatModel for Echo {
     fn chat(&self, request: ChatRequest) -> ChatStream {
-        let prompts: Vec<&Value> =
-            request.messages.iter().filter(|message| message.role == "user").map(|message| &message.content).collect();
+        let prompts: Vec<&Value> = request
+            .messages
+            .iter()
+            .filter(|message| message.role == ChatRole::User)
+            .map(|message| &message.content)
+            .collect();
         let words = reply(prompts.last().copied());
         // The echo model has no tokenizer: it counts words.
         let usage =
@@ -43,7 +47,17 @@ impl ChatModel for Echo {
             .boxed()
     }
 
-    async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error> {
+    async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error> {
+        if endpoint == Endpoint::Embeddings {
+            let text =
+                "The built-in echo model has no embeddings. Configure a model server (upstream_url) that has some.";
+            let error = json!({"error": {"message": text, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}});
+            return Ok(Proxied {
+                status: 404,
+                content_type: Some("application/json".to_owned()),
+                body: stream::iter([Ok(Bytes::from(error.to_string()))]).boxed(),
+            });
+        }
         let messages = request.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let prompts: Vec<&Value> =
             messages.iter().filter(|message| message["role"] == "user").map(|message| &message["content"]).collect();
@@ -99,8 +113,8 @@ impl ChatModel for Echo {
         Ok(vec![ModelObject::ours(Self::NAME)])
     }
 
-    fn display_name(&self) -> String {
-        "built in".to_owned()
+    fn name(&self) -> &'static str {
+        "echo"
     }
 }
 

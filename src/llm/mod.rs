@@ -4,6 +4,8 @@
 
 mod discover;
 mod echo;
+pub mod lenient;
+pub mod members;
 mod model_cache;
 mod openai;
 mod routing;
@@ -22,11 +24,11 @@ use crate::api::usage::Usage;
 
 pub use discover::{discover, find};
 pub use echo::Echo;
-pub use openai::{Settings, Upstream};
+pub use openai::{Settings, ThinkTags, Upstream};
 pub use routing::{Entry, Models, Route};
 
 /// A request for an answer, in the form of chat completions.
-#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[expect(missing_docs, reason = "the fields are those of chat completions")]
 pub struct ChatRequest {
     pub model: String,
@@ -41,7 +43,7 @@ pub struct ChatRequest {
     pub response_format: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_effort: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_choice: Option<Value>,
@@ -50,25 +52,42 @@ pub struct ChatRequest {
 }
 
 /// A message, in the form of chat completions.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or `tool`.
-    pub role: &'static str,
+    /// The author.
+    pub role: ChatRole,
     /// A string, a list of parts, or null in a message with tool calls.
     pub content: Value,
     /// The assistant's tool calls.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<Value>,
     /// The call that a `tool` message answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    /// Further members that the model wrote, and needs back.
+    #[serde(flatten)]
+    pub members: Map<String, Value>,
+}
+
+/// The author of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatRole {
+    /// The instructions.
+    System,
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+    /// A tool, which answers a call.
+    Tool,
 }
 
 impl ChatMessage {
     /// Creates a message without tool calls.
     #[must_use]
-    pub fn new(role: &'static str, content: Value) -> Self {
-        Self { role, content, tool_calls: Vec::new(), tool_call_id: None }
+    pub fn new(role: ChatRole, content: Value) -> Self {
+        Self { role, content, tool_calls: Vec::new(), tool_call_id: None, members: Map::new() }
     }
 }
 
@@ -81,6 +100,10 @@ pub enum ChatDelta {
     Refusal(String),
     /// A part of a tool call.
     Call(CallPiece),
+    /// A part of another member of the message, which the model needs back with its calls; see [`members`].
+    Member(String, Value),
+    /// Text that clients do not see, such as thinking between tags.
+    Hidden(String),
     /// The reason for the end of the answer.
     Finish(FinishReason),
     /// Tokens that the answer used.
@@ -92,18 +115,20 @@ pub enum ChatDelta {
 pub struct CallPiece {
     /// The call's index in the turn.
     pub index: Option<u32>,
-    /// The server's id for the call.
+    /// The server's ID of the call.
     pub id: Option<String>,
     /// The function's name.
     pub name: Option<String>,
     /// More of the arguments; may be empty.
     pub arguments: String,
+    /// Further members of the call, which the model needs back.
+    pub members: Map<String, Value>,
 }
 
 /// A model's answer: each item holds the deltas of one read from the server, so that a burst is handled at once.
 pub type ChatStream = BoxStream<'static, Result<Vec<ChatDelta>, Error>>;
 
-/// An error of a model server. The texts are for the operator.
+/// An error of a model server. The texts name the server, but not its address, because clients see them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The server still returns 429 after all retries.
@@ -135,12 +160,21 @@ pub trait ChatModel: Send + Sync + std::fmt::Debug {
     ///
     /// The request is dropped when the answer starts, so that no prompt is in memory while tokens stream.
     fn chat(&self, request: ChatRequest) -> ChatStream;
-    /// Forwards a chat-completions request unchanged.
-    async fn proxy(&self, request: Map<String, Value>) -> Result<Proxied, Error>;
+    /// Forwards a request unchanged.
+    async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists the server's models.
     async fn list(&self) -> Result<Vec<ModelObject>, Error>;
-    /// Returns the name to show in the banner and in error texts: the URL without credentials.
-    fn display_name(&self) -> String;
+    /// Returns the server's name in the settings, for the log; empty for the only server.
+    fn name(&self) -> &str;
+}
+
+/// An endpoint to which requests are forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/chat/completions`
+    ChatCompletions,
+    /// `/embeddings`
+    Embeddings,
 }
 
 /// A model in a list of models.

@@ -54,7 +54,7 @@ impl ModelCache {
         let mut lists = ModelLists::new();
         for (index, (answer, server)) in answers.into_iter().zip(servers).enumerate() {
             lists.push(answer.unwrap_or_else(|error| {
-                tracing::warn!(server = server.display_name(), %error, "failed to list the models of a server");
+                tracing::warn!(server = server.name(), %error, "failed to list the models of a server");
                 fresh = LIST_RETRY;
                 cached.as_ref().map(|(_, before)| before[index].clone()).unwrap_or_default()
             }));
@@ -63,39 +63,40 @@ impl ModelCache {
         lists
     }
 
-    /// Returns the context window of a model from the cached lists. Sends no request.
-    pub async fn window(&self, model: &str) -> Option<u32> {
+    /// Returns the context window of a model from the cached list of a server. Sends no request.
+    pub async fn window(&self, server: usize, model: &str) -> Option<u32> {
         let cached = self.lists.lock().await;
         let (_, lists) = cached.as_ref()?;
-        lists.iter().flatten().find(|listed| listed.id == model)?.window
+        lists.get(server)?.iter().find(|listed| listed.id == model)?.window
     }
 }
 
-/// Ratios of each model's token counts to ours. Ratios of 1 are not stored.
+/// Ratios of the token counts of each server's models to ours. Ratios of 1 are not stored.
 #[derive(Debug, Default)]
 pub struct TokenRatios {
-    by_model: Mutex<BTreeMap<String, f64>>,
+    by_model: Mutex<BTreeMap<(usize, String), f64>>,
 }
 
 impl TokenRatios {
     /// Returns a model's ratio, at least 1.
-    pub fn get(&self, model: &str) -> f64 {
+    pub fn get(&self, server: usize, model: &str) -> f64 {
         let ratios = self.by_model.lock().unwrap_or_else(PoisonError::into_inner);
-        ratios.get(model).copied().unwrap_or(1.0)
+        ratios.get(&(server, model.to_owned())).copied().unwrap_or(1.0)
     }
 
     /// Stores the ratio of a model that `reported` this many tokens for a prompt that we had `counted`.
     ///
     /// Ratios below 1 are ignored: some servers do not count cached tokens.
     #[expect(clippy::cast_precision_loss, reason = "prompts have far fewer tokens than a float has digits")]
-    pub fn learn(&self, model: &str, counted: usize, reported: u32) {
+    pub fn learn(&self, server: usize, model: &str, counted: usize, reported: u32) {
         let ratio = (f64::from(reported) / counted.max(1) as f64).clamp(1.0, RATIO_MAX);
         let mut ratios = self.by_model.lock().unwrap_or_else(PoisonError::into_inner);
-        if ratio > 1.0 && (ratios.len() < RATIOS_MAX || ratios.contains_key(model)) {
+        let key = (server, model.to_owned());
+        if ratio > 1.0 && (ratios.len() < RATIOS_MAX || ratios.contains_key(&key)) {
             tracing::debug!(model, ratio, "the model counts more tokens than our tokenizer");
-            ratios.insert(model.to_owned(), ratio);
+            ratios.insert(key, ratio);
         } else {
-            ratios.remove(model);
+            ratios.remove(&key);
         }
     }
 }
@@ -108,8 +109,8 @@ mod tests {
     fn a_ratio_is_stored_if_the_model_counts_more_tokens_than_we_do() {
         let ratios = TokenRatios::default();
         let after = |reported: u32| {
-            ratios.learn("m", 100, reported);
-            (ratios.get("m"), ratios.get("other"))
+            ratios.learn(0, "m", 100, reported);
+            (ratios.get(0, "m"), ratios.get(1, "m"))
         };
 
         assert_eq!(after(150), (1.5, 1.0));

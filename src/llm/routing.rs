@@ -42,6 +42,8 @@ pub struct Route {
     pub server: Arc<dyn ChatModel>,
     /// The server's name for the model.
     pub model: String,
+    /// The server's index in the settings.
+    pub(super) index: usize,
 }
 
 impl Models {
@@ -60,26 +62,26 @@ impl Models {
 
     /// Returns the context window of a model: maximum tokens of a prompt and its answer together.
     ///
-    /// The settings come first, under the `requested` name or the `routed` one; then what the server last listed.
+    /// The settings come first, under the `requested` name or the routed one; then what the route's server last listed.
     /// Returns `None` if neither has it. Sends no request, so that a run does not wait.
-    pub async fn window(&self, requested: &str, routed: &str) -> Option<u32> {
-        let configured = self.windows.get(requested).or_else(|| self.windows.get(routed));
+    pub async fn window(&self, requested: &str, route: &Route) -> Option<u32> {
+        let configured = self.windows.get(requested).or_else(|| self.windows.get(&route.model));
         match configured {
             Some(window) => Some(*window),
-            None => self.cache.window(routed).await,
+            None => self.cache.window(route.index, &route.model).await,
         }
     }
 
     /// Returns the ratio of a model's token count to ours, at least 1, from its last answer to a prompt that we counted.
     #[must_use]
-    pub fn ratio(&self, model: &str) -> f64 {
-        self.ratios.get(model)
+    pub fn ratio(&self, route: &Route) -> f64 {
+        self.ratios.get(route.index, &route.model)
     }
 
     /// Stores that a model `reported` this many tokens for a prompt that we had `counted`. Lower counts than ours are
     /// ignored: some servers do not count cached tokens.
-    pub fn learn_ratio(&self, model: &str, counted: usize, reported: u32) {
-        self.ratios.learn(model, counted, reported);
+    pub fn learn_ratio(&self, route: &Route, counted: usize, reported: u32) {
+        self.ratios.learn(route.index, &route.model, counted, reported);
     }
 
     /// Returns the server for a model name. Resolves an alias once, and then returns the first match:
@@ -112,7 +114,7 @@ impl Models {
     }
 
     fn route_to(&self, index: usize, name: &str) -> Route {
-        Route { server: self.servers[index].clone(), model: name.to_owned() }
+        Route { server: self.servers[index].clone(), model: name.to_owned(), index }
     }
 
     /// Lists the models of all servers and the configured names, each once. Omits a server that does not answer.
@@ -136,8 +138,10 @@ impl Models {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
-    use crate::llm::Echo;
+    use crate::llm::{ChatRequest, ChatStream, Echo, Endpoint, Error, Proxied};
 
     fn models(default_model: Option<&str>) -> Models {
         let entry = |names: &[&str]| Entry {
@@ -167,6 +171,44 @@ mod tests {
         assert_eq!(models.route("unknown").await.model, "small");
         assert_eq!(models.route("large").await.model, "large");
         assert_eq!(models.route(Echo::NAME).await.model, Echo::NAME);
+    }
+
+    #[tokio::test]
+    async fn the_context_window_is_that_of_the_routes_server() {
+        let server = |window: u32| Arc::new(Listing(window)) as Arc<dyn ChatModel>;
+        let entries = vec![
+            Entry { model: server(1_000), names: Vec::new() },
+            Entry { model: server(2_000), names: vec!["m".to_owned()] },
+        ];
+        let models = Models::new(entries, BTreeMap::new(), None, BTreeMap::from([("set".to_owned(), 3)]));
+        models.list().await;
+
+        let route = models.route("m").await;
+        assert_eq!(models.window("m", &route).await, Some(2_000), "the first server lists the same name");
+        assert_eq!(models.window("set", &route).await, Some(3));
+    }
+
+    /// A server that lists the model `m` with this context window.
+    #[derive(Debug)]
+    struct Listing(u32);
+
+    #[async_trait::async_trait]
+    impl ChatModel for Listing {
+        fn chat(&self, request: ChatRequest) -> ChatStream {
+            Echo.chat(request)
+        }
+
+        async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error> {
+            Echo.proxy(endpoint, request).await
+        }
+
+        async fn list(&self) -> Result<Vec<ModelObject>, Error> {
+            Ok(vec![ModelObject { window: Some(self.0), ..ModelObject::ours("m") }])
+        }
+
+        fn name(&self) -> &'static str {
+            "listing"
+        }
     }
 
     #[tokio::test]

@@ -3,7 +3,16 @@
 /// Maximum size of one event, in bytes. The largest that model servers send is a whole answer in one chunk.
 const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Splits a byte stream into the data of its events.
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The data lines, joined by line feeds.
+    pub data: String,
+    /// Whether the event is named `error`, or is a line `error: …`, which some servers send in place of an event.
+    pub is_error: bool,
+}
+
+/// Splits a byte stream into its events.
 #[derive(Debug, Default)]
 pub struct Parser {
     /// Bytes of the current, incomplete line.
@@ -12,6 +21,8 @@ pub struct Parser {
     data: Vec<u8>,
     /// Whether the current event has a data line, even an empty one.
     has_data: bool,
+    /// Whether the current event is named `error`.
+    is_error: bool,
     /// Whether the last byte was a carriage return; a line feed may follow.
     after_return: bool,
 }
@@ -22,13 +33,13 @@ pub struct Parser {
 pub struct TooLarge;
 
 impl Parser {
-    /// Parses the next bytes and returns the data of each event that they complete.
+    /// Parses the next bytes and returns the events that they complete.
     ///
-    /// Replaces invalid UTF-8. Ignores comments, names and ids: chat completions use data only.
+    /// Replaces invalid UTF-8. Ignores comments, ids, other names than `error`, and events without data.
     ///
     /// # Errors
     /// [`TooLarge`]; the stream cannot be parsed any further.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLarge> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, TooLarge> {
         let mut events = Vec::new();
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -50,29 +61,41 @@ impl Parser {
     }
 
     /// Returns the last event if the stream ended without its empty line, as some servers do.
-    pub fn end(&mut self) -> Option<String> {
+    pub fn end(&mut self) -> Option<Event> {
         self.end_line().or_else(|| self.end_event())
     }
 
-    fn end_line(&mut self) -> Option<String> {
+    fn end_line(&mut self) -> Option<Event> {
         let line = std::mem::take(&mut self.line);
         if line.is_empty() {
             return self.end_event();
         }
-        if let Some(data) = line.strip_prefix(b"data:") {
+        if let Some(data) = field(&line, b"data:") {
             if self.has_data {
                 self.data.push(b'\n');
             }
-            self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
+            self.data.extend_from_slice(data);
             self.has_data = true;
+        } else if let Some(name) = field(&line, b"event:") {
+            self.is_error = name.trim_ascii() == b"error";
+        } else if let Some(error) = field(&line, b"error:") {
+            return Some(Event { data: String::from_utf8_lossy(error).into_owned(), is_error: true });
         }
         None
     }
 
-    fn end_event(&mut self) -> Option<String> {
+    fn end_event(&mut self) -> Option<Event> {
         let data = std::mem::take(&mut self.data);
-        std::mem::take(&mut self.has_data).then(|| String::from_utf8_lossy(&data).into_owned())
+        let is_error = std::mem::take(&mut self.is_error);
+        let has_data = std::mem::take(&mut self.has_data) && !data.trim_ascii().is_empty();
+        has_data.then(|| Event { data: String::from_utf8_lossy(&data).into_owned(), is_error })
     }
+}
+
+/// Returns the value of a line with this field name.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let value = line.strip_prefix(name)?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
 #[cfg(test)]
@@ -81,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(pieces: &[&[u8]]) -> Vec<String> {
+    fn parse(pieces: &[&[u8]]) -> Vec<Event> {
         let mut parser = Parser::default();
         let mut events = Vec::new();
         for piece in pieces {
@@ -91,16 +114,28 @@ mod tests {
         events
     }
 
-    #[test]
-    fn comments_names_and_ids_are_ignored_and_data_lines_are_joined() {
-        let stream = b": hello\nevent: x\nid: 1\ndata: a\ndata:b\n\ndata:\n\n\n: bye\n";
+    fn data(stream: &[u8]) -> Vec<String> {
+        parse(&[stream]).into_iter().map(|event| event.data).collect()
+    }
 
-        assert_eq!(parse(&[stream]), ["a\nb", ""]);
+    #[test]
+    fn comments_names_ids_and_empty_events_are_ignored_and_data_lines_are_joined() {
+        let stream = b": hello\nevent: x\nid: 1\ndata: a\ndata:b\n\ndata:\n\n\ndata: \n\n: bye\n";
+
+        assert_eq!(data(stream), ["a\nb"]);
+    }
+
+    #[test]
+    fn an_error_is_recognized_by_its_name_or_its_field() {
+        let events = parse(&[b"data: a\n\nevent: error\ndata: b\n\nerror: c\ndata: d\n\n"]);
+
+        let events: Vec<(&str, bool)> = events.iter().map(|event| (event.data.as_str(), event.is_error)).collect();
+        assert_eq!(events, [("a", false), ("b", true), ("c", true), ("d", false)]);
     }
 
     #[test]
     fn an_event_without_its_empty_line_is_returned_at_the_end() {
-        assert_eq!(parse(&[b"data: a\n\ndata: [DONE]"]), ["a", "[DONE]"]);
+        assert_eq!(data(b"data: a\n\ndata: [DONE]"), ["a", "[DONE]"]);
     }
 
     proptest! {

@@ -105,7 +105,8 @@ pub fn at_most(message: &ChatMessage) -> usize {
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).map(str::len).sum(),
         _ => 0,
     };
-    overhead(message) + content + message.tool_calls.iter().map(json_bytes).sum::<usize>()
+    let members = message.tool_calls.iter().chain(message.members.values());
+    overhead(message) + content + members.map(json_bytes).sum::<usize>()
 }
 
 /// Returns an upper bound on the tokens of tool definitions, from their length.
@@ -131,7 +132,8 @@ fn texts(message: &ChatMessage) -> impl Iterator<Item = Cow<'_, str>> {
     };
     let parts = parts.iter().filter_map(|part| part["text"].as_str());
     let content = message.content.as_str().into_iter().chain(parts).map(Cow::Borrowed);
-    content.chain(message.tool_calls.iter().map(|call| Cow::Owned(call.to_string())))
+    let members = message.tool_calls.iter().chain(message.members.values());
+    content.chain(members.map(|member| Cow::Owned(member.to_string())))
 }
 
 /// Returns the length of a value as JSON, in bytes.
@@ -256,9 +258,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::llm::ChatRole;
 
     fn message(text: &str) -> ChatMessage {
-        ChatMessage::new("user", Value::String(text.to_owned()))
+        ChatMessage::new(ChatRole::User, Value::String(text.to_owned()))
     }
 
     fn exact(text: &str) -> usize {

@@ -37,7 +37,7 @@
 
 use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
 use crate::api::run::{FinishReason, LastError, RunIncompleteReason, RunState};
-use crate::api::run_step::{MessageCreation, StepDetails, StepState, TurnRecord};
+use crate::api::run_step::{MessageCreation, ReplayedMembers, StepDetails, StepState, TurnRecord};
 use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::usage::Usage;
 use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
@@ -188,6 +188,8 @@ pub enum Input {
         finish: FinishReason,
         /// The calls that it made, after [`Input::CallsBegan`].
         calls: Vec<MadeCall>,
+        /// Members of a turn with calls that the model needs back.
+        replay: Option<Box<ReplayedMembers>>,
     },
     /// The client has submitted the outputs of all calls, in their order.
     OutputsSubmitted(Vec<String>),
@@ -308,13 +310,13 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
         (InProgress { .. }, Input::CallsBegan) if progress.open_calls().is_none() => {
             Ok(change.begin_calls(ids).done(Effect::ReadAnswer))
         }
-        (InProgress { started_at }, Input::ModelReplied { usage, finish, calls }) => {
+        (InProgress { started_at }, Input::ModelReplied { usage, finish, calls, replay }) => {
             if calls.is_empty() {
                 Ok(change.remove_unfinished_calls().reply(*started_at, usage, finish, ids))
             } else if progress.open_calls().is_some() {
-                Ok(change.ask_client(*started_at, usage, calls))
+                Ok(change.ask_client(*started_at, usage, calls, replay))
             } else {
-                Ok(change.begin_calls(ids).ask_client(*started_at, usage, calls))
+                Ok(change.begin_calls(ids).ask_client(*started_at, usage, calls, replay))
             }
         }
         (RequiresAction { started_at, calls }, Input::OutputsSubmitted(outputs)) if calls.len() == outputs.len() => {
@@ -516,7 +518,13 @@ impl Change {
         self
     }
 
-    fn ask_client(mut self, started_at: Timestamp, usage: Usage, made: Vec<MadeCall>) -> Transition {
+    fn ask_client(
+        mut self,
+        started_at: Timestamp,
+        usage: Usage,
+        made: Vec<MadeCall>,
+        replay: Option<Box<ReplayedMembers>>,
+    ) -> Transition {
         self = self.spend(usage);
         let (text_bytes, refusal_bytes) = (self.progress.text().len(), self.progress.refusal().len());
         let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
@@ -525,7 +533,7 @@ impl Change {
             let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
             step.details = StepDetails::ToolCalls { tool_calls };
             step.usage = Some(usage);
-            step.turn = Some(TurnRecord { text_bytes, refusal_bytes, call_ids });
+            step.turn = Some(TurnRecord { text_bytes, refusal_bytes, call_ids, replay });
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
         }

@@ -11,7 +11,7 @@ use super::machine::{Effect, Input};
 use super::prompt;
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
-use super::turn::{Turn, TurnEvent};
+use super::turn::{Calls, Turn, TurnEvent};
 use crate::api::Message;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec};
 use crate::api::usage::Usage;
@@ -55,14 +55,14 @@ impl Driver {
         let mut interrupted = std::pin::pin!(self.interrupted(&spec, run.live.clone(), attempt.stopping()));
 
         let route = self.dependencies.models.route(&spec.model).await;
-        let window = self.dependencies.models.window(&spec.model, &route.model).await;
+        let window = self.dependencies.models.window(&spec.model, &route).await;
         let budget = Budget::new(&run.current.progress, window, self.settings.prompt_bytes_max)
-            .counted(self.dependencies.models.ratio(&route.model));
+            .counted(self.dependencies.models.ratio(&route));
         let thread = run.thread.take();
         let built = tokio::select! {
             biased;
             interruption = &mut interrupted => return Box::pin(self.resolve(interruption, run, Usage::default())).await,
-            built = Box::pin(self.build_prompt(run, thread, budget)) => built?,
+            built = Box::pin(self.build_prompt(run, thread, &route.model, budget)) => built?,
         };
         let Some((prompt, memory)) = built else {
             return Ok(Input::LimitReached(RunIncompleteReason::MaxPromptTokens));
@@ -87,7 +87,8 @@ impl Driver {
         };
         let mut answer = route.server.chat(request);
         let mut memory = memory;
-        let mut turn = Turn::new(!run.current.progress.run.spec.parallel_tool_calls);
+        let spec = &run.current.progress.run.spec;
+        let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
         let mut is_first_text = true;
         loop {
             let deltas = tokio::select! {
@@ -112,7 +113,7 @@ impl Driver {
                     let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids)).collect();
                     self.apply_deltas(run, attempt, events, &mut is_first_text).await?;
                     let progress = &run.current.progress;
-                    let written = progress.text().len() + progress.refusal().len() + turn.argument_bytes();
+                    let written = progress.text().len() + progress.refusal().len() + turn.other_bytes();
                     if written > ANSWER_BYTES_MAX {
                         drop(answer);
                         let usage = self.spent(run, &turn, &prompt_tokens).await?;
@@ -164,11 +165,12 @@ impl Driver {
         &self,
         run: &LeasedRun,
         thread: Option<Vec<Message>>,
+        model: &str,
         budget: Budget,
     ) -> Result<Option<(Prompt, Option<OwnedSemaphorePermit>)>, DriveError> {
         let spec = run.current.progress.run.spec.clone();
         let store = &self.dependencies.store;
-        let mut builder = PromptBuilder::new(&run.current.progress, budget);
+        let mut builder = PromptBuilder::new(&run.current.progress, model, budget);
         let mut memory = None;
         let mut read_bytes = 0;
         // Ends the work on another thread when this future is dropped.
@@ -247,7 +249,7 @@ impl Driver {
         prompt_tokens: &PromptTokens,
     ) -> Result<Input, DriveError> {
         if let (PromptTokens::Counted(ours), Some(usage)) = (prompt_tokens, &turn.usage) {
-            self.dependencies.models.learn_ratio(&route.model, *ours, usage.prompt_tokens);
+            self.dependencies.models.learn_ratio(route, *ours, usage.prompt_tokens);
         }
         let usage = self.spent(run, &turn, prompt_tokens).await?;
         let finish = turn.finish.unwrap_or(FinishReason::Stop);
@@ -259,13 +261,21 @@ impl Driver {
                 usage,
             ));
         }
-        let known = prompt::functions(&progress.run.spec);
-        Ok(match turn.into_calls(&known) {
-            Ok(calls) => Input::ModelReplied { usage, finish, calls },
-            // A call that was cut off by the limit of tokens is not made.
-            Err(_) if finish == FinishReason::Length => Input::ModelReplied { usage, finish, calls: Vec::new() },
-            Err(cause) => failed(cause, usage),
-        })
+        let has_incomplete_call = turn.has_incomplete_call();
+        let (made, replay) = match turn.into_calls(&route.model) {
+            // A call that the token limit cut off is not made.
+            Ok(_) if finish == FinishReason::Length && has_incomplete_call => (Vec::new(), None),
+            Err(_) if finish == FinishReason::Length => (Vec::new(), None),
+            Err(cause) => return Ok(failed(cause, usage)),
+            Ok(Calls { made, replay }) => (made, replay),
+        };
+        // After tool calls, a model may have nothing to add. Before, an empty answer is a failure of its server.
+        let is_empty = made.is_empty() && progress.text().is_empty() && progress.refusal().is_empty();
+        if is_empty && finish == FinishReason::Stop && rounds == 0 {
+            let error = llm::Error::Unavailable("The model server sent no answer.".to_owned());
+            return Ok(Input::Failed { error: last_error(&error), usage });
+        }
+        Ok(Input::ModelReplied { usage, finish, calls: made, replay })
     }
 
     /// Takes what the model has sent into the run, and publishes what one read has brought at once.
@@ -330,11 +340,9 @@ impl Driver {
         }
         let progress = &run.current.progress;
         let settled = progress.settled();
-        let texts: Vec<String> = turn
-            .call_texts()
-            .chain([&progress.text()[settled.text..], &progress.refusal()[settled.refusal..]])
-            .map(str::to_owned)
-            .collect();
+        let mut texts = turn.other_texts();
+        texts.push(progress.text()[settled.text..].to_owned());
+        texts.push(progress.refusal()[settled.refusal..].to_owned());
         let (counted, sample) = match prompt {
             PromptTokens::Counted(tokens) => (*tokens, None),
             PromptTokens::Sampled(sample) => (0, Some(sample.clone())),
@@ -361,7 +369,7 @@ fn is_answered(turn: &Turn, run: &LeasedRun) -> bool {
     let progress = &run.current.progress;
     let settled = progress.settled();
     turn.usage.is_some()
-        || turn.argument_bytes() > 0
+        || turn.other_bytes() > 0
         || progress.open_calls().is_some()
         || progress.text().len() > settled.text
         || progress.refusal().len() > settled.refusal
@@ -382,7 +390,7 @@ fn too_long(run: &LeasedRun, usage: Usage) -> Input {
     if run.current.progress.open_calls().is_some() {
         return failed("The model called a function and did not come to an end.".to_owned(), usage);
     }
-    Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new() }
+    Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new(), replay: None }
 }
 
 fn failed(message: String, usage: Usage) -> Input {

@@ -1,27 +1,47 @@
 //! Assembles one answer of the model from its deltas, in any dialect. Pure.
 //!
 //! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. A new name
-//! under a new id or index begins the next call.
+//! under a new ID or index begins the next call. Names and arguments are repaired where there is one reading.
+
+use serde_json::{Map, Value};
 
 use super::machine::MadeCall;
 use crate::api::run::FinishReason;
+use crate::api::run_step::ReplayedMembers;
 use crate::api::stream::CallGrowth;
 use crate::api::tool::FunctionCall;
 use crate::api::usage::Usage;
 use crate::api::{Ids, ToolCallId};
-use crate::llm::{CallPiece, ChatDelta};
+use crate::llm::{CallPiece, ChatDelta, lenient, members};
 
 /// Maximum number of calls in one turn; a model that makes more is stuck in a loop.
 const CALLS_MAX: usize = 128;
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownFunction {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes arguments.
+    pub takes_arguments: bool,
+}
 
 /// What a model has sent so far.
 #[derive(Debug, Default)]
 pub struct Turn {
     calls: Vec<Call>,
+    /// Members of the message that the model needs back with its calls.
+    members: Map<String, Value>,
+    /// Text that clients do not see; it counts as tokens.
+    hidden: String,
+    /// Bytes of the members so far.
+    member_bytes: usize,
     /// Tokens of the answer, once the server has reported them.
     pub usage: Option<Usage>,
     /// Why the answer ended, once the server has reported it.
     pub finish: Option<FinishReason>,
+    /// The functions of the run.
+    known: Vec<KnownFunction>,
     /// Whether only the first call counts.
     one_call: bool,
 }
@@ -29,11 +49,22 @@ pub struct Turn {
 #[derive(Debug)]
 struct Call {
     id: ToolCallId,
-    /// The server's index, and its id for the call.
+    /// The server's index, and its ID of the call.
     index: Option<u32>,
     upstream_id: Option<String>,
+    /// The name as the model wrote it.
     name: String,
     arguments: String,
+    members: Map<String, Value>,
+    /// Whether the call was published.
+    is_published: bool,
+    /// The part of the arguments that was published.
+    published: std::ops::Range<usize>,
+    /// Finds the end of the arguments; what follows is held back, since it may be a repetition.
+    scanner: lenient::Scanner,
+    /// How far the arguments were scanned, in bytes.
+    scanned: usize,
+    is_whole: bool,
 }
 
 /// What a piece of the answer adds to the run.
@@ -47,11 +78,20 @@ pub enum TurnEvent {
     Call(u32, CallGrowth),
 }
 
+/// The calls of a turn that has ended.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Calls {
+    /// The calls, in order.
+    pub made: Vec<MadeCall>,
+    /// What the model needs back with them.
+    pub replay: Option<Box<ReplayedMembers>>,
+}
+
 impl Turn {
     /// A turn without any content; with `one_call`, calls after the first are ignored.
     #[must_use]
-    pub fn new(one_call: bool) -> Self {
-        Self { one_call, ..Self::default() }
+    pub fn new(known: Vec<KnownFunction>, one_call: bool) -> Self {
+        Self { known, one_call, ..Self::default() }
     }
 
     /// Applies the next piece, and returns what it adds to the run.
@@ -60,9 +100,19 @@ impl Turn {
             ChatDelta::Text(text) => vec![TurnEvent::Text(text)],
             ChatDelta::Refusal(text) => vec![TurnEvent::Refusal(text)],
             ChatDelta::Call(piece) => self.apply_call(piece, ids),
+            ChatDelta::Member(name, piece) => {
+                self.member_bytes += crate::llm::tokens::json_bytes(&piece);
+                members::merge(&mut self.members, &name, piece);
+                Vec::new()
+            }
+            ChatDelta::Hidden(text) => {
+                self.hidden.push_str(&text);
+                Vec::new()
+            }
             ChatDelta::Finish(reason) => {
                 self.finish = Some(reason);
-                Vec::new()
+                // What was held back of a name or of arguments is not held back any longer.
+                (0..self.calls.len()).flat_map(|index| self.publish(index, true)).collect()
             }
             ChatDelta::Usage(usage) => {
                 self.usage = Some(usage);
@@ -72,37 +122,90 @@ impl Turn {
     }
 
     fn apply_call(&mut self, piece: CallPiece, ids: &Ids) -> Vec<TurnEvent> {
-        let mut events = Vec::new();
         let index = match self.call_index(&piece) {
-            Some(index) => index,
-            None if self.calls.len() >= CALLS_MAX => return events,
-            None => {
-                // Pieces without a name before the first call carry nothing.
-                let Some(name) = piece.name.clone() else { return events };
-                let id: ToolCallId = ids.make();
-                self.calls.push(Call {
-                    id: id.clone(),
-                    index: piece.index,
-                    upstream_id: piece.id.clone(),
-                    name: name.clone(),
-                    arguments: String::new(),
-                });
-                let index = self.calls.len() - 1;
-                if self.counts(index) {
-                    events.push(TurnEvent::Call(number(index), CallGrowth::Begun { id, name }));
+            Some(index) => {
+                if let Some(name) = &piece.name {
+                    self.extend_name(index, name);
                 }
                 index
             }
+            None if self.calls.len() >= CALLS_MAX => return Vec::new(),
+            None => {
+                // Pieces without a name before the first call carry nothing.
+                let Some(name) = piece.name.clone() else { return Vec::new() };
+                self.calls.push(Call {
+                    id: ids.make(),
+                    index: piece.index,
+                    upstream_id: piece.id.clone(),
+                    name,
+                    arguments: String::new(),
+                    members: Map::new(),
+                    is_published: false,
+                    published: 0..0,
+                    scanner: lenient::Scanner::default(),
+                    scanned: 0,
+                    is_whole: false,
+                });
+                self.calls.len() - 1
+            }
         };
-        if !piece.arguments.is_empty() && self.counts(index) {
-            self.calls[index].arguments.push_str(&piece.arguments);
-            events.push(TurnEvent::Call(number(index), CallGrowth::Arguments(piece.arguments)));
+        let call = &mut self.calls[index];
+        call.arguments.push_str(&piece.arguments);
+        if call.upstream_id.is_none() {
+            call.upstream_id = piece.id;
+        }
+        for (name, value) in piece.members {
+            self.member_bytes += crate::llm::tokens::json_bytes(&value);
+            members::merge(&mut call.members, &name, value);
+        }
+        self.publish(index, false)
+    }
+
+    /// Continues a name that the server sends in pieces: only if the result begins the name of a function.
+    fn extend_name(&mut self, index: usize, piece: &str) {
+        let call = &mut self.calls[index];
+        let longer = format!("{}{piece}", call.name);
+        let is_known = self.known.iter().any(|function| function.name == call.name);
+        if !is_known && self.known.iter().any(|function| function.name.starts_with(&longer)) {
+            call.name = longer;
+        }
+    }
+
+    /// Publishes what is new of a call, once its name is known. Holds back what may be a repetition of the arguments, and
+    /// an empty object, which the real arguments may follow; nothing once the turn `has_ended`.
+    fn publish(&mut self, index: usize, has_ended: bool) -> Vec<TurnEvent> {
+        if index > 0 && self.one_call {
+            return Vec::new();
+        }
+        let mut events = Vec::new();
+        // Calls are published in order.
+        for before in 0..index {
+            events.extend(self.publish_name(before, true));
+        }
+        let is_begun = has_ended || !self.calls[index].arguments.is_empty();
+        events.extend(self.publish_name(index, is_begun));
+        if !self.calls[index].is_published {
+            return events;
+        }
+        let takes_arguments = self.takes_arguments(index);
+        let more = self.calls[index].new_arguments(has_ended, takes_arguments);
+        if !more.is_empty() {
+            events.push(TurnEvent::Call(number(index), CallGrowth::Arguments(more)));
         }
         events
     }
 
-    fn counts(&self, index: usize) -> bool {
-        index == 0 || !self.one_call
+    /// Publishes a call, if it is not published and its name is known or `must_begin`.
+    fn publish_name(&mut self, index: usize, must_begin: bool) -> Option<TurnEvent> {
+        let known = self.function(&self.calls[index].name).map(|function| function.name.clone());
+        let call = &mut self.calls[index];
+        let name = known.or_else(|| must_begin.then(|| call.name.clone())).filter(|_| !call.is_published)?;
+        call.is_published = true;
+        Some(TurnEvent::Call(number(index), CallGrowth::Begun { id: call.id.clone(), name }))
+    }
+
+    fn takes_arguments(&self, index: usize) -> bool {
+        self.function(&self.calls[index].name).is_none_or(|function| function.takes_arguments)
     }
 
     /// The index of the call that a piece belongs to; none when it begins a new one.
@@ -121,41 +224,114 @@ impl Turn {
         (!is_named_again).then_some(found)
     }
 
-    /// The names and arguments of the calls so far: the part of the answer that is not text.
-    pub fn call_texts(&self) -> impl Iterator<Item = &str> {
-        self.calls.iter().flat_map(|call| [call.name.as_str(), call.arguments.as_str()])
+    /// Returns the function that a name means. Some models write `functions.f`, ` f` or `f<|channel|>commentary`.
+    fn function(&self, name: &str) -> Option<&KnownFunction> {
+        let exact = |name: &str| self.known.iter().find(|function| function.name == name);
+        let before_token = name.split("<|").next().unwrap_or_default().trim();
+        let after_prefix = before_token.rsplit(['.', '/', ':']).next().unwrap_or_default();
+        exact(name).or_else(|| exact(before_token)).or_else(|| exact(after_prefix)).or_else(|| {
+            let is_in_name = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
+            let mut found = name.split(|character| !is_in_name(character)).filter_map(exact);
+            let first = found.next()?;
+            found.all(|other| other == first).then_some(first)
+        })
     }
 
-    /// The size of all arguments so far, in bytes.
+    /// The parts of the answer that are not text of the message: calls, thinking, and other members.
     #[must_use]
-    pub fn argument_bytes(&self) -> usize {
-        self.calls.iter().map(|call| call.arguments.len()).sum()
+    pub fn other_texts(&self) -> Vec<String> {
+        let calls = self.calls.iter().flat_map(|call| [call.name.clone(), call.arguments.clone()]);
+        let members = self.members.values().map(|value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        calls.chain(members).chain([self.hidden.clone()]).filter(|text| !text.is_empty()).collect()
     }
 
-    /// The calls that the turn made, once it has ended. Absent arguments are `{}`.
+    /// The size of everything so far that is not text of the message, in bytes.
+    #[must_use]
+    pub fn other_bytes(&self) -> usize {
+        self.calls.iter().map(|call| call.arguments.len()).sum::<usize>() + self.member_bytes + self.hidden.len()
+    }
+
+    /// Whether a call has arguments that are not complete, such as those of an answer that was cut off.
+    #[must_use]
+    pub fn has_incomplete_call(&self) -> bool {
+        self.calls.iter().any(|call| !call.is_whole && lenient::parse(&call.arguments).is_none())
+    }
+
+    /// The calls that the turn of `model` made, once it has ended. Arguments that are not a JSON object and cannot be repaired are
+    /// unchanged: the client decides.
     ///
     /// # Errors
-    /// A sentence for the run's `last_error`, for a call of a function that is not among `known`, or with arguments
-    /// that are not a JSON object.
-    pub fn into_calls(self, known: &[&str]) -> Result<Vec<MadeCall>, String> {
+    /// A sentence for the run's `last_error`, for a call of a function that the run does not have.
+    pub fn into_calls(self, model: &str) -> Result<Calls, String> {
         let counted = if self.one_call { 1 } else { CALLS_MAX };
-        self.calls.into_iter().take(counted).map(|call| call.check(known)).collect()
+        let functions: Vec<Option<KnownFunction>> =
+            self.calls.iter().map(|call| self.function(&call.name).cloned()).collect();
+        let (mut made, mut call_members) = (Vec::new(), Vec::new());
+        for (call, function) in self.calls.into_iter().zip(functions).take(counted) {
+            let Some(function) = function else {
+                return Err(format!("The model called the function '{}', which this run does not have.", call.name));
+            };
+            let arguments = lenient::arguments(&call.arguments, function.takes_arguments);
+            let upstream_id = call.upstream_id.unwrap_or_else(|| call.id.to_string());
+            let call_made = FunctionCall { id: call.id, name: function.name, arguments };
+            made.push(MadeCall { call: call_made, upstream_id });
+            call_members.push(call.members);
+        }
+        if call_members.iter().all(Map::is_empty) {
+            call_members.clear();
+        }
+        let has_members = !self.members.is_empty() || !call_members.is_empty();
+        let replay = has_members
+            .then(|| Box::new(ReplayedMembers { model: model.to_owned(), message: self.members, calls: call_members }));
+        Ok(Calls { made, replay })
     }
 }
 
 impl Call {
-    fn check(self, known: &[&str]) -> Result<MadeCall, String> {
-        let name = self.name;
-        if !known.contains(&name.as_str()) {
-            return Err(format!("The model called the function '{name}', which this run does not have."));
+    /// Returns the arguments that can be published now, after those that were.
+    fn new_arguments(&mut self, has_ended: bool, takes_arguments: bool) -> String {
+        let mut start = self.published.end;
+        let mut end = self.scanned;
+        while end < self.arguments.len() && !self.is_whole {
+            self.is_whole = self.scanner.push(self.arguments.as_bytes()[end]);
+            end += 1;
+            if self.is_whole && self.published.is_empty() && is_start_of_empty_object(&self.arguments[start..end]) {
+                // Skipped if anything follows it.
+                if self.arguments[end..].trim().is_empty() {
+                    self.is_whole = false;
+                    self.scanner = lenient::Scanner::default();
+                    end = start;
+                    break;
+                }
+                self.published = end..end;
+                start = end;
+                self.is_whole = false;
+            }
         }
-        let arguments = if matches!(self.arguments.trim(), "" | "null") { "{}".to_owned() } else { self.arguments };
-        if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&arguments).is_err() {
-            return Err(format!("The model called the function '{name}' with arguments that are not a JSON object."));
+        self.scanned = end;
+        if has_ended {
+            // The rest follows where the repaired arguments continue the published ones.
+            let whole = lenient::arguments(&self.arguments, takes_arguments);
+            let shown = &self.arguments[self.published.clone()];
+            let more = whole.strip_prefix(shown).unwrap_or_default().to_owned();
+            self.published.end = self.arguments.len();
+            return more;
         }
-        let upstream_id = self.upstream_id.unwrap_or_else(|| self.id.to_string());
-        Ok(MadeCall { call: FunctionCall { id: self.id, name, arguments }, upstream_id })
+        if end <= start || self.published.is_empty() && is_start_of_empty_object(&self.arguments[start..end]) {
+            return String::new();
+        }
+        self.published.end = end;
+        self.arguments[start..end].to_owned()
     }
+}
+
+/// Whether arguments may be an empty object that the real ones follow.
+fn is_start_of_empty_object(arguments: &str) -> bool {
+    let mut rest = arguments.trim_start().chars();
+    matches!((rest.next(), rest.as_str().trim()), (None, _) | (Some('{'), "" | "}"))
 }
 
 fn number(index: usize) -> u32 {
@@ -164,22 +340,56 @@ fn number(index: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn piece(index: Option<u32>, id: &str, name: &str, arguments: &str) -> ChatDelta {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        ChatDelta::Call(CallPiece { index, id: some(id), name: some(name), arguments: arguments.to_owned() })
+        let arguments = arguments.to_owned();
+        ChatDelta::Call(CallPiece { index, id: some(id), name: some(name), arguments, members: Map::new() })
+    }
+
+    fn turn(one_call: bool) -> Turn {
+        let function = |name: &str, takes_arguments| KnownFunction { name: name.to_owned(), takes_arguments };
+        Turn::new(vec![function("f", true), function("g", false), function("get_time", true)], one_call)
     }
 
     /// The names and arguments of the calls that the pieces make.
     fn calls(pieces: Vec<ChatDelta>, one_call: bool) -> Result<Vec<(String, String)>, String> {
         let ids = Ids::counting();
-        let mut turn = Turn::new(one_call);
-        for piece in pieces {
-            turn.apply(piece, &ids);
+        let mut turn = turn(one_call);
+        let mut events = Vec::new();
+        for piece in pieces.into_iter().chain([ChatDelta::Finish(FinishReason::Stop)]) {
+            events.extend(turn.apply(piece, &ids));
         }
-        let made = turn.into_calls(&["f", "g"])?;
-        Ok(made.into_iter().map(|made| (made.call.name, made.call.arguments)).collect())
+        let calls = turn.into_calls("m")?.made;
+        let calls: Vec<(String, String)> =
+            calls.into_iter().map(|made| (made.call.name, made.call.arguments)).collect();
+        // What is published is what the client is asked, but for repairs in the middle of the arguments.
+        let published = published(&events);
+        assert_eq!(published.len(), calls.len());
+        for ((name, arguments), (shown_name, shown)) in calls.iter().zip(&published) {
+            assert_eq!(name, shown_name);
+            assert!(arguments == shown || !arguments.starts_with(shown.as_str()), "{shown} is not {arguments}");
+        }
+        Ok(calls)
+    }
+
+    /// The names and arguments of the calls that these events publish.
+    fn published(events: &[TurnEvent]) -> Vec<(String, String)> {
+        let mut calls: Vec<(String, String)> = Vec::new();
+        for event in events {
+            match event {
+                TurnEvent::Call(index, CallGrowth::Begun { name, .. }) => {
+                    assert_eq!(*index as usize, calls.len(), "calls begin in order");
+                    calls.push((name.clone(), String::new()));
+                }
+                TurnEvent::Call(index, CallGrowth::Arguments(more)) => calls[*index as usize].1.push_str(more),
+                TurnEvent::Text(_) | TurnEvent::Refusal(_) => {}
+            }
+        }
+        calls
     }
 
     fn two() -> Vec<(String, String)> {
@@ -225,7 +435,7 @@ mod tests {
     fn with_one_call_a_turn_the_others_are_ignored() {
         let pieces = vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(1), "b", "g", "{}")];
         let ids = Ids::counting();
-        let mut turn = Turn::new(true);
+        let mut turn = turn(true);
 
         let events: Vec<TurnEvent> = pieces.clone().into_iter().flat_map(|piece| turn.apply(piece, &ids)).collect();
 
@@ -234,11 +444,75 @@ mod tests {
     }
 
     #[test]
-    fn unknown_functions_and_broken_arguments_are_errors() {
-        let unknown = calls(vec![piece(Some(0), "a", "say_hello", "{}")], false).unwrap_err();
-        let broken = calls(vec![piece(Some(0), "a", "f", "{\"a\":")], false).unwrap_err();
+    fn the_known_name_inside_of_a_name_is_taken() {
+        for name in ["functions.f", " f", "f<|channel|>commentary", "functions.f:0", "tool/f", "f "] {
+            assert_eq!(
+                calls(vec![piece(Some(0), "a", name, "{}")], false),
+                Ok(vec![("f".into(), "{}".into())]),
+                "{name}"
+            );
+        }
+        let in_pieces =
+            vec![piece(Some(0), "a", "get_", ""), piece(Some(0), "", "time", ""), piece(Some(0), "", "", "{}")];
+        assert_eq!(calls(in_pieces, false), Ok(vec![("get_time".into(), "{}".into())]));
+    }
+
+    #[test]
+    fn repeated_and_empty_arguments_are_taken_once() {
+        for arguments in [
+            vec!["{}", "{\"a\"", ":1}"],
+            vec!["{\"a\":1}", "{\"a\":1}"],
+            vec!["{\"a\":1}{", "\"a\":1}"],
+            vec!["{", "}", " {\"a\":1}"],
+            vec!["{\"a\":1}", "{}"],
+        ] {
+            let pieces = arguments.iter().map(|more| piece(Some(0), "a", "f", more)).collect();
+
+            assert_eq!(calls(pieces, false), Ok(vec![("f".into(), "{\"a\":1}".into())]), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_cannot_be_repaired_are_unchanged() {
+        for arguments in ["{\"a\":", "[1]", "{\"a\":1}{\"b\":2}", "{}x", "no json", "{\"a\":\"\\ud83d\"}"] {
+            let made = calls(vec![piece(Some(0), "a", "f", arguments)], false);
+
+            assert_eq!(made, Ok(vec![("f".into(), arguments.to_owned())]));
+        }
+        assert_eq!(calls(vec![piece(Some(0), "a", "g", "[]")], false), Ok(vec![("g".into(), "{}".into())]));
+    }
+
+    #[test]
+    fn an_unknown_function_is_an_error() {
+        let unknown = turn_error(piece(Some(0), "a", "say_hello", "{}"));
 
         assert_eq!(unknown, "The model called the function 'say_hello', which this run does not have.");
-        assert_eq!(broken, "The model called the function 'f' with arguments that are not a JSON object.");
+    }
+
+    fn turn_error(delta: ChatDelta) -> String {
+        let mut turn = turn(false);
+        turn.apply(delta, &Ids::counting());
+        turn.into_calls("m").unwrap_err()
+    }
+
+    #[test]
+    fn members_are_collected_for_the_message_and_for_each_call() {
+        let signature = |part: &str| Map::from_iter([("extra_content".to_owned(), json!({part: part}))]);
+        let deltas = [
+            ChatDelta::Member("reasoning_content".to_owned(), json!("Let")),
+            ChatDelta::Member("reasoning_content".to_owned(), json!(" me")),
+            piece(Some(0), "a", "f", "{}"),
+            ChatDelta::Call(CallPiece { index: Some(0), members: signature("x"), ..CallPiece::default() }),
+            ChatDelta::Call(CallPiece { members: signature("y"), ..CallPiece::default() }),
+        ];
+        let mut turn = turn(false);
+        for delta in deltas {
+            turn.apply(delta, &Ids::counting());
+        }
+
+        assert!(turn.other_texts().contains(&"Let me".to_owned()));
+        let replay = turn.into_calls("m").unwrap().replay.unwrap();
+        assert_eq!((replay.model, json!(replay.message)), ("m".to_owned(), json!({"reasoning_content": "Let me"})));
+        assert_eq!(json!(replay.calls), json!([{"extra_content": {"x": "x", "y": "y"}}]));
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Ids;
 use crate::clock::Clock;
-use crate::config::{self, Settings};
+use crate::config::{self, Secret, SecretUrl, Settings};
 use crate::http::{self, App, Drain, Keys, Limits};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
@@ -87,7 +87,7 @@ impl Server {
         let dependencies =
             Dependencies { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
-        let keys = Keys::new(settings.api_keys.iter().map(String::as_str));
+        let keys = Keys::new(settings.api_keys.iter().map(Secret::expose));
         let liveness = Arc::new(Liveness::default());
         let drain = Drain::default();
         let app = App {
@@ -197,23 +197,26 @@ async fn synchronize_clock(database: Arc<dyn Store>) {
 
 /// The model servers; what the banner says of them; and the model name for a first request.
 async fn models(settings: &Settings) -> (Models, String, String) {
-    let upstream = |url: &str, key: &str| -> Arc<dyn ChatModel> {
-        let key = (!key.is_empty()).then(|| key.to_owned());
-        Arc::new(Upstream::new(url, key, settings.llm()))
+    let upstream = |name: &str, url: &SecretUrl, key: &Secret| -> Arc<dyn ChatModel> {
+        Arc::new(Upstream::new(name, url.expose(), key.clone().into_option(), settings.llm()))
     };
     let mut entries = Vec::new();
-    if !settings.upstream_url.is_empty() {
-        let model = upstream(&settings.upstream_url, &settings.upstream_api_key);
+    if !settings.upstream_url.expose().is_empty() {
+        let model = upstream("", &settings.upstream_url, &settings.upstream_api_key);
         entries.push(Entry { model, names: Vec::new() });
     }
-    for more in &settings.upstreams {
-        entries.push(Entry { model: upstream(&more.url, &more.api_key), names: more.models.clone() });
+    for (index, more) in settings.upstreams.iter().enumerate() {
+        let name = if more.name.is_empty() { format!("upstreams[{index}]") } else { more.name.clone() };
+        entries.push(Entry { model: upstream(&name, &more.url, &more.api_key), names: more.models.clone() });
     }
     let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
-    let mut place = entries.first().map(|entry| entry.model.display_name()).unwrap_or_default();
+    let mut server = entries.first().map(|entry| entry.model.name().to_owned()).unwrap_or_default();
+    if server.is_empty() {
+        "upstream_url".clone_into(&mut server);
+    }
     if entries.is_empty() {
-        let (model, found_place, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
-            Some((server, model, name)) => (model.clone(), format!("{server} at {}", model.display_name()), name),
+        let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
+            Some((server, model, name)) => (model, format!("{server}, found on this machine"), name),
             None => (
                 Arc::new(Echo),
                 "built in, because no model server is set or found (set ASSISTD_UPSTREAM_URL)".to_owned(),
@@ -222,13 +225,13 @@ async fn models(settings: &Settings) -> (Models, String, String) {
         };
         entries.push(Entry { model, names: Vec::new() });
         default_model.get_or_insert(name);
-        place = found_place;
+        server = found;
     }
     let first_name = entries.iter().find_map(|entry| entry.names.first()).cloned();
     let name = default_model.clone().or(first_name);
     let shown = match &name {
-        Some(name) => format!("{name} ({place})"),
-        None => format!("as requests name it ({place})"),
+        Some(name) => format!("{name} ({server})"),
+        None => format!("as requests name it ({server})"),
     };
     let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
     (models, shown, name.unwrap_or_else(|| "gpt-4o".to_owned()))

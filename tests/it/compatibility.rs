@@ -106,8 +106,8 @@ fn note(path: &str) -> Option<&'static str> {
     NOTES.iter().find(|(name, _)| *name == path).map(|(_, note)| *note)
 }
 
-/// Renders the page. Omits the parameters of operations that are rejected as a whole, and of chat completions, which are
-/// forwarded unchanged.
+/// Renders the page. Omits the parameters of operations that are rejected as a whole, and of those that are
+/// forwarded to model servers unchanged.
 fn page(official: &Value, ours: &Value) -> String {
     let mut page = INTRO.to_owned();
     page.push_str("\n## Operations\n\n| operation | |\n| --- | --- |\n");
@@ -123,7 +123,7 @@ fn page(official: &Value, ours: &Value) -> String {
             };
             all += 1;
             served += 1;
-            let is_proxied = path.starts_with("/chat/");
+            let is_proxied = path.starts_with("/chat/") || path == "/embeddings";
             let what = match (is_proxied, method.as_str(), path.as_str()) {
                 (true, ..) => "forwarded to the model server; aliases apply",
                 (_, "delete", "/models/{model}") => "rejected: models belong to their servers",

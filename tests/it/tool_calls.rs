@@ -312,26 +312,17 @@ both_stores!(tool_choice_and_parallel_tool_calls_are_sent_to_the_model, async |d
     assert_eq!(requests[4]["tool_choice"], "none");
 });
 
-both_stores!(invalid_calls_and_too_many_tool_rounds_fail_the_run, async |database: Database| {
+both_stores!(unknown_functions_and_too_many_tool_rounds_fail_the_run, async |database: Database| {
     let call = || Answer::Calls(vec![], vec![("weather", "{}")]);
-    let upstream = Upstream::scripted([
-        Answer::Calls(vec![], vec![("say_hello", "{}")]),
-        Answer::Calls(vec![], vec![("weather", "{\"in\":")]),
-        call(),
-        call(),
-        call(),
-    ])
-    .await;
+    let upstream = Upstream::scripted([Answer::Calls(vec![], vec![("say_hello", "{}")]), call(), call(), call()]).await;
     let server = Server::with(&database, &upstream, &[("MAX_TOOL_ROUNDS", "2")]).await;
     let client = &server.client;
 
-    for expected in ["'say_hello', which this run does not have", "'weather' with arguments that are not a JSON object"]
-    {
-        let (run, events) = stream_new_run(client, json!({})).await;
-        assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
-        let message = client.get(&run).await["last_error"]["message"].clone();
-        assert!(message.as_str().unwrap().contains(expected), "{message}");
-    }
+    let (run, events) = stream_new_run(client, json!({})).await;
+    assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
+    let message = client.get(&run).await["last_error"]["message"].clone();
+    assert!(message.as_str().unwrap().contains("'say_hello', which this run does not have"), "{message}");
+
     let (run, _) = stream_new_run(client, json!({})).await;
     for _ in 0..3 {
         let now = client.get(&run).await;

@@ -73,7 +73,9 @@ both_stores!(an_unreachable_model_server_is_named_with_a_hint, async |database: 
     let run = finished_run(&server, "m").await;
 
     let message = run["last_error"]["message"].as_str().unwrap();
-    assert!(message.contains(&gone.to_string()) && message.contains("Check that it runs"), "{message}");
+    assert!(message.starts_with("Sorry, something went wrong. The model server cannot be reached"), "{message}");
+    assert!(message.contains("Check that it runs"), "{message}");
+    assert!(!message.contains(&gone.port().to_string()), "clients do not see the address: {message}");
 });
 
 both_stores!(malformed_and_stalled_streams_fail_the_run, async |database: Database| {
@@ -86,12 +88,7 @@ both_stores!(malformed_and_stalled_streams_fail_the_run, async |database: Databa
     .await;
     let server = Server::with(&database, &upstream, &[("UPSTREAM_IDLE_TIMEOUT_S", "1")]).await;
 
-    for expected in [
-        "not a completion chunk",
-        "out of memory",
-        "closed the connection during its answer",
-        "sent nothing more for 1 s",
-    ] {
+    for expected in ["not a completion chunk", "out of memory", "sent no answer", "sent nothing more for 1 s"] {
         let run = finished_run(&server, "m").await;
         let message = run["last_error"]["message"].as_str().unwrap();
         assert!(message.contains(expected), "{message}");
@@ -213,3 +210,79 @@ both_stores!(parameters_that_a_server_rejects_are_omitted_on_retry, async |datab
         "the token limit is never omitted"
     );
 });
+
+#[tokio::test]
+async fn a_list_of_models_with_odd_entries_is_read_as_far_as_it_is_valid() {
+    let upstream = Upstream::start().await;
+    upstream.set_models(json!([
+        {"id": "a", "created": null, "context_length": "8192"},
+        {"object": "model", "created": 1},
+        {"id": "b", "created": 1.5e9, "owned_by": []},
+        null,
+    ]));
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
+
+    let list = server.client.get("/v1/models").await;
+
+    let listed: Vec<(&str, i64)> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| (model["id"].as_str().unwrap(), model["created"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(listed, [("a", 0), ("b", 1_500_000_000)]);
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = Upstream::start().await;
+    let location: &'static str = format!("{}/chat/completions", elsewhere.url).leak();
+    let redirect = || Answer::Status(307, vec![("location", location)], json!({}));
+    let upstream = Upstream::scripted([redirect(), redirect()]).await;
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
+
+    let run = finished_run(&server, "m").await;
+    let proxied = server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"}));
+    let proxied = crate::support::client::Client::read(proxied.send().await.unwrap()).await;
+
+    let message = run["last_error"]["message"].as_str().unwrap();
+    assert!(message.contains("answered 307: a redirect, which is not followed"), "{message}");
+    assert_eq!((proxied.status, elsewhere.requests().len()), (502, 0));
+}
+
+#[tokio::test]
+async fn a_server_is_named_in_errors_and_its_key_and_address_are_masked() {
+    let upstream = Upstream::start().await;
+    let address = upstream.url.trim_start_matches("http://").trim_end_matches("/v1").to_owned();
+    let text: &'static str = format!("the key sk-secret is unknown at {}", upstream.url).leak();
+    let body = || Answer::Status(401, vec![], json!({"error": {"message": text}}));
+    let scripted = Upstream::scripted([body(), body()]).await;
+    let folder = crate::support::database::Folder::new();
+    let file = folder.0.join("assistd.toml");
+    let url = scripted.url.replace("http://", "http://user:pa55@");
+    let settings = format!(
+        "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n[[upstreams]]\nname = \"gpu\"\nurl = \"{url}\"\napi_key = \"sk-secret\"\n",
+        folder.0.display()
+    );
+    std::fs::write(&file, settings).unwrap();
+    let settings = assistd::config::Settings::load(Some(&file), std::iter::empty()).unwrap();
+    let clock = std::sync::Arc::new(assistd::clock::Clock::system());
+    let server = assistd::server::Server::start(&settings, clock).await.unwrap();
+    let client = crate::support::client::Client::new(server.address);
+
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    let failed = client.wait_for_status(&run, "failed").await;
+    let proxied =
+        client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await.unwrap();
+
+    let message = failed["last_error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("The model server \"gpu\" answered 401: the key *** is unknown"), "{message}");
+    let proxied = proxied.text().await.unwrap();
+    assert!(proxied.contains("the key *** is unknown"), "{proxied}");
+    for shown in [message, proxied, format!("{settings:?}"), format!("{server:?}"), settings.masked().unwrap()] {
+        assert!(!shown.contains("sk-secret") && !shown.contains("pa55"), "{shown}");
+    }
+    assert!(!format!("{server:?}").contains(&address));
+}

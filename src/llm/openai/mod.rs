@@ -1,12 +1,17 @@
 //! A model server with OpenAI's chat-completions API over HTTP.
+//!
+//! What servers send differs from the specification, so it is read leniently and judged strictly: see [`answer`]. What
+//! they accept differs too, so requests are adapted: see [`adapt`].
 
 mod adapt;
+mod answer;
 mod chunk;
 mod client;
+mod learned;
 mod models;
+mod report;
 mod surrogates;
+mod visible;
 
 pub use client::{Settings, Upstream};
-
-/// Maximum length of a server's error text in our errors, in characters.
-const ERROR_CHARS_MAX: usize = 500;
+pub use visible::ThinkTags;

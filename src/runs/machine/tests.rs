@@ -38,7 +38,7 @@ fn failure() -> LastError {
 }
 
 fn replied(finish: FinishReason) -> Input {
-    Input::ModelReplied { usage: usage(5), finish, calls: Vec::new() }
+    Input::ModelReplied { usage: usage(5), finish, calls: Vec::new(), replay: None }
 }
 
 fn call(ids: &Ids) -> FunctionCall {
@@ -48,7 +48,7 @@ fn call(ids: &Ids) -> FunctionCall {
 fn called() -> Input {
     let call = call(&Ids::counting());
     let calls = vec![MadeCall { call, upstream_id: "call_up".to_owned() }];
-    Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls }
+    Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls, replay: None }
 }
 
 fn answered() -> Input {

@@ -145,12 +145,12 @@ enum Fit {
 struct Cancelled;
 
 impl PromptBuilder {
-    /// Starts the prompt for a run's next turn with what it always has: the instructions, the tools, and the run's own
+    /// Starts the prompt for the next turn of a run by `model` with what it always has: the instructions, the tools, and the run's own
     /// rounds.
     #[must_use]
-    pub fn new(progress: &Progress, budget: Budget) -> Self {
+    pub fn new(progress: &Progress, model: &str, budget: Budget) -> Self {
         let spec = &progress.run.spec;
-        let (request, system, rounds) = (empty_request(progress), system_message(spec), rounds(progress));
+        let (request, system, rounds) = (empty_request(progress), system_message(spec), rounds(progress, model));
         let fixed = || system.iter().chain(&rounds);
         let tools = tokens::tools_at_most(&request.tools);
         let fixed_tokens = fixed().map(tokens::at_most).sum::<usize>() + tools;
@@ -390,5 +390,5 @@ impl PromptBuilder {
 /// Returns the size of the instructions or of a message of the run's own rounds, in bytes.
 fn chat_bytes(message: &ChatMessage) -> usize {
     let content = message.content.as_str().map_or(0, str::len);
-    content + message.tool_calls.iter().map(tokens::json_bytes).sum::<usize>()
+    content + message.tool_calls.iter().chain(message.members.values()).map(tokens::json_bytes).sum::<usize>()
 }

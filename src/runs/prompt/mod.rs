@@ -9,12 +9,13 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::machine::Progress;
+use super::turn::KnownFunction;
 use crate::api::message::{Content, Role};
 use crate::api::run::{RunSpec, Truncation};
 use crate::api::run_step::StepDetails;
 use crate::api::tool::{NamedTool, Tool, ToolChoice, ToolMode};
 use crate::api::{Message, RunStep};
-use crate::llm::{ChatMessage, ChatRequest};
+use crate::llm::{ChatMessage, ChatRequest, ChatRole};
 
 /// Returns the request for a run's next turn, without messages.
 fn empty_request(progress: &Progress) -> ChatRequest {
@@ -23,8 +24,9 @@ fn empty_request(progress: &Progress) -> ChatRequest {
     ChatRequest {
         model: spec.model.clone(),
         messages: Vec::new(),
-        temperature: spec.temperature,
-        top_p: spec.top_p,
+        // Some models reject the parameters even at their defaults.
+        temperature: spec.temperature.filter(is_not_default),
+        top_p: spec.top_p.filter(is_not_default),
         max_completion_tokens: spec
             .max_completion_tokens
             .map(|max| max.saturating_sub(progress.run.usage.completion_tokens)),
@@ -36,9 +38,16 @@ fn empty_request(progress: &Progress) -> ChatRequest {
     }
 }
 
+/// Whether `temperature` or `top_p` differs from its default, which clients see and may write back.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is that of a filter")]
+fn is_not_default(value: &f64) -> bool {
+    (value - 1.0).abs() > f64::EPSILON
+}
+
 /// Returns the message with the run's instructions, if it has any.
 fn system_message(spec: &RunSpec) -> Option<ChatMessage> {
-    (!spec.instructions.is_empty()).then(|| ChatMessage::new("system", Value::String(spec.instructions.clone())))
+    (!spec.instructions.is_empty())
+        .then(|| ChatMessage::new(ChatRole::System, Value::String(spec.instructions.clone())))
 }
 
 /// Returns how many of the newest messages the run uses; `None` means all of them.
@@ -51,13 +60,17 @@ pub fn last_messages(spec: &RunSpec) -> Option<usize> {
     }
 }
 
-/// Returns the names of the functions that the model may call.
+/// Returns the functions that the model may call.
 #[must_use]
-pub fn functions(spec: &RunSpec) -> Vec<&str> {
+pub fn functions(spec: &RunSpec) -> Vec<KnownFunction> {
     spec.tools
         .iter()
         .filter_map(|tool| match tool {
-            Tool::Function { function } => Some(function.name.as_str()),
+            Tool::Function { function } => {
+                let properties = function.parameters.get("properties").and_then(Value::as_object);
+                let takes_arguments = properties.is_some_and(|properties| !properties.is_empty());
+                Some(KnownFunction { name: function.name.clone(), takes_arguments })
+            }
             Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
         })
         .collect()
@@ -66,7 +79,14 @@ pub fn functions(spec: &RunSpec) -> Vec<&str> {
 /// Returns a tool in the form of chat completions. The built-in tools are not offered, since they are not supported yet.
 fn function(tool: &Tool) -> Option<Value> {
     match tool {
-        Tool::Function { .. } => Some(json!(tool)),
+        Tool::Function { .. } => {
+            let mut tool = json!(tool);
+            if let Some(function) = tool["function"].as_object_mut() {
+                // Some servers reject the parameter, which is false by default.
+                function.retain(|name, value| name != "strict" || *value == Value::Bool(true));
+            }
+            Some(tool)
+        }
         Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
     }
 }
@@ -81,11 +101,12 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
     }
 }
 
-/// Returns the run's own rounds: for each turn with calls, the assistant's text and calls, then the outputs.
+/// Returns the run's own rounds: for each turn with calls, the assistant's text and calls, then the outputs. `model` gets
+/// back the members that it wrote.
 ///
 /// A client may have deleted the run's message, and a later turn may have begun it again: then the stored lengths of
 /// earlier turns do not belong to the present text, and those turns have no text.
-fn rounds(progress: &Progress) -> Vec<ChatMessage> {
+fn rounds(progress: &Progress, model: &str) -> Vec<ChatMessage> {
     let text = progress.text();
     let turns: Vec<_> = progress
         .steps
@@ -106,12 +127,22 @@ fn rounds(progress: &Progress) -> Vec<ChatMessage> {
             start = end;
         }
         let content = if turn_text.is_empty() { Value::Null } else { Value::String(turn_text.to_owned()) };
-        let calls = tool_calls.iter().zip(&turn.call_ids).map(|(call, id)| {
+        let replay = turn.replay.as_deref().filter(|replay| replay.model == model);
+        let calls = tool_calls.iter().zip(&turn.call_ids).enumerate().map(|(index, (call, id))| {
             let function = json!({"name": call.function.name, "arguments": call.function.arguments});
-            json!({"id": id, "type": "function", "function": function})
+            let mut made = json!({"id": id, "type": "function", "function": function});
+            for (name, value) in replay.and_then(|replay| replay.calls.get(index)).into_iter().flatten() {
+                match (made.get_mut(name).and_then(Value::as_object_mut), value.as_object()) {
+                    (Some(known), Some(more)) => known.extend(more.clone()),
+                    (Some(_), None) => {}
+                    (None, _) => made[name] = value.clone(),
+                }
+            }
+            made
         });
-        let mut assistant = ChatMessage::new("assistant", content);
+        let mut assistant = ChatMessage::new(ChatRole::Assistant, content);
         assistant.tool_calls = calls.collect();
+        assistant.members = replay.map(|replay| replay.message.clone()).unwrap_or_default();
         messages.push(assistant);
         messages.extend(outputs(step));
     }
@@ -125,7 +156,7 @@ fn outputs(step: &RunStep) -> Vec<ChatMessage> {
         .zip(&turn.call_ids)
         .map(|(call, id)| {
             let output = call.function.output.clone().unwrap_or_default();
-            let mut message = ChatMessage::new("tool", Value::String(output));
+            let mut message = ChatMessage::new(ChatRole::Tool, Value::String(output));
             message.tool_call_id = Some(id.clone());
             message
         })
@@ -139,8 +170,8 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
         return None;
     }
     let role = match message.role {
-        Role::User => "user",
-        Role::Assistant => "assistant",
+        Role::User => ChatRole::User,
+        Role::Assistant => ChatRole::Assistant,
     };
     let content = if has_pictures(message) {
         Value::Array(message.content.iter().filter_map(chat_part).collect())

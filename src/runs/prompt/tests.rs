@@ -52,7 +52,7 @@ fn thread(ids: &Ids, texts: &[&str]) -> Vec<Message> {
 
 /// Builds a prompt as the driver does; returns it with the number of messages that were read.
 fn read(progress: &Progress, thread: &[Message], budget: Budget) -> (Result<Prompt, TooLong>, usize) {
-    let mut builder = PromptBuilder::new(progress, budget);
+    let mut builder = PromptBuilder::new(progress, "m", budget);
     let mut read = 0;
     for message in thread.iter().rev() {
         if builder.wanted() == Some(0) {
@@ -89,7 +89,7 @@ fn count(message: &ChatMessage) -> usize {
     }
 }
 
-fn count_text(role: &'static str, text: &str) -> usize {
+fn count_text(role: ChatRole, text: &str) -> usize {
     count(&ChatMessage::new(role, json!(text)))
 }
 
@@ -97,14 +97,14 @@ const WORDS: [&str; 4] = ["one two three", "four five six", "seven eight nine", 
 
 /// The tokens of the instructions and all of `WORDS`.
 fn all_tokens() -> usize {
-    count_text("system", "be kind") + WORDS.iter().map(|text| count_text("user", text)).sum::<usize>()
+    count_text(ChatRole::System, "be kind") + WORDS.iter().map(|text| count_text(ChatRole::User, text)).sum::<usize>()
 }
 
 #[test]
 fn a_prompt_that_is_too_long_drops_the_oldest_messages_after_the_first() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
-    let newest = count_text("user", WORDS[3]);
+    let newest = count_text(ChatRole::User, WORDS[3]);
 
     assert_eq!(kept(&build(&run, &thread, of_run(all_tokens()))), WORDS);
     assert_eq!(kept(&build(&run, &thread, of_run(all_tokens() - 1))), [WORDS[0], WORDS[2], WORDS[3]]);
@@ -165,7 +165,9 @@ fn the_last_messages_are_fitted_into_the_budget_too() {
     let ids = Ids::counting();
     let last_three = json!({"truncation_strategy": {"type": "last_messages", "last_messages": 3}});
     let (run, thread) = (progress(&ids, &last_three), thread(&ids, &WORDS));
-    let two = count_text("system", "be kind") + count_text("user", WORDS[1]) + count_text("user", WORDS[3]);
+    let two = count_text(ChatRole::System, "be kind")
+        + count_text(ChatRole::User, WORDS[1])
+        + count_text(ChatRole::User, WORDS[3]);
 
     assert_eq!(kept(&build(&run, &thread, ALL)), WORDS[1..]);
     assert_eq!(kept(&build(&run, &thread, of_run(two))), [WORDS[1], WORDS[3]]);
@@ -176,7 +178,7 @@ fn the_last_messages_are_fitted_into_the_budget_too() {
 fn a_cancelled_builder_stops_counting() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
-    let mut builder = PromptBuilder::new(&run, of_run(10));
+    let mut builder = PromptBuilder::new(&run, "m", of_run(10));
 
     assert_eq!(builder.push(&thread[3], &|| true), Next::Cancelled);
 }
@@ -237,7 +239,8 @@ fn add_round(ids: &Ids, progress: &mut Progress, text_bytes: usize, output: &str
     call.function.output = Some(output.to_owned());
     let mut step = RunStep::begin(ids.make(), &progress.run, StepDetails::ToolCalls { tool_calls: vec![call] }, NOW);
     step.state = StepState::Completed { at: NOW };
-    step.turn = Some(TurnRecord { text_bytes, refusal_bytes: 0, call_ids: vec![format!("upstream_{output}")] });
+    step.turn =
+        Some(TurnRecord { text_bytes, refusal_bytes: 0, call_ids: vec![format!("upstream_{output}")], replay: None });
     progress.steps.push(step);
 }
 
@@ -253,11 +256,11 @@ fn each_round_has_its_text_its_calls_and_its_outputs() {
     add_round(&ids, &mut run, 5, "a");
     add_round(&ids, &mut run, 13, "b");
 
-    let rounds = rounds(&run);
+    let rounds = rounds(&run, "m");
 
     assert_eq!(
         rounds.iter().map(|message| message.role).collect::<Vec<_>>(),
-        ["assistant", "tool", "assistant", "tool"]
+        [ChatRole::Assistant, ChatRole::Tool, ChatRole::Assistant, ChatRole::Tool]
     );
     assert_eq!(rounds.iter().map(|message| &message.content).collect::<Vec<_>>(), ["first", "a", "second", "b"]);
     assert_eq!(rounds[2].tool_calls[0]["id"], "upstream_b");
@@ -269,16 +272,16 @@ fn rounds_whose_message_was_deleted_have_no_text() {
     let ids = Ids::counting();
     let mut run = progress(&ids, &json!({}));
     add_round(&ids, &mut run, 8, "a");
-    assert_eq!(rounds(&run)[0].content, Value::Null);
+    assert_eq!(rounds(&run, "m")[0].content, Value::Null);
 
     // A later turn has begun the message again.
     set_text(&ids, &mut run, "anew");
     add_round(&ids, &mut run, 4, "b");
-    assert_eq!((&rounds(&run)[0].content, &rounds(&run)[2].content), (&Value::Null, &json!("anew")));
+    assert_eq!((&rounds(&run, "m")[0].content, &rounds(&run, "m")[2].content), (&Value::Null, &json!("anew")));
 
     set_text(&ids, &mut run, "anew and more");
     add_round(&ids, &mut run, 13, "c");
-    let texts: Vec<Value> = rounds(&run).into_iter().step_by(2).map(|message| message.content).collect();
+    let texts: Vec<Value> = rounds(&run, "m").into_iter().step_by(2).map(|message| message.content).collect();
     assert_eq!(texts, [Value::Null, json!("anew"), json!("and more")]);
 }
 
@@ -291,7 +294,8 @@ fn reference(progress: &Progress, thread: &[Message], budget: Budget) -> Result<
     if let Some(last) = last_messages(&progress.run.spec) {
         messages.drain(..messages.len().saturating_sub(last));
     }
-    let (system, rounds, mut request) = (system_message(&progress.run.spec), rounds(progress), empty_request(progress));
+    let (system, rounds, mut request) =
+        (system_message(&progress.run.spec), rounds(progress, "m"), empty_request(progress));
     let fixed = || system.iter().chain(&rounds);
     let max = budget.of_run.into_iter().chain(budget.of_model).min();
     let at_most = fixed().chain(&messages).map(tokens::at_most).sum::<usize>() + tokens::tools_at_most(&request.tools);

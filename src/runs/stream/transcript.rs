@@ -464,7 +464,8 @@ impl Transcript {
             let sent = &mut sent.calls[position].argument_bytes;
             while *sent < call.arguments.len() {
                 let end = next_piece(&call.arguments, &call.pieces, *sent, call.arguments.len());
-                let growth = CallGrowth::Arguments(call.arguments[*sent..end].to_owned());
+                let start = call.arguments.floor_char_boundary(*sent);
+                let growth = CallGrowth::Arguments(call.arguments[start..end].to_owned());
                 events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
                 *sent = end;
             }
@@ -547,8 +548,15 @@ fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize 
 }
 
 /// A stored call, in the pieces in which it was written where that is known.
+///
+/// Arguments may have been repaired after they were streamed. Then the streamed ones stay as they are: the client is asked
+/// with the repaired ones.
 fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> LiveCall {
-    let live = live.filter(|live| live.id == call.id && live.arguments == call.function.arguments);
+    let live = live.filter(|live| live.id == call.id);
+    if let Some(live) = live.filter(|live| !call.function.arguments.starts_with(&live.arguments)) {
+        return live.clone();
+    }
+    let live = live.filter(|live| live.arguments == call.function.arguments);
     LiveCall {
         id: call.id.clone(),
         name: call.function.name.clone(),

@@ -30,6 +30,8 @@ pub enum Answer {
     Status(u16, Vec<(&'static str, &'static str)>, Value),
     /// These bytes as an event stream.
     Raw(&'static str),
+    /// A body with this content type.
+    Body(&'static str, String),
     /// These bytes as an event stream that stays open until the connection is closed.
     Hang(&'static str),
     /// This answer, after the test calls [`Upstream::resume`].
@@ -41,6 +43,7 @@ struct Script {
     answers: Mutex<VecDeque<Answer>>,
     requests: Mutex<Vec<Value>>,
     keys: Mutex<Vec<Option<String>>>,
+    models: Mutex<Value>,
     requested: Notify,
     resumed: Semaphore,
     disconnected: Notify,
@@ -63,12 +66,17 @@ impl Upstream {
             answers: Mutex::new(answers.into_iter().collect()),
             requests: Mutex::default(),
             keys: Mutex::default(),
+            models: Mutex::new(json!([
+                {"id": "small", "object": "model", "created": 1, "owned_by": "us"},
+                {"id": "org/large", "object": "model", "created": 2, "owned_by": "us"},
+            ])),
             requested: Notify::new(),
             resumed: Semaphore::new(0),
             disconnected: Notify::new(),
         });
         let router = Router::new()
             .route("/v1/chat/completions", post(complete))
+            .route("/v1/embeddings", post(complete))
             .route("/v1/models", get(models))
             .with_state(script.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -98,6 +106,11 @@ impl Upstream {
         self.script.disconnected.notified().await;
     }
 
+    /// Replaces the entries of the list of models.
+    pub fn set_models(&self, entries: Value) {
+        *self.script.models.lock().unwrap() = entries;
+    }
+
     pub fn requests(&self) -> Vec<Value> {
         self.script.requests.lock().unwrap().clone()
     }
@@ -107,11 +120,9 @@ impl Upstream {
     }
 }
 
-async fn models() -> impl IntoResponse {
-    axum::Json(json!({"object": "list", "data": [
-        {"id": "small", "object": "model", "created": 1, "owned_by": "us"},
-        {"id": "org/large", "object": "model", "created": 2, "owned_by": "us"},
-    ]}))
+async fn models(State(script): State<Arc<Script>>) -> impl IntoResponse {
+    let models = script.models.lock().unwrap().clone();
+    axum::Json(json!({"object": "list", "data": models}))
 }
 
 async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -132,6 +143,7 @@ async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: B
         Answer::Finish(tokens, reason) => events(&frames(&tokens, Some(reason))),
         Answer::Calls(tokens, calls) => events(&call_frames(&tokens, &calls)),
         Answer::Raw(text) => events(&[text.to_owned()]),
+        Answer::Body(content_type, body) => ([("content-type", content_type)], body).into_response(),
         Answer::Hang(text) => hang(script, text),
         Answer::Held(_) => unreachable!("unwrapped above"),
         Answer::Disconnect(tokens) => disconnect(frames(&tokens, None)),

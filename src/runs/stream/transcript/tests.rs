@@ -103,7 +103,7 @@ impl Sim {
             upstream_id: "up".to_owned(),
         });
         let calls = made.collect();
-        self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls });
+        self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
     }
 
     /// Submits the outputs; returns the run as it was before.

@@ -1,4 +1,4 @@
-//! Chat completions, proxied to the model server.
+//! Requests that are forwarded to the model server.
 
 use reqwest::Method;
 use serde_json::json;
@@ -53,20 +53,73 @@ both_stores!(a_missing_model_and_an_unreachable_server_return_errors, async |dat
     assert_eq!((reply.status, &reply.body["error"]["type"]), (502, &json!("server_error")));
 });
 
+both_stores!(embeddings_are_forwarded_with_the_same_routing, async |database: Database| {
+    let reply = json!({"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
+        "model": "nomic", "usage": {"prompt_tokens": 2, "total_tokens": 2}});
+    let upstream =
+        Upstream::scripted([Answer::Status(200, vec![], reply.clone()), Answer::Status(200, vec![], reply.clone())])
+            .await;
+    let server = Server::with(&database, &upstream, &[("MODEL_ALIASES", "text-embedding-3-small=nomic")]).await;
+    let body = json!({"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 3});
+
+    let embedded = server.client.post("/v1/embeddings", body).await;
+    let azure = "/openai/deployments/text-embedding-3-small/embeddings?api-version=2024-05-01-preview";
+    server.client.post(azure, json!({"input": "a"})).await;
+
+    assert_eq!(embedded, reply);
+    let requests = upstream.requests();
+    assert_eq!(requests[0], json!({"model": "nomic", "input": ["a", "b"], "dimensions": 3}));
+    assert_eq!(requests[1], json!({"input": "a", "model": "nomic"}));
+    assert_eq!(
+        server.client.post_rejected("/v1/embeddings", json!({"input": "a"})).await,
+        "Missing required parameter: 'model'."
+    );
+});
+
+#[tokio::test]
+async fn a_forwarded_request_is_retried_like_a_run() {
+    let busy = Answer::Status(503, vec![("retry-after-ms", "1")], json!({"error": {"message": "loading"}}));
+    let upstream = Upstream::scripted([busy, Answer::Tokens(vec!["Hello"])]).await;
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
+
+    let reply = server.client.post("/v1/chat/completions", json!({"model": "m", "messages": []})).await;
+
+    assert_eq!((&reply["choices"][0]["message"]["content"], upstream.requests().len()), (&json!("Hello"), 2));
+}
+
+#[tokio::test]
+async fn a_forwarded_stream_that_stalls_or_breaks_ends_with_an_error() {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["Hm"]), Answer::Disconnect(vec!["Hm"])]).await;
+    let database = Database::sqlite();
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_IDLE_TIMEOUT_S", "1")]).await;
+
+    for expected in ["sent nothing more for 1 s", "closed the connection during its answer"] {
+        let body = json!({"model": "m", "messages": [], "stream": true});
+        let stream = server.client.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+        let text = stream.text().await.unwrap();
+        let last = text.trim_end().rsplit("\n\n").nth(1).unwrap();
+        assert!(last.contains("\"error\"") && last.contains(expected), "{text}");
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn the_echo_model_answers_chat_completions() {
-    use assistd::llm::{ChatModel as _, Echo};
+    use assistd::llm::{ChatModel as _, Echo, Endpoint};
     use futures_util::StreamExt as _;
     let mut members = serde_json::Map::new();
     members.insert("messages".into(), json!([{"role": "user", "content": "Hi"}]));
 
-    let proxied = Echo.proxy(members.clone()).await.unwrap();
+    let proxied = Echo.proxy(Endpoint::ChatCompletions, members.clone()).await.unwrap();
     let bytes: Vec<_> = proxied.body.map(|bytes| bytes.unwrap()).collect().await;
     let whole: serde_json::Value = serde_json::from_slice(&bytes.concat()).unwrap();
     assert!(whole["choices"][0]["message"]["content"].as_str().unwrap().ends_with("You said: Hi"));
 
+    let embeddings = Echo.proxy(Endpoint::Embeddings, members.clone()).await.unwrap();
+    assert_eq!(embeddings.status, 404);
     members.insert("stream".into(), json!(true));
-    let proxied = Echo.proxy(members).await.unwrap();
+    let proxied = Echo.proxy(Endpoint::ChatCompletions, members).await.unwrap();
     let bytes: Vec<_> = proxied.body.map(|bytes| bytes.unwrap()).collect().await;
     assert!(String::from_utf8(bytes.concat()).unwrap().ends_with("data: [DONE]\n\n"));
 }

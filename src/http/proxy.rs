@@ -1,4 +1,7 @@
-//! `POST /v1/chat/completions`
+//! `POST /v1/chat/completions`\
+//! `POST /v1/embeddings`
+//!
+//! Forwarded to the model's server, so that an application needs only one base URL. Only `model` is read.
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -15,7 +18,7 @@ use super::state::App;
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::rule::{At, Rule as _, missing, required, string};
-use crate::llm;
+use crate::llm::{self, Endpoint};
 
 /// Maximum length of a model name, in characters.
 const MODEL_CHARS_MAX: usize = 256;
@@ -23,11 +26,11 @@ const MODEL_CHARS_MAX: usize = 256;
 pub(super) fn routes() -> Routes {
     let create =
         operation("createChatCompletion", "Forwards a chat completion to the model's server; only `model` is read.");
-    Routes::of("Chat").post(
-        "/v1/chat/completions",
-        create.request_schema(body_schema).streaming(),
-        create_chat_completion,
-    )
+    let embed =
+        operation("createEmbedding", "Forwards a request for embeddings to the model's server; only `model` is read.");
+    Routes::of("Forwarded to model servers")
+        .post("/v1/chat/completions", create.request_schema(body_schema).streaming(), create_chat_completion)
+        .post("/v1/embeddings", embed.request_schema(body_schema), create_embedding)
 }
 
 fn body_schema(schemas: &mut SchemaGenerator) -> Value {
@@ -35,11 +38,20 @@ fn body_schema(schemas: &mut SchemaGenerator) -> Value {
     json!({"type": "object", "properties": {"model": model}, "required": ["model"]})
 }
 
-/// Forwards the request to the model's server and returns its response, so that an application needs only one base URL.
-/// Only `model` is read, and an alias is replaced. A deployment in an Azure path overrides `model`.
-async fn create_chat_completion(
+async fn create_chat_completion(app: State<App>, params: Params, body: Object) -> Result<Response, Error> {
+    forward(app, Endpoint::ChatCompletions, &params, body).await
+}
+
+async fn create_embedding(app: State<App>, params: Params, body: Object) -> Result<Response, Error> {
+    forward(app, Endpoint::Embeddings, &params, body).await
+}
+
+/// Forwards the request to the model's server and returns its response. An alias is replaced. A deployment in an Azure path
+/// overrides `model`.
+async fn forward(
     State(app): State<App>,
-    params: Params,
+    endpoint: Endpoint,
+    params: &Params,
     Object(mut members): Object,
 ) -> Result<Response, Error> {
     if app.drain.is_draining() {
@@ -58,7 +70,7 @@ async fn create_chat_completion(
     let route = app.models.route(&name).await;
     members.insert("model".to_owned(), Value::String(route.model));
     let open_response = app.drain.register();
-    let proxied = route.server.proxy(members).await?;
+    let proxied = route.server.proxy(endpoint, members).await?;
     let is_stream = proxied.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/event-stream"));
     let mut body = proxied.body;
     let drain = app.drain.clone();
@@ -69,13 +81,17 @@ async fn create_chat_completion(
                 biased;
                 () = drain.stopped() => {
                     if is_stream {
-                        yield Ok(stopping_frame());
+                        yield Ok(last_frames("The server is stopping; this stream cannot continue."));
                     } else {
                         yield Err(llm::Error::Unavailable("The server is stopping.".to_owned()));
                     }
                     return;
                 }
                 bytes = body.next() => match bytes {
+                    Some(Err(error)) if is_stream => {
+                        yield Ok(last_frames(&error.to_string()));
+                        return;
+                    }
                     Some(bytes) => yield bytes,
                     None => return,
                 }
@@ -90,8 +106,8 @@ async fn create_chat_completion(
     Ok(response)
 }
 
-/// Returns the end of a stream that a shutdown cuts off. Starts with an empty line, because an event may be partial.
-fn stopping_frame() -> Bytes {
-    let error = api::Error::new(Kind::Unavailable, "The server is stopping; this stream cannot continue.");
+/// Returns the end of a stream that cannot continue. Starts with an empty line, because an event may be partial.
+fn last_frames(message: &str) -> Bytes {
+    let error = api::Error::new(Kind::Unavailable, message);
     Bytes::from(format!("\n\ndata: {}\n\ndata: [DONE]\n\n", json!({"error": error.body()})))
 }

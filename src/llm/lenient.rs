@@ -1,0 +1,240 @@
+//! Reads JSON that is almost valid. Pure.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+/// Finds the ends of the values in a JSON text, byte by byte.
+#[derive(Debug, Clone, Default)]
+pub struct Scanner {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Scanner {
+    /// Whether the next byte is inside a string.
+    #[must_use]
+    pub fn in_string(&self) -> bool {
+        self.in_string
+    }
+
+    /// Takes the next byte. Returns whether it ends an object, an array or a string that is not inside another value.
+    pub fn push(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = true,
+                b'"' => {
+                    self.in_string = false;
+                    return self.depth == 0;
+                }
+                _ => {}
+            }
+            return false;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
+}
+
+/// Parses a JSON text. Replaces what JSON does not have but some servers write: raw control characters in strings, and
+/// values such as `NaN`, which become null. Returns `None` if that is not enough.
+#[must_use]
+pub fn parse(text: &str) -> Option<Value> {
+    let parsed = serde_json::from_str(text).ok();
+    parsed.or_else(|| {
+        let is_structure = text.trim_start().starts_with(['{', '[']);
+        is_structure.then(|| serde_json::from_str(&repair(text, true)).ok()).flatten()
+    })
+}
+
+/// Escapes raw control characters in strings. With `replace_words`, replaces words outside of strings that are not JSON by
+/// null.
+fn repair(text: &str, replace_words: bool) -> String {
+    let mut scanner = Scanner::default();
+    let mut repaired = String::with_capacity(text.len());
+    let mut word = String::new();
+    for character in text.chars() {
+        let was_in_string = scanner.in_string();
+        if character.is_ascii() {
+            scanner.push(character as u8);
+        }
+        if was_in_string {
+            match character {
+                '\n' => repaired.push_str("\\n"),
+                '\r' => repaired.push_str("\\r"),
+                '\t' => repaired.push_str("\\t"),
+                control if control.is_ascii_control() && control != '\u{7F}' => {
+                    let _ = write!(repaired, "\\u{:04x}", control as u32);
+                }
+                other => repaired.push(other),
+            }
+        } else if character.is_whitespace() || matches!(character, '{' | '}' | '[' | ']' | ',' | ':' | '"') {
+            push_word(&mut repaired, &mut word, replace_words);
+            repaired.push(character);
+        } else {
+            word.push(character);
+        }
+    }
+    push_word(&mut repaired, &mut word, replace_words);
+    repaired
+}
+
+fn push_word(repaired: &mut String, word: &mut String, replace: bool) {
+    if word.is_empty() {
+        return;
+    }
+    let stays = !replace || serde_json::from_str::<Value>(word).is_ok();
+    repaired.push_str(if stays { word } else { "null" });
+    word.clear();
+}
+
+/// Reads a number, also one that is written as a string.
+#[must_use]
+pub fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|number: &f64| number.is_finite())
+}
+
+/// Reads an integer, also one that is written as a float or a string.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a cast from float saturates")]
+pub fn integer(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| number(value).map(|number| number as i64))
+}
+
+/// Returns the arguments of a function call as a JSON object where the text has one reading, and otherwise unchanged:
+/// the client decides.
+///
+/// Repaired are: an absent or null text; an empty object before the object; the same object twice; an object in a string
+/// or in a Markdown code block; raw control characters in strings. For a function that takes no arguments, also `[]` and
+/// `""`.
+#[must_use]
+pub fn arguments(text: &str, takes_arguments: bool) -> String {
+    let trimmed = text.trim();
+    let is_nothing = matches!(trimmed, "" | "null") || (!takes_arguments && matches!(trimmed, "[]" | "\"\""));
+    if is_nothing {
+        return "{}".to_owned();
+    }
+    if is_object(trimmed) {
+        return text.to_owned();
+    }
+    one_object(trimmed)
+        .or_else(|| one_object(code_block(trimmed)?))
+        .or_else(|| object_in_string(trimmed))
+        .or_else(|| one_object(&repair(trimmed, false)))
+        .unwrap_or_else(|| text.to_owned())
+}
+
+fn is_object(text: &str) -> bool {
+    serde_json::from_str::<Map<String, Value>>(text).is_ok()
+}
+
+/// Returns the only object of a text of several: empty ones and repetitions do not count.
+fn one_object(text: &str) -> Option<String> {
+    let mut found: Option<(&str, Map<String, Value>)> = None;
+    for part in values(text)? {
+        let object: Map<String, Value> = serde_json::from_str(part).ok()?;
+        match &found {
+            Some((_, before)) if object == *before || object.is_empty() => {}
+            Some((_, before)) if !before.is_empty() => return None,
+            Some(_) | None => found = Some((part, object)),
+        }
+    }
+    found.map(|(part, _)| part.to_owned())
+}
+
+/// Splits a text into the values that follow one another. Returns `None` if the last one is not complete.
+fn values(text: &str) -> Option<Vec<&str>> {
+    let mut scanner = Scanner::default();
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (index, byte) in text.bytes().enumerate() {
+        if scanner.push(byte) {
+            parts.push(text[start..=index].trim());
+            start = index + 1;
+        }
+    }
+    text[start..].trim().is_empty().then_some(parts)
+}
+
+/// Returns the text of a Markdown code block.
+fn code_block(text: &str) -> Option<&str> {
+    let (_language, rest) = text.strip_prefix("```")?.split_once('\n')?;
+    rest.trim_end().strip_suffix("```").map(str::trim)
+}
+
+/// Returns the object of a JSON string that holds one.
+fn object_in_string(text: &str) -> Option<String> {
+    let inner: Value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&repair(text, false))).ok()?;
+    let inner = inner.as_str()?.trim();
+    if is_object(inner) {
+        Some(inner.to_owned())
+    } else {
+        one_object(inner).or_else(|| one_object(&repair(inner, false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn words_that_are_not_json_are_null_and_control_characters_are_escaped() {
+        assert_eq!(
+            parse("{\"a\": NaN, \"b\": [-Infinity, 1e400], \"c\": \"x\ty NaN\"}"),
+            Some(json!({"a": null, "b": [null, null], "c": "x\ty NaN"}))
+        );
+        assert_eq!(parse("{\"a\": "), None);
+        assert_eq!(parse("not json at all"), None);
+    }
+
+    #[test]
+    fn arguments_with_one_reading_are_repaired() {
+        let repaired = [
+            ("{}{\"a\":1}", "{\"a\":1}"),
+            ("{\"a\":1}{}", "{\"a\":1}"),
+            ("{\"a\":1}{\"a\":1}", "{\"a\":1}"),
+            ("{\"a\":1}\n{\"a\": 1}\n", "{\"a\":1}"),
+            ("\"{\\\"a\\\": 1}\"", "{\"a\": 1}"),
+            ("```json\n{\"a\": 1}\n```", "{\"a\": 1}"),
+            ("{\"a\":\"x\ny\"}", "{\"a\":\"x\\ny\"}"),
+            ("", "{}"),
+            ("null", "{}"),
+        ];
+        for (text, expected) in repaired {
+            assert_eq!(arguments(text, true), expected, "{text}");
+        }
+        assert_eq!((arguments("[]", false), arguments("\"\"", false)), ("{}".to_owned(), "{}".to_owned()));
+    }
+
+    #[test]
+    fn arguments_that_are_valid_or_ambiguous_are_unchanged() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        let unchanged = [
+            " {\"a\": 1} ",
+            "{\"a\":1}{\"b\":2}",
+            "{\"a\":",
+            "{\"a\":1} and more",
+            "[]",
+            "\"\"",
+            "[1]",
+            "{\"a\":\"\\ud83d\"}",
+            "{\"a\":1e400}",
+            "{'a': 1}",
+            deep.as_str(),
+        ];
+        for text in unchanged {
+            assert_eq!(arguments(text, true), text);
+        }
+    }
+}

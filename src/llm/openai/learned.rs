@@ -1,0 +1,39 @@
+//! Remembers which changes of a request each model of a server needs.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::adapt::Adaptations;
+
+/// How long the changes are applied before the whole request is tried again: servers are upgraded.
+const REMEMBERED_FOR: Duration = Duration::from_hours(1);
+/// Maximum number of models that are remembered; names come from clients.
+const MODELS_MAX: usize = 1_000;
+
+/// The changes by model name.
+#[derive(Debug, Default)]
+pub struct Learned {
+    models: Mutex<HashMap<String, (Instant, Adaptations)>>,
+}
+
+impl Learned {
+    /// Returns the changes for a model.
+    #[must_use]
+    pub fn get(&self, model: &str) -> Adaptations {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = models.get(model).filter(|(since, _)| since.elapsed() < REMEMBERED_FOR);
+        known.map(|(_, adaptations)| adaptations.clone()).unwrap_or_default()
+    }
+
+    /// Stores the changes with which a model has accepted a request.
+    pub fn store(&self, model: &str, adaptations: &Adaptations) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.retain(|_, (since, _)| since.elapsed() < REMEMBERED_FOR);
+        if models.len() < MODELS_MAX || models.contains_key(model) {
+            models.insert(model.to_owned(), (Instant::now(), adaptations.clone()));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Errors as model servers report them: in the body of an error response, or inside of an answer. Pure.
+
+use serde_json::Value;
+
+use crate::llm::lenient;
+
+/// Maximum length of a server's error text in our errors, in characters.
+const TEXT_CHARS_MAX: usize = 500;
+
+/// An error that a model server has reported.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// The HTTP status: that of the response, or one that the error itself names.
+    pub status: u16,
+    /// The rejected parameter, if the error names it in a member of its own.
+    pub param: Option<String>,
+    /// The error code, if it is a string.
+    pub code: Option<String>,
+    /// The text for people.
+    pub message: String,
+}
+
+impl Report {
+    /// Reads the body of a response with an error status.
+    #[must_use]
+    pub fn of_response(status: u16, body: &str) -> Self {
+        let found = lenient::parse(body).as_ref().and_then(find);
+        let report = found.unwrap_or_else(|| Self { message: body.trim().to_owned(), ..Self::default() });
+        Self { status, ..report }
+    }
+
+    /// Reads the data of an event that is an error.
+    #[must_use]
+    pub fn of_event(data: &str) -> Self {
+        let value = lenient::parse(data);
+        let found = value.as_ref().and_then(|value| find(value).or_else(|| Some(read(value))));
+        found.unwrap_or_else(|| Self { message: data.trim().to_owned(), ..Self::default() })
+    }
+
+    /// Finds the error in a value that should be an answer or a part of one.
+    #[must_use]
+    pub fn in_answer(value: &Value) -> Option<Self> {
+        find(value)
+    }
+
+    /// Creates a report with this text.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+
+    /// Whether the server has too many requests, or the account no quota left.
+    #[must_use]
+    pub fn is_rate_limit(&self) -> bool {
+        let names = |text: &str| {
+            let text = text.to_lowercase().replace(['-', ' '], "_");
+            ["rate_limit", "ratelimit", "too_many_requests", "resource_exhausted", "insufficient_quota"]
+                .iter()
+                .any(|name| text.contains(name))
+        };
+        self.status == 429 || self.code.as_deref().is_some_and(names)
+    }
+
+    /// Returns the text, bounded, or a text for an error without one.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let text = self.message.trim();
+        if text.is_empty() { "no message".to_owned() } else { text.chars().take(TEXT_CHARS_MAX).collect() }
+    }
+}
+
+/// Finds an error in any of its forms: an `error` member of a body, of a choice or of the first element of a list; an
+/// object that calls itself an error; `FastAPI`'s `detail`.
+fn find(value: &Value) -> Option<Report> {
+    match value {
+        Value::Array(elements) => elements.first().filter(|first| first.is_object()).and_then(find),
+        Value::Object(object) => {
+            if let Some(error) = object.get("error").or_else(|| object.get("errors")).filter(|error| is_set(error)) {
+                let outer = read(value);
+                let inner = read(error);
+                return Some(Report {
+                    status: if inner.status == 0 { outer.status } else { inner.status },
+                    param: inner.param.or(outer.param),
+                    code: inner.code.or(outer.code),
+                    message: if inner.message.is_empty() { outer.message } else { inner.message },
+                });
+            }
+            let choices = object.get("choices").and_then(Value::as_array).filter(|choices| !choices.is_empty());
+            if let Some(choices) = choices {
+                return choices.iter().filter(|choice| choice["error"] != Value::Null).find_map(find);
+            }
+            let is_error = object.get("object").or_else(|| object.get("type")).is_some_and(|kind| kind == "error");
+            let has_text = ["detail", "message"].iter().any(|name| object.get(*name).is_some_and(is_set));
+            (is_error || has_text && !object.contains_key("usage")).then(|| read(value))
+        }
+        _ => None,
+    }
+}
+
+/// Reads an error value: a string, a list, or an object with its facts.
+fn read(error: &Value) -> Report {
+    match error {
+        Value::String(text) => Report::new(text.as_str()),
+        Value::Array(errors) => {
+            let first = errors.first().map(read).unwrap_or_default();
+            let messages: Vec<String> = errors.iter().map(read).map(|error| error.message).collect();
+            Report { message: messages.join("; "), ..first }
+        }
+        Value::Object(object) => {
+            let text = |name: &str| object.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+            let location = object.get("loc").and_then(Value::as_array).and_then(|parts| parts.last()?.as_str());
+            let nested =
+                ["message", "detail", "msg"].iter().find_map(|name| object.get(*name)).filter(|text| is_set(text));
+            let message = match (nested, location) {
+                (Some(Value::String(text)), Some(location)) => format!("{location}: {text}"),
+                (Some(Value::String(text)), None) => text.clone(),
+                (Some(other @ Value::Array(_)), _) => read(other).message,
+                (Some(other), _) => other.to_string(),
+                (None, _) if object.contains_key("error") || object.contains_key("errors") => String::new(),
+                (None, _) => error.to_string(),
+            };
+            Report {
+                status: ["code", "status", "status_code"]
+                    .iter()
+                    .find_map(|name| status(object.get(*name)?))
+                    .unwrap_or(0),
+                param: text("param").or(location).map(str::to_owned),
+                code: text("code").or(text("type")).or(text("status")).map(str::to_owned),
+                message,
+            }
+        }
+        Value::Number(number) => Report::new(number.to_string()),
+        Value::Null | Value::Bool(_) => Report::default(),
+    }
+}
+
+/// Reads an HTTP status, which some servers write as a string.
+fn status(value: &Value) -> Option<u16> {
+    let number = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    u16::try_from(number).ok().filter(|status| (400..600).contains(status))
+}
+
+/// Whether an error member has a value.
+fn is_set(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(elements) => !elements.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_found_in_each_form() {
+        let forms = [
+            json!({"error": {"message": "bad"}}),
+            json!({"error": "bad"}),
+            json!([{"error": {"message": "bad", "code": 400}}]),
+            json!({"object": "error", "message": "bad", "code": 400}),
+            json!({"type": "error", "error": {"type": "x", "message": "bad"}}),
+            json!({"message": "bad"}),
+            json!({"detail": "bad"}),
+            json!({"errors": [{"message": "bad"}]}),
+            json!({"choices": [{"error": {"message": "bad"}, "finish_reason": "error", "delta": {}}]}),
+            json!({"error": true, "message": "bad"}),
+        ];
+        for form in forms {
+            assert_eq!(Report::in_answer(&form).map(|report| report.message), Some("bad".to_owned()), "{form}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_not_an_error() {
+        let answers = [
+            json!({"choices": [{"delta": {"content": "a"}}], "error": null}),
+            json!({"choices": [{"delta": {}, "error": null}]}),
+            json!({"choices": [], "usage": {}, "error": {}}),
+            json!({"type": "ping"}),
+            json!("text"),
+            json!(null),
+        ];
+        for answer in answers {
+            assert_eq!(Report::in_answer(&answer), None, "{answer}");
+        }
+    }
+
+    #[test]
+    fn the_members_of_a_validation_error_are_named() {
+        let body = json!({"detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted", "input": {}}]});
+
+        let report = Report::of_response(422, &body.to_string());
+
+        assert_eq!(report.message, "stream_options: Extra inputs are not permitted");
+    }
+
+    #[test]
+    fn a_rate_limit_is_recognized_by_its_status_or_its_code() {
+        for error in [
+            json!({"code": 429}),
+            json!({"code": "429"}),
+            json!({"type": "rate_limit_error"}),
+            json!({"code": "RESOURCE_EXHAUSTED"}),
+        ] {
+            assert!(Report::in_answer(&json!({"error": error})).unwrap().is_rate_limit(), "{error}");
+        }
+        assert!(!Report::in_answer(&json!({"error": {"code": 500}})).unwrap().is_rate_limit());
+    }
+}

@@ -1,0 +1,183 @@
+//! Separates the visible text of a turn from what its beginning may have besides: blanks, and thinking between tags. Pure.
+
+/// Tags between which models write their thinking.
+const TAGS: [(&str, &str); 3] = [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")];
+
+/// What happens to thinking that a model writes as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThinkTags {
+    /// It is removed where a turn begins with it.
+    #[default]
+    Strip,
+    /// It stays in the message.
+    Keep,
+}
+
+/// Filters the text of one turn.
+///
+/// Blanks are held back until a visible character comes, so that a turn with blanks and calls has no text.
+#[derive(Debug)]
+pub struct VisibleText {
+    tags: ThinkTags,
+    state: State,
+    /// Text that is held back: blanks and the beginning of a tag; inside of tags, all since the opening one.
+    held: String,
+    /// Where in `held` the search for the closing tag continues.
+    searched: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    /// Inside of tags; this one closes them.
+    Thinking(&'static str),
+    Visible,
+}
+
+/// The parts of a piece of text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parts {
+    /// Text for the message.
+    pub visible: String,
+    /// Thinking that is removed.
+    pub hidden: String,
+}
+
+impl VisibleText {
+    /// Creates the filter of a turn.
+    #[must_use]
+    pub fn new(tags: ThinkTags) -> Self {
+        Self { tags, state: State::Start, held: String::new(), searched: 0 }
+    }
+
+    /// Whether visible text has come.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.state == State::Visible
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, text: String) -> Parts {
+        if self.state == State::Visible {
+            return Parts { visible: text, hidden: String::new() };
+        }
+        let mut parts = Parts::default();
+        if matches!(self.state, State::Thinking(_)) {
+            parts.hidden.push_str(&text);
+        }
+        self.held.push_str(&text);
+        loop {
+            match self.state {
+                State::Visible => return parts,
+                State::Thinking(close) => {
+                    let Some(start) = self.held[self.searched..].find(close) else {
+                        // The closing tag may be split across pieces.
+                        self.searched = self.held.floor_char_boundary(self.held.len().saturating_sub(close.len()));
+                        return parts;
+                    };
+                    self.held.drain(..self.searched + start + close.len());
+                    self.state = State::Start;
+                }
+                State::Start => {
+                    let begun = self.held.trim_start();
+                    if begun.is_empty() {
+                        return parts;
+                    }
+                    let tags = if self.tags == ThinkTags::Strip { &TAGS[..] } else { &[] };
+                    if let Some((open, close)) = tags.iter().find(|(open, _)| begun.starts_with(open)) {
+                        parts.hidden.push_str(begun);
+                        self.searched = self.held.len() - begun.len() + open.len();
+                        self.state = State::Thinking(close);
+                    } else if tags.iter().any(|(open, _)| open.starts_with(begun)) {
+                        return parts;
+                    } else {
+                        // Blanks between the thinking and the text belong to the thinking.
+                        parts.visible.push_str(if self.searched > 0 { begun } else { &self.held });
+                        self.held.clear();
+                        self.state = State::Visible;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the text of a turn that has ended without visible text: what looked like the beginning of a tag, or
+    /// thinking that was never closed and so may be the answer. Blanks are no text.
+    pub fn end(&mut self) -> String {
+        let held = std::mem::take(&mut self.held);
+        if self.state == State::Visible || held.trim().is_empty() {
+            return String::new();
+        }
+        self.state = State::Visible;
+        held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The visible text of these pieces, and the removed one.
+    fn filter(tags: ThinkTags, pieces: &[&str]) -> (String, String) {
+        let mut filter = VisibleText::new(tags);
+        let (mut visible, mut hidden) = (String::new(), String::new());
+        for piece in pieces {
+            let parts = filter.push((*piece).to_owned());
+            visible.push_str(&parts.visible);
+            hidden.push_str(&parts.hidden);
+        }
+        visible.push_str(&filter.end());
+        (visible, hidden)
+    }
+
+    fn visible(tags: ThinkTags, pieces: &[&str]) -> String {
+        filter(tags, pieces).0
+    }
+
+    #[test]
+    fn blanks_are_held_back_until_a_visible_character_comes() {
+        assert_eq!(visible(ThinkTags::Strip, &["\n\n", " ", "a", " \n"]), "\n\n a \n");
+        assert_eq!(visible(ThinkTags::Strip, &["\n\n", " "]), "");
+    }
+
+    #[test]
+    fn thinking_at_the_beginning_is_removed() {
+        let pieces = ["\n<th", "ink>Hm", ", yes</thi", "nk>\n\n", "Hello <think>!"];
+
+        assert_eq!(filter(ThinkTags::Strip, &pieces).0, "Hello <think>!");
+        assert!(filter(ThinkTags::Strip, &pieces).1.contains("Hm, yes"));
+        assert_eq!(visible(ThinkTags::Keep, &pieces), pieces.concat());
+        assert_eq!(visible(ThinkTags::Strip, &["<think></think><thinking>x</thinking>", "a"]), "a");
+        assert_eq!(visible(ThinkTags::Strip, &["a<think>b</think>"]), "a<think>b</think>");
+    }
+
+    #[test]
+    fn thinking_without_an_end_and_half_a_tag_are_text() {
+        assert_eq!(visible(ThinkTags::Strip, &["<thi"]), "<thi");
+        assert_eq!(visible(ThinkTags::Strip, &["<think>The answer ", "is 4."]), "<think>The answer is 4.");
+        assert_eq!(visible(ThinkTags::Strip, &["<thin", "g>"]), "<thing>");
+    }
+
+    proptest! {
+        #[test]
+        fn the_text_is_the_same_wherever_it_is_split(
+            words in prop::collection::vec(prop::sample::select(vec![
+                "<think>", "</think>", " ", "\n", "a", "é", "<thinking>", "</thinking>", "[THINK]", "[/THINK]", "<", "th",
+            ]), 0..12),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        ) {
+            let text = words.concat();
+            let mut offsets: Vec<usize> =
+                cuts.iter().map(|cut| text.floor_char_boundary(cut.index(text.len() + 1))).collect();
+            offsets.extend([0, text.len()]);
+            offsets.sort_unstable();
+            let pieces: Vec<&str> = offsets.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+
+            prop_assert_eq!(visible(ThinkTags::Strip, &pieces), visible(ThinkTags::Strip, &[&text]));
+            prop_assert_eq!(visible(ThinkTags::Keep, &pieces), if text.trim().is_empty() { String::new() } else { text.clone() });
+        }
+    }
+}
