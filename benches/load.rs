@@ -115,7 +115,7 @@ enum Measurement {
     Table,
     /// Memory per open idle stream.
     IdleStreams,
-    /// Memory and processor time of streams that get one token a second.
+    /// Memory and processor time of streams that receive one token per second.
     SlowStreams,
     /// Processor time of streams whose runs wait for a slot.
     QueuedStreams,
@@ -139,7 +139,7 @@ struct Plan {
     messages_long: usize,
     messages_table: usize,
     starts: usize,
-    /// Number of turns per cell. In each turn, the contestants are measured one after the other, forwards or backwards.
+    /// Number of turns per cell. In each turn, the contestants are measured one after the other, in alternating order.
     turns: u32,
     /// Wait before memory is read; an idle server is measured for three times as long.
     settling: Duration,

@@ -1,5 +1,4 @@
-//! A simulated client: one kept-alive HTTP/1 connection and the least reading, so that the driver leaves the machine to
-//! the servers.
+//! A simulated client: one keep-alive HTTP/1 connection and minimal parsing, to leave the processor to the servers.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,19 +17,19 @@ use crate::Result;
 
 /// The last bytes of every stream.
 const DONE: &[u8] = b"data: [DONE]\n\n";
-/// How far from its end a stream says how it ended: the last run object is smaller.
+/// Maximum distance between the mark of completion and the end of a stream, in bytes: more than the last run object.
 const ENDING_BYTES_MAX: usize = 16 * 1024;
 
 /// How to read a server's streams.
 #[derive(Clone, Copy)]
 pub struct Marks {
-    /// Stands in the event of the first token, and not before.
+    /// A text that first occurs in the event of the first token.
     pub first_token: &'static str,
-    /// Stands near the end of a stream that went well.
+    /// A text near the end of a successful stream.
     pub completed: &'static str,
 }
 
-/// When things happened, counted from the request.
+/// The latencies of a request.
 #[derive(Clone, Copy)]
 pub struct Timing {
     pub first_token: Duration,
@@ -48,10 +47,10 @@ impl Client {
         Self { address, connection: None }
     }
 
-    /// Sends a request and gives the answer's head; connects first if need be.
+    /// Sends a request and returns the response, with an unread body. Connects if necessary.
     ///
     /// # Errors
-    /// Also when the status is not 200; the message then has the start of the body.
+    /// If the request fails or the status is not 200. The error then contains the start of the body.
     async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
         let request = Request::builder()
             .method(method)
@@ -66,7 +65,7 @@ impl Client {
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();
             let start: String = String::from_utf8_lossy(&body).chars().take(300).collect();
-            return Err(format!("{path} answered {status}: {start}").into());
+            return Err(format!("{path} returned {status}: {start}").into());
         }
         Ok(response)
     }
@@ -80,7 +79,7 @@ impl Client {
             let stream = TcpStream::connect(self.address).await?;
             stream.set_nodelay(true)?;
             let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-            // Ends by itself when the sender is dropped; a failure shows at the sender.
+            // Ends when the sender is dropped. The sender reports failures.
             tokio::spawn(async move {
                 let _ = connection.await;
             });
@@ -89,27 +88,27 @@ impl Client {
         Ok(self.connection.as_mut().expect("connected just above"))
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     pub async fn fetch(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let response = self.send(method, path, body).await?;
         Ok(response.into_body().collect().await?.to_bytes())
     }
 
-    /// Sends a request and reads the answer as JSON.
+    /// Sends a request and parses the response as JSON.
     pub async fn fetch_json<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T> {
         Ok(serde_json::from_slice(&self.fetch(method, path, body).await?)?)
     }
 
-    /// Sends a request and reads the answer's stream to its end.
+    /// Sends a request and reads the whole stream.
     ///
     /// # Errors
-    /// Also when the stream does not say that it completed.
+    /// If the request fails or the stream does not complete.
     pub async fn stream(&mut self, path: &str, body: Bytes, marks: Marks) -> Result<Timing> {
         let mut stream = self.open_stream(path, body, marks).await?;
         stream.read_to_end().await
     }
 
-    /// Sends a request and gives the answer's stream, nothing of it read yet.
+    /// Sends a request and returns the unread stream.
     pub async fn open_stream(&mut self, path: &str, body: Bytes, marks: Marks) -> Result<Stream> {
         let requested = Instant::now();
         let response = self.send(Method::POST, path, body).await?;
@@ -135,7 +134,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Reads until the first token has come.
+    /// Reads until the first token has arrived.
     pub async fn read_first_token(&mut self) -> Result<()> {
         while self.first_token.is_none() {
             if !self.read_more().await? {
@@ -145,7 +144,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads to the end and checks that it was a good one.
+    /// Reads to the end and checks that the stream completed.
     pub async fn read_to_end(&mut self) -> Result<Timing> {
         while self.read_more().await? {}
         let Some(first_token) = self.first_token else { return Err(self.unexpected("had no token")) };
@@ -158,7 +157,7 @@ impl Stream {
         Ok(Timing { first_token: first_token - self.requested, end: end - self.requested })
     }
 
-    /// Reads one frame; gives whether there was one.
+    /// Reads one frame. Returns whether there was one.
     async fn read_more(&mut self) -> Result<bool> {
         let Some(frame) = self.body.frame().await else { return Ok(false) };
         let Ok(bytes) = frame?.into_data() else { return Ok(true) };

@@ -13,43 +13,43 @@ use crate::client::{Client, Timing};
 use crate::contestant::{Counters, Created, Target, json_bytes};
 use crate::upstream::Mode;
 
-/// From one look at a polled run to the next.
+/// The interval at which a run is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// A request that takes longer has failed.
+/// The timeout of a request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
-/// After a failure, so that a server that is down is not flooded.
+/// Pause after a failed request, so that a server that is down is not flooded.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
-/// What each client does, over and over.
+/// The operation that each client repeats.
 #[derive(Clone)]
 pub enum Operation {
     /// Creates a thread and a run and reads its stream.
     Streamed(Mode),
     /// Creates a thread and a run and polls it until it has ended.
     Polled,
-    /// Creates a message, gets it, lists the newest, in turn, in a thread of its own.
+    /// Creates a message, retrieves it, and lists the newest, in turn. Each client uses a separate thread.
     Messages,
     /// Lists the newest messages of this thread.
     ListNewest { thread_id: String },
-    /// Gets this path.
+    /// Sends a GET request to this path.
     Get { path: String },
-    /// Runs on this thread with its last ten messages, and reads the stream.
+    /// Creates a run on this thread with the last ten messages, and reads its stream.
     RunOnLastMessages { thread_id: String },
     /// Adds a message to this thread.
     CreateMessage { thread_id: String },
 }
 
-/// How hard and how long.
+/// The number of clients, and the duration.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub clients: usize,
     pub warm_up: Duration,
     pub measured: Duration,
-    /// The clients start evenly within this time, so that they do not march in step.
+    /// The clients start evenly distributed over this time, so that they are not synchronized.
     pub spread: Duration,
 }
 
-/// What a closed loop found in its measured time.
+/// The results of the measured time of a closed loop.
 #[derive(Default)]
 pub struct Outcome {
     pub timings: Vec<Timing>,
@@ -59,7 +59,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Takes in what another loop of the same kind found.
+    /// Adds the results of another loop of the same kind.
     pub fn add(&mut self, other: Self) {
         self.timings.extend(other.timings);
         self.measured += other.measured;
@@ -80,7 +80,7 @@ impl Outcome {
     }
 }
 
-/// How many requests failed, and how the first one did.
+/// The number of failed requests, and the first error.
 #[derive(Default)]
 pub struct Errors {
     pub count: usize,
@@ -88,7 +88,7 @@ pub struct Errors {
 }
 
 impl Errors {
-    pub fn note(&mut self, error: String) {
+    pub fn record(&mut self, error: String) {
         self.count += 1;
         self.first.get_or_insert(error);
     }
@@ -99,8 +99,8 @@ impl Errors {
     }
 }
 
-/// Lets the clients work, and gives what they finished within the measured time and what the counters gained in it.
-/// Errors count at any time.
+/// Runs the clients. Returns the requests that ended within the measured time and the increase of the counters in it.
+/// Errors are counted at any time.
 pub async fn run(
     load: Load,
     target: &Target,
@@ -132,13 +132,13 @@ pub async fn run(
                 outcome.timings.extend(timings);
                 outcome.errors.add(errors);
             }
-            Err(error) => outcome.errors.note(error.to_string()),
+            Err(error) => outcome.errors.record(error.to_string()),
         }
     }
     outcome
 }
 
-/// Performs an operation a number of times, spread over the clients.
+/// Performs an operation `times` times, distributed over the clients.
 pub async fn repeat(target: &Target, operation: &Operation, times: usize, clients: usize) -> Result<()> {
     let mut workers = JoinSet::new();
     for n in 0..clients {
@@ -158,7 +158,7 @@ pub async fn repeat(target: &Target, operation: &Operation, times: usize, client
     Ok(())
 }
 
-/// A simulated client with what it remembers.
+/// A simulated client and its state.
 struct Caller {
     client: Client,
     target: Target,
@@ -179,7 +179,7 @@ impl Caller {
         Self { client: Client::new(target.address), target, thread_id: None, message_id: None, turn: 0 }
     }
 
-    /// Repeats the operation until the end; gives those that ended in the measured time.
+    /// Repeats the operation until `to`. Returns the timings of those that ended after `from`.
     async fn work(mut self, operation: &Operation, from: Instant, to: Instant) -> (Vec<Timing>, Errors) {
         let mut timings = Vec::new();
         let mut errors = Errors::default();
@@ -192,12 +192,12 @@ impl Caller {
                     }
                 }
                 Ok(Err(error)) => {
-                    errors.note(error.to_string());
+                    errors.record(error.to_string());
                     self.client = Client::new(self.target.address);
                     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
                 }
                 Err(_) => {
-                    errors.note(format!("nothing for {REQUEST_TIMEOUT:?}"));
+                    errors.record(format!("timed out after {REQUEST_TIMEOUT:?}"));
                     self.client = Client::new(self.target.address);
                 }
             }
@@ -246,7 +246,7 @@ impl Caller {
             match run.status.as_str() {
                 "queued" | "in_progress" => {}
                 "completed" => return Ok(()),
-                status => return Err(format!("a polled run is {status}").into()),
+                status => return Err(format!("a polled run ended as {status}").into()),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is measured: the model server alone, the floor and assistd. The last two are processes of their own.
+//! The contestants: the model server alone, the floor and assistd. The latter two are separate processes.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -18,15 +18,15 @@ use crate::upstream::Mode;
 use crate::wire_count::{self, WireCount};
 use crate::{Result, proc};
 
-/// A server that is not ready by then will not be.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a server can take to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// In the events of the model server, which the floor passes on.
+/// The marks in the events of the model server, which the floor forwards.
 const COMPLETION_MARKS: Marks = Marks { first_token: r#""delta":{"content":"#, completed: r#""finish_reason":"stop""# };
-/// In the events of a run.
+/// The marks in the events of a run.
 const RUN_MARKS: Marks = Marks { first_token: "event: thread.message.delta", completed: "event: thread.run.completed" };
 
-/// What the servers are started with.
+/// The configuration of the servers.
 #[derive(Clone)]
 pub struct Setup {
     pub server_binary: PathBuf,
@@ -53,20 +53,20 @@ impl Kind {
     }
 }
 
-/// Where a simulated client sends its requests, and with what in them.
+/// The address and the request bodies of a simulated client.
 #[derive(Clone)]
 pub struct Target {
     pub kind: Kind,
     pub address: SocketAddr,
-    /// In the order of [`Mode::ALL`].
+    /// The bodies of streamed runs, in the order of [`Mode::ALL`].
     streamed: Vec<Bytes>,
     polled: Bytes,
-    /// The assistant whose model is fast; none where there are no assistants.
+    /// The assistant with the fast model; empty if there are no assistants.
     pub assistant_id: String,
 }
 
 impl Target {
-    /// The model server, asked for a streamed completion.
+    /// Creates the target for streamed completions of the model server.
     pub fn direct(upstream: SocketAddr) -> Self {
         let body = |mode: &Mode| {
             json_bytes(&json!({
@@ -83,7 +83,7 @@ impl Target {
         }
     }
 
-    /// A server with the Assistants API; makes an assistant for each mode.
+    /// Creates the target for a server with the Assistants API, and an assistant for each mode.
     async fn assistants(kind: Kind, address: SocketAddr) -> Result<Self> {
         let mut client = Client::new(address);
         let mut runs = Vec::new();
@@ -119,7 +119,7 @@ impl Target {
         self.streamed[position].clone()
     }
 
-    /// The body for a run that is not streamed, on the fast model.
+    /// Returns the body of a run with the fast model that is not streamed.
     pub fn polled_run(&self) -> Bytes {
         self.polled.clone()
     }
@@ -132,7 +132,7 @@ impl Target {
     }
 }
 
-/// An object that was created, as far as it matters here.
+/// The ID of a created object.
 #[derive(Deserialize)]
 pub struct Created {
     pub id: String,
@@ -142,7 +142,7 @@ pub fn json_bytes(value: &serde_json::Value) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-/// The floor or assistd, running; its process is ended when dropped.
+/// A running floor or assistd. Its process is killed when this is dropped.
 pub struct Contestant {
     pub target: Target,
     process: Process,
@@ -156,11 +156,11 @@ impl Contestant {
         Self::start_on(setup, kind, &database_url, None).await
     }
 
-    /// Starts the server on an empty Postgres database with a relay between them that counts; gives nothing elsewhere.
+    /// Starts the server on an empty Postgres database behind a relay that counts round trips. Returns `None` for `SQLite`.
     pub async fn start_counted(setup: &Setup, kind: Kind) -> Result<Option<Self>> {
         let database_url = setup.store.create_database().await?;
         let (listener, address) = wire_count::bind().await?;
-        let Some((postgres, relayed_url)) = setup.store.through(&database_url, address) else { return Ok(None) };
+        let Some((postgres, relayed_url)) = setup.store.relayed(&database_url, address) else { return Ok(None) };
         let wire_count = WireCount::start(listener, postgres);
         Ok(Some(Self::start_on(setup, kind, &relayed_url, Some(wire_count)).await?))
     }
@@ -177,7 +177,7 @@ impl Contestant {
         Ok(Self { target: Target::assistants(kind, process.address).await?, process, wire_count })
     }
 
-    /// The counters as they are now.
+    /// Returns the current counters.
     pub fn counters(&self, store: &Store) -> Counters {
         Counters {
             server_cpu: proc::cpu(self.process.child.id()),
@@ -192,13 +192,13 @@ impl Contestant {
         proc::resident_kib(self.process.child.id())
     }
 
-    /// The most memory that was resident since the last call, in KiB.
+    /// Returns the peak of resident memory since the last call, in KiB.
     pub fn take_peak_kib(&self) -> Option<f64> {
         proc::take_peak_kib(self.process.child.id())
     }
 }
 
-/// Counters that only grow.
+/// Monotonic counters.
 #[derive(Clone, Copy, Default)]
 pub struct Counters {
     pub server_cpu: Option<Duration>,
@@ -209,7 +209,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// What came on top since then.
+    /// Returns the increase since `then`.
     pub fn since(self, then: Self) -> Self {
         Self {
             server_cpu: self.server_cpu.zip(then.server_cpu).map(|(now, then)| now.saturating_sub(then)),
@@ -231,7 +231,7 @@ impl Counters {
     }
 }
 
-/// Starts a server and gives the time until it has answered its first request.
+/// Starts a server, and returns the time until it has answered its first request.
 pub async fn time_to_first_answer(setup: &Setup, kind: Kind, database_url: &str) -> Result<Duration> {
     let started = Instant::now();
     let mut process = Process::start(setup, kind, database_url)?;
@@ -240,7 +240,7 @@ pub async fn time_to_first_answer(setup: &Setup, kind: Kind, database_url: &str)
     Ok(started.elapsed())
 }
 
-/// A server's process; it is ended when dropped.
+/// A server process. Killed when dropped.
 struct Process {
     child: Child,
     address: SocketAddr,
@@ -266,7 +266,7 @@ impl Process {
             }
             Kind::Assistd => {
                 let mut command = Command::new(&setup.server_binary);
-                // Only the settings below count, and a name that is no setting is refused.
+                // Removes the settings of the caller's environment.
                 for (name, _) in std::env::vars_os() {
                     if name.to_string_lossy().starts_with("ASSISTD_") {
                         command.env_remove(name);
@@ -289,22 +289,22 @@ impl Process {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", command.get_program().display()))?;
+            .map_err(|error| format!("failed to start {}: {error}", command.get_program().display()))?;
         Ok(Self { child, address, log })
     }
 
-    /// Asks until the server is ready; gives the client that asked.
+    /// Polls until the server is ready. Returns the client that polled.
     async fn wait_until_ready(&mut self) -> Result<Client> {
         let mut client = Client::new(self.address);
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let answer = client.fetch(Method::GET, "/ready", Bytes::new()).await;
             let Err(error) = answer else { return Ok(client) };
             if let Some(status) = self.child.try_wait()? {
-                return Err(format!("the server ended with {status}: {}", self.last_log_lines()).into());
+                return Err(format!("the server exited with {status}: {}", self.last_log_lines()).into());
             }
             if Instant::now() > deadline {
-                return Err(format!("the server did not get ready ({error}): {}", self.last_log_lines()).into());
+                return Err(format!("the server did not become ready ({error}): {}", self.last_log_lines()).into());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -319,13 +319,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only when the process has ended already.
+        // Both fail only if the process has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// An address that nobody listens on now.
+/// Returns an unused address.
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

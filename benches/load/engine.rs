@@ -1,4 +1,4 @@
-//! What the run engine holds and costs while runs wait: for their model, for a slot, and on a large thread.
+//! The resource usage of runs that wait for their model or for a slot, and of runs on a large thread.
 
 use bytes::Bytes;
 use hyper::Method;
@@ -13,15 +13,16 @@ use crate::report::{Report, Row};
 use crate::upstream::{Mode, Upstream};
 use crate::{Plan, Result};
 
-/// Runs before the memory is measured.
+/// Number of runs before memory is measured.
 const RUNS_BEFORE: usize = 200;
-/// Concurrent clients of those.
+/// Number of concurrent clients of these runs.
 const CLIENTS: usize = 16;
-/// Messages of the large thread, and the size of each, in bytes.
+/// Number of messages of the large thread.
 const LARGE_MESSAGES: usize = 120;
+/// Size of each message of the large thread, in bytes.
 const LARGE_MESSAGE_BYTES: usize = 250_000;
 
-/// Memory and processor time of streams that get one token a second.
+/// Measures memory and processor time of streams that receive one token per second.
 pub async fn measure_slow_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, report: &mut Report) -> Result<()> {
     let both = Both::start(setup).await?;
     let mut memory = [Vec::new(), Vec::new()];
@@ -42,11 +43,11 @@ pub async fn measure_slow_streams(plan: &Plan, setup: &Setup, upstream: &Upstrea
         memory[n].extend(gained.map(|kib| kib / plan.streams as f64));
         upstream.end_idle_answers();
         for reader in readers {
-            report.note_errors(&format!("slow streams, {}", contestant.target.kind.name()), &reader.await?);
+            report.add_errors(&format!("slow streams, {}", contestant.target.kind.name()), &reader.await?);
         }
     }
     let row = |what: &str, unit, [floor, assistd]: [Vec<f64>; 2]| Row {
-        what: format!("{what} of {} streams with one token a second", plan.streams),
+        what: format!("{what} of {} streams with one token per second", plan.streams),
         unit,
         direct: Vec::new(),
         floor,
@@ -58,7 +59,7 @@ pub async fn measure_slow_streams(plan: &Plan, setup: &Setup, upstream: &Upstrea
     Ok(())
 }
 
-/// The server's processor time over ten times the settling time, in percent of one core.
+/// Returns the server's processor time during ten times the settling time, in percent of one core.
 async fn processor_percent(plan: &Plan, setup: &Setup, contestant: &Contestant) -> Option<f64> {
     let before = contestant.counters(&setup.store);
     let watched = plan.settling * 10;
@@ -67,7 +68,7 @@ async fn processor_percent(plan: &Plan, setup: &Setup, contestant: &Contestant) 
     gained.map(|cpu| 100.0 * cpu.as_secs_f64() / watched.as_secs_f64())
 }
 
-/// Processor time of streams whose runs wait for the only slot.
+/// Measures the processor time of streams whose runs wait for the only slot.
 pub async fn measure_queued_streams(
     plan: &Plan,
     setup: &Setup,
@@ -86,7 +87,7 @@ pub async fn measure_queued_streams(
     tokio::time::sleep(plan.settling).await;
     let percent = processor_percent(plan, &setup, &assistd).await;
     upstream.end_idle_answers();
-    report.note_errors("queued streams", &read_to_end(&mut queued).await);
+    report.add_errors("queued streams", &read_to_end(&mut queued).await);
     report.add(Row {
         what: format!("processor of {} streams whose runs are queued", plan.streams),
         unit: "% of a core",
@@ -101,15 +102,15 @@ pub async fn measure_queued_streams(
 #[derive(Deserialize)]
 struct Stored {}
 
-/// Memory and first token of runs on a thread of 30 MB, of which they read the last ten messages or what fits a budget.
+/// Measures memory and first token of runs on a thread of 30 MB that read the last ten messages or what fits a budget.
 pub async fn measure_large_thread(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<()> {
     let assistd = Contestant::start(setup, Kind::Assistd).await?;
     let mut client = Client::new(assistd.target.address);
     closed_loop::repeat(&assistd.target, &Operation::Streamed(Mode::Fast), RUNS_BEFORE, CLIENTS).await?;
     let thread: Created = client.fetch_json(Method::POST, "/v1/threads", Bytes::from_static(b"{}")).await?;
-    let words = "lorem ipsum dolor ".repeat(LARGE_MESSAGE_BYTES / 18);
+    let filler = "lorem ipsum dolor ".repeat(LARGE_MESSAGE_BYTES / 18);
     for n in 0..LARGE_MESSAGES {
-        let message = json_bytes(&json!({"role": "user", "content": format!("{n}: {words}")}));
+        let message = json_bytes(&json!({"role": "user", "content": format!("{n}: {filler}")}));
         let path = format!("/v1/threads/{}/messages", thread.id);
         let _: Stored = client.fetch_json(Method::POST, &path, message).await?;
     }
@@ -118,12 +119,11 @@ pub async fn measure_large_thread(plan: &Plan, setup: &Setup, report: &mut Repor
         let path = format!("/v1/threads/{}/messages", thread.id);
         let _: Stored = client.fetch_json(Method::POST, &path, newest.clone()).await?;
     }
-    let ways = [
+    let options = [
         ("last_messages 10", json!({"truncation_strategy": {"type": "last_messages", "last_messages": 10}})),
         ("max_prompt_tokens 2000", json!({"max_prompt_tokens": 2_000})),
     ];
-    for (what, options) in ways {
-        let mut body = options;
+    for (what, mut body) in options {
         body["assistant_id"] = json!(assistd.target.assistant_id);
         body["stream"] = json!(true);
         let path = format!("/v1/threads/{}/runs", thread.id);
@@ -134,8 +134,8 @@ pub async fn measure_large_thread(plan: &Plan, setup: &Setup, report: &mut Repor
         let before = assistd.resident_kib();
         let timing = client.stream(&path, json_bytes(&body), assistd.target.marks()).await?;
         let gained = assistd.take_peak_kib().zip(before).map(|(peak, before)| (peak - before) / 1024.0);
-        let row = |figure: &str, unit, assistd| Row {
-            what: format!("{figure} of a run with {what} on a thread of 30 MB"),
+        let row = |value: &str, unit, assistd| Row {
+            what: format!("{value} of a run with {what} on a thread of 30 MB"),
             unit,
             direct: Vec::new(),
             floor: Vec::new(),

@@ -1,7 +1,8 @@
-//! The floor: a bare server that does the least durable work for each request, in a process of its own.
+//! The floor: a minimal server that does the least durable work per request, in a separate process.
 //!
-//! For a run it inserts the thread and its message, inserts the run, passes the model's bytes on as they come, and inserts
-//! the answer and updates the run before it says `[DONE]`. It checks nothing and keeps no keys, leases or events.
+//! For a run, it inserts the thread and its message, inserts the run, forwards the bytes of the model server as they arrive,
+//! and inserts the answer and updates the run before it forwards `[DONE]`. It validates nothing and has no keys, leases or
+//! events.
 //!
 //! `GET  /ready`
 //! `GET  /v1/assistants`
@@ -58,7 +59,7 @@ struct Floor {
 type Shared = State<Arc<Floor>>;
 type Reply<T> = Result<T, Failure>;
 
-/// Serves until the process is ended.
+/// Serves until the process is killed.
 pub async fn serve(args: &Args) -> Result<()> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
@@ -83,13 +84,13 @@ pub async fn serve(args: &Args) -> Result<()> {
 /// Serves a router on a listener, without delaying small writes.
 pub async fn accept(listener: TcpListener, router: Router) {
     let listener = listener.tap_io(|stream| {
-        // A connection that is gone already fails at its first read.
+        // A connection that is already closed fails at its first read.
         let _ = stream.set_nodelay(true);
     });
     let _ = axum::serve(listener, router).await;
 }
 
-/// A failed request, told as a 500 with its reason.
+/// A failed request, returned as a 500 with the error text.
 struct Failure(Error);
 
 impl<E: Into<Error>> From<E> for Failure {
@@ -113,7 +114,7 @@ struct CreateAssistant {
     model: String,
 }
 
-/// Keeps nothing: an assistant's id is its model.
+/// Stores nothing: the ID of an assistant is its model.
 async fn create_assistant(Json(request): Json<CreateAssistant>) -> Json<Value> {
     Json(json!({"id": request.model}))
 }
@@ -142,7 +143,7 @@ struct CreateMessage {
     content: String,
 }
 
-/// A run that was started: what it needs until its end.
+/// A started run.
 struct StartedRun {
     floor: Arc<Floor>,
     id: String,
@@ -152,12 +153,12 @@ struct StartedRun {
 
 async fn create_thread_and_run(State(floor): Shared, Json(request): Json<CreateThreadAndRun>) -> Reply<Response> {
     let [CreateMessage { content }] = &request.thread.messages[..] else {
-        return Err("the floor takes one message".into());
+        return Err("the floor supports exactly one message".into());
     };
     let (id, thread_id) = (new_id("run"), new_id("thread"));
     floor.store.create_thread_and_message(&thread_id, &Message::new(Role::User, content.clone())).await?;
     floor.store.start_run(&id, &thread_id).await?;
-    let model_answer = floor.ask_model(&request.assistant_id, content).await?;
+    let model_answer = floor.call_model(&request.assistant_id, content).await?;
     let body = json!({"id": id, "thread_id": thread_id, "status": "in_progress"});
     let run = StartedRun { floor, id, thread_id, model_answer };
     if request.stream {
@@ -172,7 +173,7 @@ async fn create_thread_and_run(State(floor): Shared, Json(request): Json<CreateT
 }
 
 impl Floor {
-    async fn ask_model(&self, model: &str, content: &str) -> Result<Incoming> {
+    async fn call_model(&self, model: &str, content: &str) -> Result<Incoming> {
         let body = json!({
             "model": model, "stream": true, "stream_options": {"include_usage": true},
             "messages": [{"role": "user", "content": content}]
@@ -182,14 +183,14 @@ impl Floor {
             .body(Full::new(Bytes::from(body.to_string())))?;
         let response = self.http.request(request).await?;
         if response.status() != StatusCode::OK {
-            return Err(format!("the model server answered {}", response.status()).into());
+            return Err(format!("the model server returned {}", response.status()).into());
         }
         Ok(response.into_body())
     }
 }
 
 impl StartedRun {
-    /// The model's bytes as they come; the last of them after the run's end is durable.
+    /// Forwards the bytes of the model server as they arrive. Forwards the last ones after the end of the run is durable.
     fn into_stream(self) -> Body {
         Body::from_stream(try_unfold((self, Answer::default()), |(mut run, mut answer)| async move {
             let bytes = run.read(&mut answer).await?;
@@ -197,7 +198,7 @@ impl StartedRun {
         }))
     }
 
-    /// Reads the model's answer to the end.
+    /// Reads the whole answer of the model.
     async fn finish(mut self) -> Result<()> {
         let mut answer = Answer::default();
         while self.read(&mut answer).await?.is_some() {}
@@ -217,12 +218,12 @@ impl StartedRun {
     }
 }
 
-/// The text of a streamed completion, as far as it was read.
+/// The part of a streamed completion that was read.
 #[derive(Default)]
 struct Answer {
     text: String,
     done: bool,
-    /// The start of a line whose rest has not come yet.
+    /// The start of an incomplete line.
     unread: Vec<u8>,
 }
 
@@ -294,7 +295,7 @@ fn message_object(thread_id: &str, message: &Message) -> Value {
     })
 }
 
-/// A new, time-ordered id.
+/// Returns a new, time-ordered ID.
 pub fn new_id(prefix: &str) -> String {
     format!("{prefix}_{}", Uuid::now_v7().simple())
 }

@@ -1,4 +1,4 @@
-//! What the floor keeps: threads, messages and runs, in one round trip for each durable step.
+//! The database of the floor: threads, messages and runs, with one round trip per durable write.
 
 use std::str::FromStr;
 
@@ -8,12 +8,12 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use crate::Result;
 use crate::floor::new_id;
 
-/// Connections to Postgres: more only wait for each other.
+/// Maximum number of connections to Postgres. More do not increase the throughput.
 const POSTGRES_CONNECTIONS: u32 = 16;
-/// Connections that read from `SQLite`; one more writes.
+/// Maximum number of `SQLite` connections that read, in addition to the one that writes.
 const SQLITE_READERS: u32 = 8;
 
-/// As many messages as a list gives.
+/// Number of messages of a list.
 const PAGE: i64 = 20;
 
 const TABLES: &str = "
@@ -60,7 +60,7 @@ pub enum Role {
 }
 
 impl Message {
-    /// A message with a new id.
+    /// Creates a message with a new ID.
     pub fn new(role: Role, text: String) -> Self {
         let role = match role {
             Role::User => "user",
@@ -76,7 +76,7 @@ pub enum FloorStore {
     Sqlite { writer: SqlitePool, readers: SqlitePool },
 }
 
-/// Runs one statement on the connections for writing, whichever database it is.
+/// Executes a statement on the writing connections of either database.
 macro_rules! write {
     ($store:expr, $postgres:expr, $sqlite:expr, $($value:expr),+) => {
         match $store {
@@ -90,7 +90,7 @@ macro_rules! write {
     };
 }
 
-/// Runs one query on the connections for reading, whichever database it is.
+/// Executes a query on the reading connections of either database.
 macro_rules! read {
     ($store:expr, $query:expr, $fetch:ident) => {
         match $store {
@@ -101,7 +101,7 @@ macro_rules! read {
 }
 
 impl FloorStore {
-    /// Opens the database and makes its tables if they are not there.
+    /// Opens the database, and creates its tables if they do not exist.
     pub async fn open(url: &str) -> Result<Self> {
         if url.starts_with("sqlite:") {
             let options = SqliteConnectOptions::from_str(url)?
@@ -119,8 +119,8 @@ impl FloorStore {
         }
         let pool =
             PgPoolOptions::new().max_connections(POSTGRES_CONNECTIONS).test_before_acquire(false).connect(url).await?;
-        let made: bool = sqlx::query_scalar("select to_regclass('runs') is not null").fetch_one(&pool).await?;
-        if !made {
+        let exists: bool = sqlx::query_scalar("select to_regclass('runs') is not null").fetch_one(&pool).await?;
+        if !exists {
             sqlx::raw_sql(TABLES).execute(&pool).await?;
         }
         Ok(Self::Postgres(pool))

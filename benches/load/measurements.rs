@@ -1,4 +1,4 @@
-//! The measurements, one function for each group of rows.
+//! The measurements, one function per group of rows.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::report::{Report, Row, milliseconds, p50_and_p95};
 use crate::upstream::{Mode, PACED_ANSWER, Upstream};
 use crate::{Measurement, Plan, Result, engine, table};
 
-/// Clients of the message mix, of the round-trip count and of what is set up before a measurement.
+/// Number of clients of the message operations, of the round-trip count and of the preparation of measurements.
 const CLIENTS: usize = 16;
-/// Messages in the short thread.
+/// Number of messages in the short thread.
 const MESSAGES_SHORT: usize = 10;
-/// Streams that are being opened at the same time.
+/// Number of streams that are opened concurrently.
 const STREAMS_OPENING: usize = 50;
 
 /// Measures one store.
@@ -52,7 +52,7 @@ pub async fn measure(plan: &Plan, setup: &Setup, upstream: &Upstream, report: &m
     Ok(())
 }
 
-/// A cold start on an empty and on a used database, and what a server costs that nobody asks.
+/// Measures cold starts on an empty and on a used database, and the resource usage of an idle server.
 async fn measure_start(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<()> {
     let mut fresh = [Vec::new(), Vec::new()];
     let mut used = [Vec::new(), Vec::new()];
@@ -96,7 +96,7 @@ async fn measure_start(plan: &Plan, setup: &Setup, report: &mut Report) -> Resul
     Ok(())
 }
 
-/// Everything that is measured on one pair of servers, and their memory after it.
+/// Performs all measurements on one pair of servers, and measures their memory afterwards.
 async fn measure_loads(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<()> {
     let both = Both::start(setup).await?;
     if plan.includes(Measurement::Streamed) {
@@ -121,21 +121,21 @@ async fn measure_loads(plan: &Plan, setup: &Setup, report: &mut Report) -> Resul
     Ok(())
 }
 
-/// Capacity with streams, and the processor time it takes.
+/// Measures the throughput of streamed runs, and their processor time.
 async fn measure_streamed(plan: &Plan, setup: &Setup, both: &Both, report: &mut Report) {
     for clients in plan.clients.iter().copied() {
         let cell = Cell { what: "streamed runs", clients, operation: Operation::Streamed(Mode::Fast) };
         let outcomes = contest(plan, setup, both, &cell, report).await;
         report.add(cell.rate_row("runs/s", &outcomes));
         let cpu_row = |whose: &str, cpu: fn(Counters) -> Option<Duration>| {
-            let a_run = |outcome: &Outcome| {
+            let per_run = |outcome: &Outcome| {
                 let cpu = outcome.counters.and_then(cpu);
                 cpu.map(|cpu| milliseconds(cpu) / outcome.count()).into_iter().collect::<Vec<f64>>()
             };
             cell.row(
-                &format!("{whose} processor time a streamed run"),
+                &format!("{whose} processor time per streamed run"),
                 "ms",
-                [Vec::new(), a_run(&outcomes[1]), a_run(&outcomes[2])],
+                [Vec::new(), per_run(&outcomes[1]), per_run(&outcomes[2])],
             )
         };
         report.add(cpu_row("server", |counters| counters.server_cpu));
@@ -145,7 +145,7 @@ async fn measure_streamed(plan: &Plan, setup: &Setup, both: &Both, report: &mut 
     }
 }
 
-/// Capacity without streams.
+/// Measures the throughput of polled runs.
 async fn measure_polled(plan: &Plan, setup: &Setup, both: &Both, report: &mut Report) {
     for clients in plan.clients.iter().copied() {
         let cell = Cell { what: "polled runs", clients, operation: Operation::Polled };
@@ -154,7 +154,7 @@ async fn measure_polled(plan: &Plan, setup: &Setup, both: &Both, report: &mut Re
     }
 }
 
-/// What a user feels: the time that a server adds to the model's own.
+/// Measures the latency that a server adds to that of the model server.
 async fn measure_paced(plan: &Plan, setup: &Setup, both: &Both, report: &mut Report) {
     for clients in plan.clients.iter().copied() {
         let cell = Cell { what: "paced runs", clients, operation: Operation::Streamed(Mode::Paced) };
@@ -162,14 +162,14 @@ async fn measure_paced(plan: &Plan, setup: &Setup, both: &Both, report: &mut Rep
         let first_token = outcomes.each_ref().map(|outcome| times(outcome, |timing| timing.first_token));
         let end = outcomes.each_ref().map(|outcome| times(outcome, |timing| timing.end));
         for (what, [direct, floor, assistd]) in [("first token", first_token), ("end of run", end)] {
-            let added = |figures: Vec<f64>| figures.iter().zip(&direct).map(|(ours, direct)| ours - direct).collect();
-            let figures = [direct.clone(), added(floor), added(assistd)];
-            report.add(Row { ratios: false, ..cell.row(&format!("{what} over direct, p50 / p95"), "ms", figures) });
+            let added = |values: Vec<f64>| values.iter().zip(&direct).map(|(ours, direct)| ours - direct).collect();
+            let values = [direct.clone(), added(floor), added(assistd)];
+            report.add(Row { ratios: false, ..cell.row(&format!("{what} over direct, p50 / p95"), "ms", values) });
         }
     }
 }
 
-/// Whether a long thread is as quick to list, and to run on with its last ten messages, as a short one.
+/// Measures lists of a short and of a long thread, and runs on them with the last ten messages.
 async fn measure_list(plan: &Plan, setup: &Setup, both: &Both, report: &mut Report) -> Result<()> {
     for messages in [MESSAGES_SHORT, plan.messages_long] {
         let mut outcomes = [Outcome::default(), Outcome::default()];
@@ -181,7 +181,7 @@ async fn measure_list(plan: &Plan, setup: &Setup, both: &Both, report: &mut Repo
                 Some(contestant.counters(&setup.store))
             })
             .await;
-            report.note_errors(&format!("list of {messages}, {}", target.kind.name()), &outcome.errors);
+            report.add_errors(&format!("list of {messages}, {}", target.kind.name()), &outcome.errors);
         }
         let [floor, assistd] = outcomes.map(|outcome| times(&outcome, |timing| timing.end));
         report.add(Row {
@@ -204,7 +204,7 @@ async fn measure_list(plan: &Plan, setup: &Setup, both: &Both, report: &mut Repo
     Ok(())
 }
 
-/// How long one client waits for the end of an operation.
+/// Measures the latency of an operation with one client.
 pub async fn time_alone(
     plan: &Plan,
     target: &Target,
@@ -214,7 +214,7 @@ pub async fn time_alone(
 ) -> Vec<f64> {
     let load = Load { clients: 1, warm_up: warm_up(plan), measured: plan.measured / 2, spread: Duration::ZERO };
     let outcome = closed_loop::run(load, target, operation, || None).await;
-    report.note_errors(what, &outcome.errors);
+    report.add_errors(what, &outcome.errors);
     times(&outcome, |timing| timing.end)
 }
 
@@ -223,7 +223,7 @@ struct List {
     data: Vec<serde_json::Value>,
 }
 
-/// Makes a thread of so many messages and checks that its newest are listed.
+/// Creates a thread with `messages` messages, and checks that the newest are listed.
 async fn create_long_thread(target: &Target, messages: usize) -> Result<String> {
     let mut client = Client::new(target.address);
     let thread_id = create_thread(&mut client).await?;
@@ -236,7 +236,7 @@ async fn create_long_thread(target: &Target, messages: usize) -> Result<String> 
     Ok(thread_id)
 }
 
-/// What an open stream costs in memory while nothing happens on it, on servers that have done little before.
+/// Measures the memory of open idle streams.
 async fn measure_idle_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, report: &mut Report) -> Result<()> {
     let both = Both::start(setup).await?;
     let mut growth = [Vec::new(), Vec::new()];
@@ -251,7 +251,7 @@ async fn measure_idle_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, r
         growth.extend(gained.map(|kib| kib / plan.streams as f64));
         upstream.end_idle_answers();
         let errors = read_to_end(&mut streams).await;
-        report.note_errors(&format!("idle streams, {}", contestant.target.kind.name()), &errors);
+        report.add_errors(&format!("idle streams, {}", contestant.target.kind.name()), &errors);
     }
     let [floor, assistd] = growth;
     let what = format!("memory for each of {} open idle streams", plan.streams);
@@ -259,13 +259,13 @@ async fn measure_idle_streams(plan: &Plan, setup: &Setup, upstream: &Upstream, r
     Ok(())
 }
 
-/// Reads streams to their end; returns what failed.
+/// Reads streams to their end. Returns the errors.
 pub async fn read_to_end(streams: &mut [crate::client::Stream]) -> Errors {
     let mut errors = Errors::default();
     for stream in streams {
         let end = tokio::time::timeout(REQUEST_TIMEOUT, stream.read_to_end()).await;
         if let Err(error) = end.map_err(Into::into).flatten() {
-            errors.note(error.to_string());
+            errors.record(error.to_string());
         }
     }
     errors
@@ -288,9 +288,9 @@ pub async fn open_streams(target: &Target, mode: Mode, count: usize) -> Result<V
     Ok(streams)
 }
 
-/// How often a run makes the server wait for Postgres, counted on the wire.
+/// Measures the round trips, pings and statements per run, counted by a relay in front of Postgres.
 async fn measure_round_trips(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<()> {
-    let mut figures: [[Vec<f64>; 2]; 4] = Default::default();
+    let mut values: [[Vec<f64>; 2]; 4] = Default::default();
     for (n, kind) in [Kind::Floor, Kind::Assistd].into_iter().enumerate() {
         let Some(contestant) = Contestant::start_counted(setup, kind).await? else { return Ok(()) };
         let counters = || Some(contestant.counters(&setup.store));
@@ -298,32 +298,32 @@ async fn measure_round_trips(plan: &Plan, setup: &Setup, report: &mut Report) ->
         let load =
             Load { clients: CLIENTS, warm_up: warm_up(plan), measured: plan.measured / 2, spread: Duration::ZERO };
         let outcome = closed_loop::run(load, &contestant.target, &operation, counters).await;
-        report.note_errors(&format!("round trips, {}", kind.name()), &outcome.errors);
+        report.add_errors(&format!("round trips, {}", kind.name()), &outcome.errors);
         tokio::time::sleep(plan.settling).await;
         let before = contestant.counters(&setup.store);
         tokio::time::sleep(plan.settling * 3).await;
         let gained = contestant.counters(&setup.store).since(before);
 
-        let a_run = |count: Option<u64>| count.map(|count| number(count) / outcome.count());
+        let per_run = |count: Option<u64>| count.map(|count| number(count) / outcome.count());
         let loaded = outcome.counters.unwrap_or_default();
-        figures[0][n].extend(a_run(loaded.round_trips));
-        figures[1][n].extend(a_run(loaded.pings));
-        figures[2][n].extend(a_run(loaded.statements));
-        figures[3][n].extend(gained.round_trips.map(|count| number(count) / (plan.settling * 3).as_secs_f64()));
+        values[0][n].extend(per_run(loaded.round_trips));
+        values[1][n].extend(per_run(loaded.pings));
+        values[2][n].extend(per_run(loaded.statements));
+        values[3][n].extend(gained.round_trips.map(|count| number(count) / (plan.settling * 3).as_secs_f64()));
     }
     let rows = [
-        ("database round trips a streamed run", ""),
-        ("database pings a streamed run", ""),
-        ("database statements a streamed run", ""),
+        ("database round trips per streamed run", ""),
+        ("database pings per streamed run", ""),
+        ("database statements per streamed run", ""),
         ("idle server, database round trips", "1/s"),
     ];
-    for ((what, unit), [floor, assistd]) in rows.into_iter().zip(figures) {
+    for ((what, unit), [floor, assistd]) in rows.into_iter().zip(values) {
         report.add(Row { what: what.to_owned(), unit, direct: Vec::new(), floor, assistd, ratios: false });
     }
     Ok(())
 }
 
-/// The floor and assistd, each on a database of its own.
+/// The floor and assistd, each on a separate database.
 pub struct Both {
     floor: Contestant,
     assistd: Contestant,
@@ -352,7 +352,7 @@ impl Both {
     }
 }
 
-/// One thing done by so many clients, on each contestant.
+/// An operation of a number of clients, measured on each contestant.
 struct Cell {
     what: &'static str,
     clients: usize,
@@ -373,11 +373,11 @@ impl Cell {
     }
 }
 
-/// Measures a cell on each contestant by turns: direct where it applies, the floor, assistd.
+/// Measures a cell on each contestant in turn: direct if applicable, the floor, assistd.
 async fn contest(plan: &Plan, setup: &Setup, both: &Both, cell: &Cell, report: &mut Report) -> [Outcome; 3] {
     let paced = matches!(cell.operation, Operation::Streamed(Mode::Paced));
     let load = if paced {
-        // Each client ends an answer in each turn.
+        // Each client completes an answer in each turn.
         let measured = (plan.measured / plan.turns).max(PACED_ANSWER);
         Load { clients: cell.clients, warm_up: PACED_ANSWER, measured, spread: PACED_ANSWER }
     } else {
@@ -404,12 +404,12 @@ async fn contest(plan: &Plan, setup: &Setup, both: &Both, cell: &Cell, report: &
         }
     }
     for (outcome, kind) in outcomes.iter().zip([Kind::Direct, Kind::Floor, Kind::Assistd]) {
-        report.note_errors(&format!("{}, {} clients, {}", cell.what, cell.clients, kind.name()), &outcome.errors);
+        report.add_errors(&format!("{}, {} clients, {}", cell.what, cell.clients, kind.name()), &outcome.errors);
     }
     outcomes
 }
 
-/// A tenth of the measured time, half a second at most.
+/// Returns the warm-up time: a tenth of the measured time, at most half a second.
 fn warm_up(plan: &Plan) -> Duration {
     (plan.measured / 10).min(Duration::from_millis(500))
 }

@@ -1,20 +1,20 @@
-//! What the system tells about processes, from `/proc`; elsewhere than on Linux there is nothing to tell.
+//! Processor time and memory of processes, from `/proc`. Returns `None` on systems other than Linux.
 
 use std::fs;
 use std::time::Duration;
 
-/// Linux counts processor time in hundredths of a second towards programs, whatever the kernel's own tick.
+/// Linux reports processor time in hundredths of a second, independently of the kernel's own tick.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Open files that the benchmark needs beside its streams.
-const FILES_BESIDE_STREAMS: usize = 400;
+/// Number of open files that the benchmark needs in addition to its streams.
+const OTHER_FILES: usize = 400;
 
-/// The processor time of one process.
+/// Returns the processor time of a process.
 pub fn cpu(pid: u32) -> Option<Duration> {
     Stat::read(pid).map(|stat| stat.own)
 }
 
-/// The processor time of a process and all its children, also those that have ended.
+/// Returns the processor time of a process and all its children, including those that have exited.
 pub fn cpu_with_children(pid: u32) -> Option<Duration> {
     let parent = Stat::read(pid)?;
     let children = fs::read_dir("/proc")
@@ -25,22 +25,22 @@ pub fn cpu_with_children(pid: u32) -> Option<Duration> {
     Some(parent.own + parent.ended_children + children.map(|child| child.own).sum::<Duration>())
 }
 
-/// The parent of a process, if both are Postgres: of a server process, the postmaster.
+/// Returns the postmaster of a Postgres backend process.
 pub fn postmaster_of(backend: u32) -> Option<u32> {
     let stat = Stat::read(backend).filter(|stat| stat.name.starts_with("postgres"))?;
     Stat::read(stat.parent).filter(|parent| parent.name.starts_with("postgres"))?;
     Some(stat.parent)
 }
 
-/// Memory of a process that is in RAM, in KiB.
+/// Returns the resident memory of a process, in KiB.
 pub fn resident_kib(pid: u32) -> Option<f64> {
     kib(pid, "VmRSS:")
 }
 
-/// The most memory of a process that was in RAM since the last call, in KiB.
+/// Returns the peak of a process's resident memory since the last call, in KiB.
 pub fn take_peak_kib(pid: u32) -> Option<f64> {
     let peak = kib(pid, "VmHWM:");
-    // Begins anew; see proc(5).
+    // Resets the peak; see proc(5).
     fs::write(format!("/proc/{pid}/clear_refs"), "5").ok()?;
     peak
 }
@@ -53,15 +53,15 @@ fn kib(pid: u32, name: &str) -> Option<f64> {
     Some(kib as f64)
 }
 
-/// The number of streams that the limit on open files allows, at most `wanted`: each takes one file in the server towards
-/// the client and one towards the model, and as many here.
+/// Returns the number of streams that the limit on open files allows, at most `wanted`. Each stream uses two files in the
+/// server, to the client and to the model server, and two in this process.
 pub fn streams_allowed(wanted: usize) -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let files: Option<usize> = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max open files"))
         .and_then(|line| line.split_whitespace().next()?.parse().ok());
-    let allowed = files.map_or(wanted, |files| files.saturating_sub(FILES_BESIDE_STREAMS) / 2);
+    let allowed = files.map_or(wanted, |files| files.saturating_sub(OTHER_FILES) / 2);
     if allowed < wanted {
         eprintln!(
             "load: the limit on open files allows {allowed} streams instead of {wanted}; raise it with ulimit -n"
@@ -70,7 +70,7 @@ pub fn streams_allowed(wanted: usize) -> usize {
     wanted.min(allowed)
 }
 
-/// The machine in one line.
+/// Returns a one-line description of the machine.
 pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or_else(|_| "?".to_owned(), |cores| cores.to_string());
     let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -82,7 +82,7 @@ pub fn machine() -> String {
     format!("Machine: {cores} cores{model}, shared by clients, model server, servers and database.")
 }
 
-/// The parts of `/proc/PID/stat` that are used here.
+/// The used fields of `/proc/PID/stat`.
 struct Stat {
     name: String,
     parent: u32,
@@ -93,7 +93,7 @@ struct Stat {
 impl Stat {
     fn read(pid: u32) -> Option<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in parentheses and may hold spaces; after it come the state, the parent and plain numbers.
+        // The name is in parentheses and may contain spaces. The state, the parent and numbers follow.
         let (before, after) = text.rsplit_once(')')?;
         let (_, name) = before.split_once('(')?;
         let fields: Vec<&str> = after.split_whitespace().collect();

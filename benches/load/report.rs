@@ -1,11 +1,11 @@
-//! The report: one Markdown table for a store, and the errors below it.
+//! The report: one Markdown table per store, followed by notes and errors.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::closed_loop::Errors;
 
-/// What was measured on one store.
+/// The results of one store.
 pub struct Report {
     title: String,
     rows: Vec<Row>,
@@ -13,14 +13,14 @@ pub struct Report {
     notes: Vec<String>,
 }
 
-/// One line of the table. No figures: not measured, or not to be measured there.
+/// One row of the table. A cell without values was not measured.
 pub struct Row {
     pub what: String,
     pub unit: &'static str,
     pub direct: Vec<f64>,
     pub floor: Vec<f64>,
     pub assistd: Vec<f64>,
-    /// Whether assistd's figure is told as a part of the others' too.
+    /// Whether to show the ratios of assistd to the floor and to direct.
     pub ratios: bool,
 }
 
@@ -29,23 +29,23 @@ impl Report {
         Self { title, rows: Vec::new(), errors: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a line and shows it at once.
+    /// Adds a row, and prints it immediately.
     pub fn add(&mut self, row: Row) {
         eprintln!("{row}");
         self.rows.push(row);
     }
 
-    /// Notes the errors of a cell, if there are any.
-    pub fn note_errors(&mut self, cell: &str, errors: &Errors) {
+    /// Adds the errors of a cell, if there are any.
+    pub fn add_errors(&mut self, cell: &str, errors: &Errors) {
         if let Some(first) = &errors.first {
-            let line = format!("{cell}: {} errors, the first: {first}", errors.count);
+            let line = format!("{cell}: {} errors; first error: {first}", errors.count);
             eprintln!("{line}");
             self.errors.push(line);
         }
     }
 
-    /// Shows a text below the table, as it is.
-    pub fn note(&mut self, note: String) {
+    /// Adds a text below the table.
+    pub fn add_note(&mut self, note: String) {
         self.notes.push(note);
     }
 
@@ -91,29 +91,29 @@ impl fmt::Display for Row {
     }
 }
 
-/// The first figure of one as a part of the first of the other.
-fn ratio(figures: &[f64], of: &[f64]) -> String {
-    match (figures.first(), of.first()) {
-        (Some(figure), Some(of)) if *of > 0.0 => format!("{:.2}", figure / of),
+/// Returns the ratio of the first values.
+fn ratio(values: &[f64], of: &[f64]) -> String {
+    match (values.first(), of.first()) {
+        (Some(value), Some(of)) if *of > 0.0 => format!("{:.2}", value / of),
         _ => String::new(),
     }
 }
 
-fn shown(figures: &[f64]) -> String {
-    let figures: Vec<String> = figures.iter().map(|figure| rounded(*figure)).collect();
-    figures.join(" / ")
+fn shown(values: &[f64]) -> String {
+    let values: Vec<String> = values.iter().map(|value| rounded(*value)).collect();
+    values.join(" / ")
 }
 
-/// About three digits.
-fn rounded(figure: f64) -> String {
-    match figure.abs() {
-        size if size >= 100.0 => format!("{figure:.0}"),
-        size if size >= 10.0 => format!("{figure:.1}"),
-        _ => format!("{figure:.2}"),
+/// Returns the value with about three significant digits.
+fn rounded(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
     }
 }
 
-/// In milliseconds, at the middle and below which 95 of 100 are; nothing when there are none.
+/// Returns the 50th and 95th percentile in milliseconds, or nothing if there are no durations.
 pub fn p50_and_p95(mut durations: Vec<Duration>) -> Vec<f64> {
     durations.sort_unstable();
     if durations.is_empty() {

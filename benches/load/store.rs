@@ -1,4 +1,4 @@
-//! The database beneath the servers: fresh ones to measure on, and what it costs.
+//! The databases of the measured servers, and their processor time.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use crate::{Result, proc};
 
-/// A folder under the system's temporary one; it goes when dropped.
+/// A temporary folder. Deleted when dropped.
 pub struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
@@ -28,16 +28,16 @@ impl TemporaryFolder {
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("load: {} stays: {error}", self.0.display());
+            eprintln!("load: failed to delete {}: {error}", self.0.display());
         }
     }
 }
 
-/// Where fresh databases come from.
+/// Creates empty databases.
 pub struct Store {
     kind: Kind,
-    /// Databases made so far.
-    made: AtomicU32,
+    /// Number of databases created so far.
+    created: AtomicU32,
 }
 
 enum Kind {
@@ -46,18 +46,18 @@ enum Kind {
 }
 
 impl Store {
-    /// `SQLite` files in this folder.
+    /// Creates `SQLite` files in this folder.
     pub fn sqlite(folder: PathBuf) -> Self {
-        Self { kind: Kind::Sqlite { folder }, made: AtomicU32::new(0) }
+        Self { kind: Kind::Sqlite { folder }, created: AtomicU32::new(0) }
     }
 
-    /// Databases on the Postgres at this URL.
+    /// Creates databases on the Postgres server at this URL.
     pub async fn postgres(url: String) -> Result<Self> {
         let mut connection = PgConnection::connect(&url).await?;
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await?;
         let postmaster = proc::postmaster_of(backend.unsigned_abs());
         connection.close().await?;
-        Ok(Self { kind: Kind::Postgres { url, postmaster }, made: AtomicU32::new(0) })
+        Ok(Self { kind: Kind::Postgres { url, postmaster }, created: AtomicU32::new(0) })
     }
 
     pub fn name(&self) -> &'static str {
@@ -67,7 +67,7 @@ impl Store {
         }
     }
 
-    /// The name with the version.
+    /// Returns the name and the version.
     pub async fn title(&self) -> Result<String> {
         let version: String = match &self.kind {
             Kind::Sqlite { .. } => {
@@ -82,9 +82,9 @@ impl Store {
         Ok(format!("{} {version}", self.name()))
     }
 
-    /// Makes an empty database and gives its URL.
+    /// Creates an empty database and returns its URL.
     pub async fn create_database(&self) -> Result<String> {
-        let n = self.made.fetch_add(1, Ordering::Relaxed);
+        let n = self.created.fetch_add(1, Ordering::Relaxed);
         match &self.kind {
             Kind::Sqlite { folder } => Ok(format!("sqlite://{}", folder.join(format!("{n}.db")).display())),
             Kind::Postgres { url, .. } => {
@@ -96,8 +96,8 @@ impl Store {
         }
     }
 
-    /// The host and port of Postgres, and the same URL with another host and port.
-    pub fn through(&self, database_url: &str, address: std::net::SocketAddr) -> Option<(String, String)> {
+    /// Returns the host and port of Postgres, and the URL with `address` as host and port. `None` for `SQLite`.
+    pub fn relayed(&self, database_url: &str, address: std::net::SocketAddr) -> Option<(String, String)> {
         let Kind::Postgres { .. } = self.kind else { return None };
         let (scheme, rest) = database_url.split_once("://")?;
         let (authority, path) = rest.split_once('/')?;
@@ -106,7 +106,7 @@ impl Store {
         Some((host, format!("{scheme}://{user}@{address}/{path}")))
     }
 
-    /// Performs a statement on a database that was made here.
+    /// Executes a statement on a database that was created here.
     pub async fn execute(&self, database_url: &str, sql: &str) -> Result<()> {
         let sql = AssertSqlSafe(sql.to_owned());
         match self.kind {
@@ -116,7 +116,7 @@ impl Store {
         Ok(())
     }
 
-    /// How the database carries a query out, in its own words, a step a line.
+    /// Returns the lines of a query plan.
     pub async fn explain(&self, database_url: &str, sql: &str) -> Result<Vec<String>> {
         match self.kind {
             Kind::Sqlite { .. } => {
@@ -133,7 +133,7 @@ impl Store {
         }
     }
 
-    /// A table of the numbers from 1 to `last`, with the column `n`.
+    /// Returns SQL for a table of the numbers 1 to `last` in the column `n`.
     pub fn numbers(&self, last: usize) -> String {
         match self.kind {
             Kind::Sqlite { .. } => format!(
@@ -144,7 +144,7 @@ impl Store {
         }
     }
 
-    /// The processor time that the database has used so far, in processes of its own.
+    /// Returns the processor time used by the processes of the database; `None` for `SQLite`.
     pub fn cpu(&self) -> Option<Duration> {
         match self.kind {
             Kind::Sqlite { .. } => None,
@@ -152,11 +152,11 @@ impl Store {
         }
     }
 
-    /// Drops the databases that were made. Files go with their folder.
+    /// Drops the created databases. Files are deleted with their folder.
     pub async fn clean_up(&self) -> Result<()> {
         let Kind::Postgres { url, .. } = &self.kind else { return Ok(()) };
         let mut connection = PgConnection::connect(url).await?;
-        for n in 0..self.made.load(Ordering::Relaxed) {
+        for n in 0..self.created.load(Ordering::Relaxed) {
             let name = database_name(n);
             connection.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
         }
@@ -168,7 +168,7 @@ fn database_name(n: u32) -> String {
     format!("assistd_load_{}_{n}", std::process::id())
 }
 
-/// The URL with this database in place of its own.
+/// Returns the URL with another database name.
 fn with_database(url: &str, name: &str) -> Result<String> {
     let (before_options, options) = url.split_once('?').map_or((url, None), |(url, options)| (url, Some(options)));
     let (scheme, rest) = before_options.split_once("://").ok_or("a Postgres URL starts with postgres://")?;

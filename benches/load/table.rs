@@ -1,4 +1,4 @@
-//! Pages of a large table: whether they cost what those of a small one cost, and how the database finds them.
+//! Pages of a large table: their latency compared with those of a small table, and their query plans.
 
 use bytes::Bytes;
 use hyper::Method;
@@ -11,9 +11,9 @@ use crate::measurements::time_alone;
 use crate::report::{Report, Row};
 use crate::{Plan, Result};
 
-/// Messages in the thread that the large table is compared with.
+/// Number of messages in the small table.
 const SMALL: usize = 100;
-/// Threads among which the other half of the large table is spread.
+/// Number of threads that share the other half of the large table.
 const OTHER_THREADS: usize = 10_000;
 
 #[derive(Deserialize)]
@@ -21,7 +21,7 @@ struct List {
     data: Vec<serde_json::Value>,
 }
 
-/// Lists pages of a small table; fills the table, half of it with one thread's messages; and lists them again.
+/// Lists pages of a small table, then fills the table, half of it with the messages of one thread, and lists them again.
 pub async fn measure(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<()> {
     let database_url = setup.store.create_database().await?;
     let server = Contestant::start_on(setup, Kind::Assistd, &database_url, None).await?;
@@ -32,7 +32,7 @@ pub async fn measure(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<
         let middle = message_id(&format!("{}", messages / 4 * 2));
         for (what, query) in [
             ("newest 20", "limit=20&order=desc".to_owned()),
-            ("20 behind the middle", format!("limit=20&order=asc&after={middle}")),
+            ("20 after the middle", format!("limit=20&order=asc&after={middle}")),
         ] {
             let path = format!("/v1/threads/{thread}/messages?{query}");
             let list: List = client.fetch_json(Method::GET, &path, Bytes::new()).await?;
@@ -44,7 +44,7 @@ pub async fn measure(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<
             report.add(Row { what, unit: "ms", direct: Vec::new(), floor: Vec::new(), assistd, ratios: false });
         }
     }
-    // As src/store/sql builds them.
+    // The same queries as in src/store/sql.
     let page = format!(
         "select id, created_at, metadata, body from messages where true and thread_id = '{thread}'
          and (created_at, seq) > (1000, {}) order by created_at, seq limit 21",
@@ -56,14 +56,14 @@ pub async fn measure(plan: &Plan, setup: &Setup, report: &mut Report) -> Result<
          order by coalesce(place, seq) desc, seq desc limit 11",
         i64::MAX
     );
-    for (what, sql) in [("a page behind a cursor", page), ("the last ten messages for a run", conversation)] {
+    for (what, sql) in [("a page after a cursor", page), ("the last ten messages for a run", conversation)] {
         let plan = setup.store.explain(&database_url, &sql).await?.join("\n");
-        report.note(format!("How it finds {what}:\n\n```text\n{plan}\n```"));
+        report.add_note(format!("Query plan of {what}:\n\n```text\n{plan}\n```"));
     }
     Ok(())
 }
 
-/// Adds the messages of these numbers, the even ones to `thread`.
+/// Inserts the messages `first` to `last`. Those with even numbers belong to `thread`.
 async fn fill(setup: &Setup, database_url: &str, thread: &str, first: usize, last: usize) -> Result<()> {
     let id = message_id_sql();
     let author = format!("case when n % 2 = 0 then '{thread}' else 'thread_' || cast(n % {OTHER_THREADS} as text) end");
@@ -85,7 +85,7 @@ fn message_id(number: &str) -> String {
     format!("msg_{number}")
 }
 
-/// The same, for the column `n`.
+/// Returns [`message_id`] of the column `n` in SQL.
 fn message_id_sql() -> &'static str {
     "'msg_' || cast(n as text)"
 }

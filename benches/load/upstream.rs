@@ -1,4 +1,4 @@
-//! The scripted model server, in the benchmark's own process.
+//! The scripted model server, in the process of the benchmark.
 //!
 //! `POST /v1/chat/completions`
 //! `GET /v1/models`
@@ -25,27 +25,27 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
 
-/// Tokens in an answer.
+/// Number of tokens of an answer.
 pub const TOKENS: usize = 64;
-/// Paced: from the request to the first token.
+/// Paced: time from the request to the first token.
 const FIRST_TOKEN_AFTER: Duration = Duration::from_millis(100);
-/// Paced: from one token to the next.
+/// Paced: time between tokens.
 const TOKEN_INTERVAL: Duration = Duration::from_millis(10);
-/// Slow: from one token to the next.
+/// Slow: time between tokens.
 const SLOW_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a paced answer takes.
+/// The duration of a paced answer.
 pub const PACED_ANSWER: Duration = Duration::from_millis(100 + 10 * (TOKENS as u64 - 1));
 
-/// How the model answers; its name is the model's name.
+/// How the model answers, selected by the model name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// All tokens at once: shows capacity.
+    /// All tokens immediately, to measure throughput.
     Fast,
-    /// 100 ms, then 10 ms a token: shows what a user feels.
+    /// After 100 ms, one token per 10 ms, to measure added latency.
     Paced,
-    /// One token at once, then silence until [`Upstream::end_idle_answers`].
+    /// One token immediately, then nothing until [`Upstream::end_idle_answers`].
     Idle,
-    /// One token a second until [`Upstream::end_idle_answers`].
+    /// One token per second until [`Upstream::end_idle_answers`].
     Slow,
 }
 
@@ -66,7 +66,7 @@ impl Mode {
     }
 }
 
-/// The running model server; it ends when dropped.
+/// A running model server. Stopped when dropped.
 pub struct Upstream {
     address: SocketAddr,
     script: Arc<Script>,
@@ -91,7 +91,7 @@ impl Upstream {
         self.address
     }
 
-    /// Lets the idle answers that are open now come to their end.
+    /// Ends the idle and slow answers that are open.
     pub fn end_idle_answers(&self) {
         self.script.idle_answers_end.send_replace(());
     }
@@ -103,7 +103,7 @@ impl Drop for Upstream {
     }
 }
 
-/// The answer's server-sent events, made once.
+/// The prebuilt server-sent events of an answer.
 struct Script {
     role: Bytes,
     tokens: Vec<Bytes>,
@@ -189,7 +189,7 @@ async fn create_chat_completion(State(script): State<Arc<Script>>, Json(request)
     ([(CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
-/// Each token in a frame of its own, as model servers send them, but none waits.
+/// Sends each token in a separate frame, as model servers do, but without pauses.
 fn fast_answer(script: &Script, with_usage: bool) -> Body {
     let mut frames = Vec::with_capacity(TOKENS + 2);
     frames.push(script.role.clone());
@@ -215,7 +215,7 @@ fn idle_answer(script: Arc<Script>, with_usage: bool) -> Body {
     let mut end = script.idle_answers_end.subscribe();
     Body::from_stream(async_stream::stream! {
         yield Ok::<_, Infallible>(joined([&script.role, &script.tokens[0]]));
-        // The sender lives as long as the server; without it the answer may end as well.
+        // Fails only if the server has stopped, and then the answer can end as well.
         let _ = end.changed().await;
         yield Ok(script.finish(with_usage));
     })
@@ -235,7 +235,7 @@ fn slow_answer(script: Arc<Script>, with_usage: bool) -> Body {
     })
 }
 
-/// The answer without streaming, after as long as the streamed one takes.
+/// Returns the answer without streaming, after the same time as the streamed one.
 async fn whole_completion(mode: Mode) -> Response {
     if mode == Mode::Paced {
         tokio::time::sleep(PACED_ANSWER).await;

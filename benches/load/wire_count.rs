@@ -1,4 +1,4 @@
-//! A relay in front of Postgres that counts what a server asks of it.
+//! A relay in front of Postgres that counts round trips, pings and statements.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use tokio::task::JoinHandle;
 
 use crate::Result;
 
-/// Requests before the first typed message, told apart from the start-up message by their code: for TLS and for GSS.
+/// The codes that distinguish the requests for TLS and GSS encryption from the startup message.
 const ENCRYPTION_REQUESTS: [u32; 2] = [80_877_103, 80_877_104];
 
-/// A whole request in one message.
+/// A simple query: a whole request in one message.
 const QUERY: u8 = b'Q';
-/// Ends a request of several messages; without any before it, it is a ping.
+/// Ends a request of several messages. Without other messages, it is a ping.
 const SYNC: u8 = b'S';
-/// Runs a prepared statement.
+/// Executes a prepared statement.
 const EXECUTE: u8 = b'E';
 
-/// The running relay; it ends when dropped.
+/// A running relay. Stopped when dropped.
 pub struct WireCount {
     counts: Arc<Counts>,
     task: JoinHandle<()>,
@@ -34,7 +34,7 @@ struct Counts {
 }
 
 impl WireCount {
-    /// Starts to relay connections from this listener to this host and port.
+    /// Starts to relay connections from the listener to the host and port `postgres`.
     pub fn start(listener: TcpListener, postgres: String) -> Self {
         let counts = Arc::new(Counts::default());
         let task = tokio::spawn({
@@ -42,7 +42,7 @@ impl WireCount {
             async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let (postgres, counts) = (postgres.clone(), Arc::clone(&counts));
-                    // A broken connection shows at the server that is measured.
+                    // The measured server reports a broken connection.
                     tokio::spawn(async move { relay(client, &postgres, &counts).await });
                 }
             }
@@ -50,17 +50,17 @@ impl WireCount {
         Self { counts, task }
     }
 
-    /// How often a server waited for Postgres: each ready-for-query it asked for, but for pings.
+    /// Returns the number of round trips: requests that end with a `ReadyForQuery`, except pings.
     pub fn round_trips(&self) -> u64 {
         self.counts.round_trips.load(Ordering::Relaxed)
     }
 
-    /// How often a server asked only whether Postgres is still there.
+    /// Returns the number of pings: requests without a statement.
     pub fn pings(&self) -> u64 {
         self.counts.pings.load(Ordering::Relaxed)
     }
 
-    /// Statements executed, `begin` and `commit` among them.
+    /// Returns the number of executed statements, including `begin` and `commit`.
     pub fn statements(&self) -> u64 {
         self.counts.statements.load(Ordering::Relaxed)
     }
@@ -104,10 +104,10 @@ async fn relay(client: TcpStream, postgres: &str, counts: &Counts) -> Result<()>
     }
 }
 
-/// Finds the messages in what a client sends to Postgres.
+/// Parses the messages that a client sends to Postgres.
 ///
-/// Each is a type byte and a length of four bytes that counts itself, then the content. The first messages have no type
-/// byte: requests for encryption, which the throwaway server declines, and the start-up message.
+/// A message has a type byte, a length of four bytes that includes itself, and the content. The first messages have no type
+/// byte: requests for encryption, which the test server declines, and the startup message.
 #[derive(Default)]
 struct MessageReader {
     started: bool,
@@ -122,7 +122,7 @@ impl MessageReader {
             let skipped = self.content_left.min(bytes.len());
             self.content_left -= skipped;
             bytes = &bytes[skipped..];
-            // A type and a length, or at the start a length and a code.
+            // A type and a length; before the startup message, a length and a code.
             let head_length = if self.started { 5 } else { 8 };
             let taken = (head_length - self.head.len()).min(bytes.len());
             self.head.extend_from_slice(&bytes[..taken]);
@@ -150,7 +150,7 @@ impl MessageReader {
             QUERY => {
                 counts.round_trips.fetch_add(1, Ordering::Relaxed);
                 counts.statements.fetch_add(1, Ordering::Relaxed);
-                // What follows is a new request, as after a sync.
+                // The next message starts a new request, as after a sync.
                 self.last_kind = SYNC;
             }
             SYNC if alone => {
