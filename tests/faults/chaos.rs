@@ -1,4 +1,4 @@
-//! Random faults: kills, stops, freezes, and a database that is away, silent, slow, or restarted.
+//! Random faults: kills, stops, freezes, and a database that is unreachable, unresponsive, slow or restarted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::world::World;
 /// A command that restarts the database without a checkpoint; `tests/with-postgres` provides it.
 pub const RESTART_COMMAND: &str = "ASSISTD_TEST_POSTGRES_RESTART";
 
-/// Disturbs the servers until the time is over; leaves them running and the network good.
-pub async fn disturb(world: Arc<World>, seed: u64) {
+/// Injects faults until the test stops. Leaves the servers running and the network good.
+pub async fn inject_faults(world: Arc<World>, seed: u64) {
     let mut rng = Rng::with_seed(seed);
-    while !world.is_over() {
+    while !world.is_stopping() {
         tokio::time::sleep(Duration::from_millis(rng.u64(300..2_500))).await;
         let replica = rng.usize(..world.replicas.len());
         let fault = rng.u8(..if world.relay.is_some() { 14 } else { 8 });
@@ -23,7 +23,7 @@ pub async fn disturb(world: Arc<World>, seed: u64) {
             0..4 => kill(&world, replica, &mut rng).await,
             4..6 => terminate(&world, replica).await,
             6..8 => freeze(&world, replica, &mut rng).await,
-            8..13 => disturb_network(&world, &mut rng).await,
+            8..13 => impair_network(&world, &mut rng).await,
             _ => restart_database(&world).await,
         }
     }
@@ -32,7 +32,7 @@ pub async fn disturb(world: Arc<World>, seed: u64) {
 async fn kill(world: &World, replica: usize, rng: &mut Rng) {
     world.count("kills");
     world.replicas[replica].kill().await;
-    // Sometimes at once, sometimes after the lease.
+    // Restarts immediately, or after a pause that may exceed the lease.
     let pause = if rng.bool() { 0 } else { rng.u64(..LEASE_S * 1_300) };
     tokio::time::sleep(Duration::from_millis(pause)).await;
     start(world, replica).await;
@@ -52,7 +52,7 @@ async fn start(world: &World, replica: usize) {
     }
 }
 
-/// Half the time longer than a lease.
+/// Freezes a server for a time that may exceed the lease.
 async fn freeze(world: &World, replica: usize, rng: &mut Rng) {
     world.count("freezes");
     world.replicas[replica].signal("STOP").await;
@@ -60,11 +60,11 @@ async fn freeze(world: &World, replica: usize, rng: &mut Rng) {
     world.replicas[replica].signal("CONT").await;
 }
 
-async fn disturb_network(world: &World, rng: &mut Rng) {
+async fn impair_network(world: &World, rng: &mut Rng) {
     let Some(relay) = &world.relay else { return };
     let (network, name) = match rng.u8(..3) {
-        0 => (Network::Away, "database away"),
-        1 => (Network::Silent, "database silent"),
+        0 => (Network::Unreachable, "database unreachable"),
+        1 => (Network::Unresponsive, "database unresponsive"),
         _ => (Network::Slow(20), "database slow"),
     };
     world.count(name);
@@ -77,5 +77,5 @@ async fn restart_database(world: &World) {
     let Ok(command) = std::env::var(RESTART_COMMAND) else { return };
     world.count("database restarts");
     let status = tokio::process::Command::new(command).status().await;
-    assert!(status.is_ok_and(|status| status.success()), "the database does not restart");
+    assert!(status.is_ok_and(|status| status.success()), "failed to restart the database");
 }

@@ -1,4 +1,4 @@
-//! What must be true at the end: compares what the servers have with what was acknowledged, and with what the model said.
+//! The checks at the end: compares the state of the servers with the acknowledged requests and the answers of the model.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::client::{Conversation, is_over};
+use crate::client::{Conversation, has_ended};
 use crate::upstream::{Answer, Script, Turn};
 use crate::world::World;
 
 /// The setting `max_attempts`.
 pub const ATTEMPTS_MAX: usize = 5;
-/// What separates the texts of two turns in a run's message.
-const BETWEEN_TURNS: &str = "\n\n";
+/// The separator between the texts of two turns in a run's message.
+const TURN_SEPARATOR: &str = "\n\n";
 
-/// Checks all conversations. The servers are up, and nothing disturbs them any more.
+/// Checks all conversations. The servers must be running, without further faults.
 pub async fn check_all(world: &World, conversations: &[Conversation]) {
     for conversation in conversations.iter().filter(|conversation| !conversation.thread.is_empty()) {
         if conversation.is_deleted {
@@ -30,7 +30,7 @@ async fn check_deleted(world: &World, conversation: &Conversation) {
     let path = format!("/v1/threads/{}", conversation.thread);
     match world.call(Method::GET, &path, None).await {
         Some((404, _)) | None => {}
-        Some((status, _)) => world.violation(format!("{path}: a deleted thread is answered with {status}")),
+        Some((status, _)) => world.violation(format!("{path}: status {status} for a deleted thread")),
     }
 }
 
@@ -39,7 +39,7 @@ async fn check(world: &World, conversation: &Conversation) {
     let runs = settled_runs(world, &path).await;
     for (id, script) in &conversation.runs {
         if !runs.iter().any(|run| run["id"] == id.as_str()) {
-            world.violation(format!("{}: the acknowledged run {id} is gone", script.tag));
+            world.violation(format!("{}: the acknowledged run {id} is missing", script.tag));
         }
     }
     let messages = list(world, &format!("{path}/messages?order=asc")).await;
@@ -48,17 +48,17 @@ async fn check(world: &World, conversation: &Conversation) {
         let found = messages.iter().position(|message| message["id"] == id.as_str());
         match found {
             Some(index) if messages[index]["content"][0]["text"]["value"] != text.as_str() => {
-                world.violation(format!("{path}: the message {id} has another text"));
+                world.violation(format!("{path}: the message {id} has a different text"));
             }
             Some(index) if index < position => world.violation(format!("{path}: the message {id} is out of order")),
             Some(index) => position = index,
-            None => world.violation(format!("{path}: the acknowledged message {id} is gone")),
+            None => world.violation(format!("{path}: the acknowledged message {id} is missing")),
         }
     }
     for run in &runs {
         let tag = run["metadata"]["tag"].as_str().unwrap_or_default();
         let Some(script) = conversation.scripts.iter().find(|script| script.tag == tag) else {
-            world.violation(format!("{path}: a run that nobody asked for: {}", run["id"]));
+            world.violation(format!("{path}: a run that no client created: {}", run["id"]));
             continue;
         };
         if let Err(problem) = check_run(world, conversation, run, script, &messages).await {
@@ -68,31 +68,31 @@ async fn check(world: &World, conversation: &Conversation) {
     check_unlocked(world, &path).await;
 }
 
-/// The thread's runs once all are over; a run that does not end is a violation.
+/// Waits until all runs of a thread have ended, and returns them. A run that does not end is a violation.
 async fn settled_runs(world: &World, path: &str) -> Vec<Value> {
     let began = Instant::now();
     loop {
         let runs = list(world, &format!("{path}/runs?order=asc")).await;
-        let open: Vec<&Value> = runs.iter().filter(|run| !is_over(run)).collect();
+        let open: Vec<&Value> = runs.iter().filter(|run| !has_ended(run)).collect();
         if open.is_empty() {
             return runs;
         }
-        // A client that gave up leaves a run that awaits it.
+        // A client that gave up leaves a run that requires action.
         for run in open.iter().filter(|run| run["status"] == "requires_action") {
             let cancel = format!("{path}/runs/{}/cancel", run["id"].as_str().unwrap_or_default());
             world.call(Method::POST, &cancel, Some(&json!({}))).await;
         }
         if began.elapsed() > Duration::from_mins(1) {
             for run in open {
-                world.violation(format!("{path}: the run {} stays {}", run["id"], run["status"]));
+                world.violation(format!("{path}: the run {} remains {}", run["id"], run["status"]));
             }
-            return runs.iter().filter(|run| is_over(run)).cloned().collect();
+            return runs.iter().filter(|run| has_ended(run)).cloned().collect();
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Every object of a list, over all its pages.
+/// Returns all objects of a list, from all pages.
 async fn list(world: &World, path: &str) -> Vec<Value> {
     let mut all: Vec<Value> = Vec::new();
     loop {
@@ -117,10 +117,10 @@ async fn check_run(
     let status = run["status"].as_str().unwrap_or_default();
     world.count(format!("runs {status}"));
     for turn in 0..script.turns.len() {
-        let asked = world.upstream.answers(&script.tag, turn).len();
+        let calls = world.upstream.answers(&script.tag, turn).len();
         // An attempt that ends because its server stops is not counted.
-        if asked > ATTEMPTS_MAX + world.counts().get("stops").copied().unwrap_or(0) {
-            return Err(format!("the model was asked {asked} times in turn {turn}"));
+        if calls > ATTEMPTS_MAX + world.counts().get("stops").copied().unwrap_or(0) {
+            return Err(format!("the model was called {calls} times in turn {turn}"));
         }
     }
     let steps = list(world, &format!("/v1/threads/{}/runs/{id}/steps?order=asc", conversation.thread)).await;
@@ -133,14 +133,14 @@ async fn check_run(
     if conversation.has_deleted_messages {
         return Ok(());
     }
-    // A run that failed before it wrote anything has the step alone.
+    // A run that failed before the model wrote anything has only the step.
     if of_message != own.len() && !(status == "failed" && own.is_empty()) {
         return Err(format!("{of_message} message_creation steps and {} messages", own.len()));
     }
     let text = own.first().map_or("", |message| message["content"][0]["text"]["value"].as_str().unwrap_or_default());
     let calls: Vec<&Value> = steps.iter().filter(|step| step["type"] == "tool_calls").collect();
     if steps.iter().any(|step| step["status"] == "in_progress") {
-        return Err("a step of a run that is over is in progress".to_owned());
+        return Err("a step of an ended run is in progress".to_owned());
     }
     match status {
         "completed" => check_completed(world, run, script, text, &calls, &steps),
@@ -150,7 +150,7 @@ async fn check_run(
             if is_given_up { Ok(()) } else { Err(format!("failed: {message}")) }
         }
         "cancelled" if conversation.cancelled.contains(&script.tag) => check_unfinished(world, script, text),
-        // Cancelled above, because its client had given up; that is a violation of its own.
+        // Cancelled in `settled_runs`, because its client had given up, which is already reported as a violation.
         "cancelled" => Ok(()),
         _ => Err(format!("ended as {status}")),
     }
@@ -167,35 +167,35 @@ fn check_completed(
     let (mut rest, mut calls, mut tokens) = (text, calls.iter(), 0);
     for (index, turn) in script.turns.iter().enumerate() {
         let answers = world.upstream.answers(&script.tag, index);
-        rest = rest.strip_prefix(BETWEEN_TURNS).unwrap_or(rest);
+        rest = rest.strip_prefix(TURN_SEPARATOR).unwrap_or(rest);
         let step = if turn.calls > 0 { Some(calls.next().ok_or("a step of tool calls is missing")?) } else { None };
-        let answer = standing(&answers, turn, rest, step.copied())
-            .ok_or_else(|| format!("turn {index} is not one whole answer of {answers:?}: {rest:?}, {step:?}"))?;
-        rest = &rest[spoken(answer, turn.words).len()..];
+        let answer = matching_answer(&answers, turn, rest, step.copied())
+            .ok_or_else(|| format!("turn {index} is not a complete answer of {answers:?}: {rest:?}, {step:?}"))?;
+        rest = &rest[answer_text(answer, turn.words).len()..];
         tokens += answer.total_tokens();
     }
     if !rest.is_empty() {
-        return Err(format!("text beyond the answers: {rest:?}"));
+        return Err(format!("text after the last answer: {rest:?}"));
     }
     if calls.next().is_some() {
         return Err("a step of tool calls that the model did not make".to_owned());
     }
     let of_steps: u64 = steps.iter().filter_map(|step| step["usage"]["total_tokens"].as_u64()).sum();
     if run["usage"]["total_tokens"] != tokens || of_steps != tokens {
-        return Err(format!("usage {}, of the steps {of_steps}; the model reported {tokens}", run["usage"]));
+        return Err(format!("usage {}, sum of the steps {of_steps}, but the model reported {tokens}", run["usage"]));
     }
     Ok(())
 }
 
-fn spoken(answer: &Answer, words: usize) -> String {
+fn answer_text(answer: &Answer, words: usize) -> String {
     (0..words).flat_map(|index| [answer.word(index), " ".to_owned()]).collect()
 }
 
-/// The whole answer that the text begins with and that the step's calls come from.
-fn standing<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Option<&Value>) -> Option<&'a Answer> {
-    answers.iter().filter(|answer| answer.is_whole).find(|answer| {
-        let is_said = turn.words == 0 || text.starts_with(&spoken(answer, turn.words));
-        let is_called = step.is_none_or(|step| {
+/// Returns the complete answer that matches the start of the text and the calls of the step.
+fn matching_answer<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Option<&Value>) -> Option<&'a Answer> {
+    answers.iter().filter(|answer| answer.is_complete).find(|answer| {
+        let has_text = turn.words == 0 || text.starts_with(&answer_text(answer, turn.words));
+        let has_calls = step.is_none_or(|step| {
             let calls = step["step_details"]["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
             calls.len() == turn.calls
                 && calls.iter().enumerate().all(|(index, call)| {
@@ -204,11 +204,11 @@ fn standing<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Option<&Va
                     call["function"]["arguments"] == arguments.as_str() && call["function"]["output"] == output.as_str()
                 })
         });
-        is_said && is_called
+        has_text && has_calls
     })
 }
 
-/// The text of a run that did not complete: whole answers, and the beginning of one more.
+/// Checks the text of a run that did not complete: complete answers, and the start of one more.
 fn check_unfinished(world: &World, script: &Script, text: &str) -> Result<(), String> {
     let mut rest = text;
     for (index, turn) in script.turns.iter().enumerate() {
@@ -219,19 +219,19 @@ fn check_unfinished(world: &World, script: &Script, text: &str) -> Result<(), St
         if turn.words == 0 {
             continue;
         }
-        rest = rest.strip_prefix(BETWEEN_TURNS).unwrap_or(rest);
-        if let Some(answer) = answers.iter().find(|answer| rest.starts_with(&spoken(answer, turn.words))) {
-            rest = &rest[spoken(answer, turn.words).len()..];
-        } else if answers.iter().any(|answer| spoken(answer, turn.words).starts_with(rest)) {
+        rest = rest.strip_prefix(TURN_SEPARATOR).unwrap_or(rest);
+        if let Some(answer) = answers.iter().find(|answer| rest.starts_with(&answer_text(answer, turn.words))) {
+            rest = &rest[answer_text(answer, turn.words).len()..];
+        } else if answers.iter().any(|answer| answer_text(answer, turn.words).starts_with(rest)) {
             rest = "";
         } else {
-            return Err(format!("{text:?} was not said by the model: {answers:?}"));
+            return Err(format!("{text:?} is not from the answers {answers:?}"));
         }
     }
-    if rest.is_empty() { Ok(()) } else { Err(format!("{rest:?} was not said by the model")) }
+    if rest.is_empty() { Ok(()) } else { Err(format!("{rest:?} is not from the model")) }
 }
 
-/// A thread whose runs are over takes a message.
+/// Checks that a thread without active runs accepts a message.
 async fn check_unlocked(world: &World, path: &str) {
     let body = json!({"role": "user", "content": "the last one"});
     match world.call(Method::POST, &format!("{path}/messages"), Some(&body)).await {

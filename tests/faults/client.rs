@@ -1,4 +1,4 @@
-//! Clients that converse while servers fail, and record what was acknowledged.
+//! Clients that use the servers while faults occur, and record the acknowledged requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,38 +12,38 @@ use crate::reader::{End, Reader};
 use crate::upstream::{Script, Turn};
 use crate::world::World;
 
-/// A run that is not over after this time counts as stuck: longer than any fault, and several leases.
-const STUCK: Duration = Duration::from_mins(2);
-/// No byte on a stream for this long, although a comment is due every two seconds: longer than any fault.
-const SILENCE: Duration = Duration::from_secs(30);
-const ENDS: [&str; 5] = ["completed", "failed", "cancelled", "expired", "incomplete"];
+/// How long a run can take before it counts as stuck: longer than any fault and several leases.
+const RUN_TIMEOUT: Duration = Duration::from_mins(2);
+/// How long a stream can be idle, although a comment is due every two seconds: longer than any fault.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const END_STATES: [&str; 5] = ["completed", "failed", "cancelled", "expired", "incomplete"];
 
-/// What one client knows of one thread.
+/// What a client knows about a thread.
 #[derive(Debug, Default)]
 pub struct Conversation {
     pub thread: String,
-    /// Acknowledged messages of the user's, in order: id and text.
+    /// Acknowledged user messages, in order: ID and text.
     pub messages: Vec<(String, String)>,
-    /// Runs that were acknowledged or found: id and script.
+    /// Runs that were acknowledged or found: ID and script.
     pub runs: Vec<(String, Script)>,
-    /// Every script that was sent, acknowledged or not.
+    /// All scripts that were sent, acknowledged or not.
     pub scripts: Vec<Script>,
-    /// Tags of the runs whose cancellation was asked for.
+    /// Tags of the runs whose cancellation was requested.
     pub cancelled: Vec<String>,
     /// Whether a message of a run was deleted.
     pub has_deleted_messages: bool,
     pub is_deleted: bool,
 }
 
-pub fn is_over(run: &Value) -> bool {
-    run["status"].as_str().is_some_and(|status| ENDS.contains(&status))
+pub fn has_ended(run: &Value) -> bool {
+    run["status"].as_str().is_some_and(|status| END_STATES.contains(&status))
 }
 
-/// A client: conversations one after the other until the time is over.
-pub async fn converse_until_over(world: Arc<World>, number: usize, seed: u64) -> Vec<Conversation> {
+/// Runs a client: one conversation after the other, until the test stops.
+pub async fn run_conversations(world: Arc<World>, number: usize, seed: u64) -> Vec<Conversation> {
     let mut rng = Rng::with_seed(seed);
     let mut all = Vec::new();
-    while !world.is_over() {
+    while !world.is_stopping() {
         let tag = format!("c{number}.{}", all.len());
         let mut client = Client { world: world.clone(), rng: rng.fork(), tag, conversation: Conversation::default() };
         client.converse().await;
@@ -64,7 +64,7 @@ impl Client {
         let Some((_, thread)) = self.world.call(Method::POST, "/v1/threads", Some(&json!({}))).await else { return };
         thread["id"].as_str().unwrap_or_default().clone_into(&mut self.conversation.thread);
         for _ in 0..self.rng.usize(1..4) {
-            if self.world.is_over() {
+            if self.world.is_stopping() {
                 return;
             }
             if self.rng.u8(..3) == 0 {
@@ -82,7 +82,7 @@ impl Client {
         format!("/v1/threads/{}{rest}", self.conversation.thread)
     }
 
-    /// Text runs, runs with one or two rounds of tools, and slow ones.
+    /// Returns the turns of a random run: text, slow text, or one or two rounds of tool calls.
     fn turns(&mut self) -> Vec<Turn> {
         let text = |rng: &mut Rng, duration_ms| Turn { words: rng.usize(1..30), duration_ms, calls: 0 };
         match self.rng.u8(..10) {
@@ -106,7 +106,7 @@ impl Client {
     pub async fn post_message(&mut self) {
         let text = format!("note {}.{}", self.tag, self.conversation.messages.len());
         let body = json!({"role": "user", "content": text});
-        // Not repeated: nobody knows whether a message without a reply was stored.
+        // Not retried, because it is not known whether a message without a response was stored.
         let replica = self.rng.usize(..);
         if let Some((200, message)) =
             self.world.try_call(replica, Method::POST, &self.path("/messages"), Some(&body)).await
@@ -124,7 +124,7 @@ impl Client {
         self.world.count("threads deleted");
     }
 
-    /// Creates a run and goes with it to its end.
+    /// Creates a run, and follows it to its end.
     pub async fn run(&mut self, turns: Vec<Turn>) {
         let is_streamed = self.rng.bool();
         let Some((run, script)) = self.create(&turns, is_streamed).await else { return };
@@ -137,11 +137,11 @@ impl Client {
         self.follow(&run, &script).await;
     }
 
-    /// Creates a run; where nobody knows what became of a request, looks for the run, and asks again. Returns its id.
+    /// Creates a run and returns its ID. After a request without a response, looks for the run, and retries if there is none.
     pub async fn create(&mut self, turns: &[Turn], is_streamed: bool) -> Option<(String, Script)> {
         let began = Instant::now();
         let mut sent: Vec<Script> = Vec::new();
-        while began.elapsed() < STUCK {
+        while began.elapsed() < RUN_TIMEOUT {
             let attempt = sent.len();
             let tag = format!("{}.r{}.{attempt}", self.tag, self.conversation.runs.len());
             let script = Script { tag: tag.clone(), turns: turns.to_vec() };
@@ -158,14 +158,14 @@ impl Client {
             } else {
                 match self.world.try_call(replica, Method::POST, &self.path("/runs"), Some(&body)).await {
                     Some((200, run)) => return Some((run["id"].as_str().unwrap_or_default().to_owned(), script)),
-                    // The run of a request before that had no reply: found below.
+                    // The run of an earlier request without a response, which is found below.
                     Some((400, error))
                         if error["error"]["message"].as_str().is_some_and(|m| m.contains("active run")) => {}
                     Some((status, error)) if status < 500 => {
-                        self.world.violation(format!("{tag}: a run was refused with {status}: {error}"));
+                        self.world.violation(format!("{tag}: a run was rejected with {status}: {error}"));
                         return None;
                     }
-                    _ => self.world.count("run creations without an answer"),
+                    _ => self.world.count("run creations without a response"),
                 }
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -176,33 +176,34 @@ impl Client {
                 }
             }
         }
-        self.world.violation(format!("{}: no run could be created within {} s", self.tag, STUCK.as_secs()));
+        self.world.violation(format!("{}: no run could be created within {} s", self.tag, RUN_TIMEOUT.as_secs()));
         None
     }
 
-    /// Reads a stream; returns the run's id when it was seen.
+    /// Reads a stream. Returns the run ID, if known.
     async fn stream(&mut self, replica: usize, path: &str, body: &Value) -> Option<String> {
         let Some(mut response) = self.world.open(replica, path, body).await else {
-            self.world.count("streams without an answer");
+            self.world.count("streams without a response");
             return None;
         };
         if response.status() != 200 {
-            self.world.count(format!("streams refused with {}", response.status().as_u16()));
+            self.world.count(format!("streams rejected with {}", response.status().as_u16()));
             return None;
         }
         let mut reader = Reader::default();
-        let hang_up_after = if self.rng.u8(..6) == 0 { self.rng.usize(..20) } else { usize::MAX };
+        let disconnect_after = if self.rng.u8(..6) == 0 { self.rng.usize(..20) } else { usize::MAX };
         let mut chunks = 0;
         let end = loop {
-            if chunks >= hang_up_after {
-                break End::HungUp;
+            if chunks >= disconnect_after {
+                break End::Disconnected;
             }
-            match tokio::time::timeout(SILENCE, response.chunk()).await {
+            match tokio::time::timeout(IDLE_TIMEOUT, response.chunk()).await {
                 Ok(Ok(Some(bytes))) => reader.push(&bytes),
                 Ok(Ok(None)) => break reader.finish(),
                 Ok(Err(_)) => break End::Broken,
                 Err(_) => {
-                    self.world.violation(format!("{}: a stream was silent for {} s", self.tag, SILENCE.as_secs()));
+                    let idle_s = IDLE_TIMEOUT.as_secs();
+                    self.world.violation(format!("{}: a stream was idle for {idle_s} s", self.tag));
                     break End::Broken;
                 }
             }
@@ -238,17 +239,17 @@ impl Client {
         }
     }
 
-    /// Polls a run until it is over, and submits the outputs of its calls.
+    /// Polls a run until it has ended, and submits the outputs of its calls.
     pub async fn follow(&mut self, run: &str, script: &Script) {
         let path = self.path(&format!("/runs/{run}"));
         let mut began = Instant::now();
         let mut submitted = String::new();
-        while began.elapsed() < STUCK {
+        while began.elapsed() < RUN_TIMEOUT {
             let Some((status, now)) = self.world.call(Method::GET, &path, None).await else { return };
             if status != 200 {
-                return self.world.violation(format!("{}: an acknowledged run is gone: {now}", script.tag));
+                return self.world.violation(format!("{}: an acknowledged run is missing: {now}", script.tag));
             }
-            if is_over(&now) {
+            if has_ended(&now) {
                 return;
             }
             let calls = now["required_action"]["submit_tool_outputs"]["tool_calls"].as_array();
@@ -279,18 +280,18 @@ impl Client {
                 return;
             }
         }
-        // The first request may have been a stream without an answer: all further ones are repetitions.
+        // The first request may have been a stream without a response, so all further ones are sent as retries.
         for attempt in 1..400 {
             let replica = self.rng.usize(..);
-            match self.world.try_call_again(replica, Method::POST, &path, Some(outputs), attempt).await {
+            match self.world.try_call_with_retries(replica, Method::POST, &path, Some(outputs), attempt).await {
                 Some((200, _)) => return,
                 Some((status, error)) if status < 500 => {
                     if !self.conversation.cancelled.contains(&script.tag) {
-                        self.world.violation(format!("{}: outputs were refused with {status}: {error}", script.tag));
+                        self.world.violation(format!("{}: outputs were rejected with {status}: {error}", script.tag));
                     }
                     return;
                 }
-                _ => self.world.count("submissions without an answer"),
+                _ => self.world.count("submissions without a response"),
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

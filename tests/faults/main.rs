@@ -1,14 +1,14 @@
-//! The fault tests: servers are killed, stopped, frozen and cut off from their database while clients converse; then every
-//! run, message, step and usage is compared with what was acknowledged and with what the model said.
+//! The fault tests. Servers are killed, stopped, frozen and disconnected from their database while clients use them. At the
+//! end, all runs, messages, steps and usage are compared with the acknowledged requests and with the answers of the model.
 //!
 //! ```text
 //! cargo build && tests/with-postgres cargo test --test faults -- --assistd target/debug/assistd [--short]
 //!     [--store sqlite|postgres] [--seed N] [--seconds N] [--clients N] [--replicas N] [--scenario NAME]...
 //! ```
 //!
-//! Without options, the long form: ten minutes of random faults on each store, and all scenarios. `--short` is what
-//! `tests/run` uses. The seed decides what clients do and what fails; when they meet is up to the machine. The exit status is
-//! 1 when something was lost, doubled, stuck or wrong.
+//! By default, runs ten minutes of random faults on each store, and all scenarios. `tests/run` uses `--short`. The seed
+//! determines the actions of the clients and the faults, but not their timing. The exit status is 1 if anything was lost,
+//! duplicated, stuck or incorrect.
 
 #![allow(
     clippy::disallowed_methods,
@@ -43,13 +43,13 @@ use crate::world::{Plan, Store, World};
 #[derive(Parser)]
 #[command(name = "faults")]
 struct Args {
-    /// The server's binary.
+    /// The server binary.
     #[arg(long)]
     assistd: PathBuf,
     /// Only this store.
     #[arg(long)]
     store: Option<StoreName>,
-    /// Seed of the random faults and of what clients do.
+    /// Seed of the random faults and of the actions of the clients.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Duration of the random faults on each store, in seconds [default: 600; short: 40].
@@ -64,7 +64,7 @@ struct Args {
     /// Only these scenarios; random faults only with --seconds.
     #[arg(long, value_enum)]
     scenario: Vec<scenarios::Name>,
-    /// Less of the random faults.
+    /// Shorter random faults.
     #[arg(long)]
     short: bool,
 }
@@ -77,9 +77,9 @@ enum StoreName {
 
 fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be made");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be created");
     let is_passed = runtime.block_on(run(&Args::parse()));
-    // Servers that are still up end with the runtime.
+    // Servers that are still running are killed with the runtime.
     runtime.shutdown_timeout(Duration::from_secs(5));
     if is_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -101,7 +101,7 @@ async fn run(args: &Args) -> bool {
             let is_wanted = args.scenario.is_empty() || args.scenario.contains(name);
             if is_wanted && name.runs_on(store) {
                 let began = Instant::now();
-                // A scenario that cannot run here has reported that it is skipped.
+                // A scenario that cannot run here reports that it is skipped.
                 let Some(violations) = scenarios::run(*name, &args.assistd, store).await else { continue };
                 report(&format!("scenario {name:?}"), store, began, violations.as_slice());
                 is_passed &= violations.is_empty();
@@ -135,13 +135,13 @@ async fn random_faults(args: &Args, store: &Store) -> bool {
         home: None,
     };
     let world = World::start(plan).await;
-    let chaos = tokio::spawn(chaos::disturb(world.clone(), args.seed));
+    let chaos = tokio::spawn(chaos::inject_faults(world.clone(), args.seed));
     let clients: Vec<_> = (0..args.clients)
-        .map(|number| tokio::spawn(client::converse_until_over(world.clone(), number, args.seed ^ (number as u64 + 1))))
+        .map(|number| tokio::spawn(client::run_conversations(world.clone(), number, args.seed ^ (number as u64 + 1))))
         .collect();
     let seconds = args.seconds.unwrap_or(if args.short { 40 } else { 600 });
     tokio::time::sleep(Duration::from_secs(seconds)).await;
-    world.is_over.store(true, Ordering::Relaxed);
+    world.is_stopping.store(true, Ordering::Relaxed);
     chaos.await.expect("the faults do not panic");
     let mut conversations = Vec::new();
     for client in clients {

@@ -1,10 +1,10 @@
-//! A strict reader of a run's stream: what no stream may do, whatever happened to the server behind it.
+//! A strict reader of a run's stream, which checks the rules that hold even if servers fail.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// Run events after which nothing but `done` may follow.
+/// Run events after which only `done` may follow.
 const LAST: [&str; 6] = [
     "thread.run.completed",
     "thread.run.failed",
@@ -19,34 +19,34 @@ const LAST: [&str; 6] = [
 pub enum End {
     /// With `done` after a run event.
     Done,
-    /// With an `error` event: the server lost the run.
+    /// With an `error` event, because the server lost the run.
     ErrorEvent,
-    /// The connection broke.
+    /// With a broken connection.
     Broken,
-    /// The client hung up.
-    HungUp,
+    /// By the client, which disconnected.
+    Disconnected,
 }
 
-/// Reads frames and collects what is wrong with them.
+/// Reads frames and collects violations.
 #[derive(Debug, Default)]
 pub struct Reader {
     buffer: String,
     rest: Vec<u8>,
-    /// Names of events that may come once for an object, with its id.
+    /// Events that may occur only once per object: the name and the object ID.
     seen: HashSet<(String, String)>,
-    /// The text so far of each message that is under way.
+    /// The text so far of each message in progress.
     text: HashMap<String, String>,
     arguments: HashMap<(String, u64), String>,
-    is_over: bool,
+    has_ended: bool,
     is_done: bool,
     is_error: bool,
-    /// The run's id, once known.
+    /// The run ID, if known.
     pub run: Option<String>,
     pub problems: Vec<String>,
 }
 
 impl Reader {
-    /// Takes bytes as they arrive.
+    /// Reads the next bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
         let valid = match std::str::from_utf8(&self.rest) {
@@ -57,11 +57,11 @@ impl Reader {
         self.rest.drain(..valid);
         while let Some(end) = self.buffer.find("\n\n") {
             let block: String = self.buffer.drain(..end + 2).collect();
-            self.block(&block);
+            self.read_block(&block);
         }
     }
 
-    /// The end of the body, as the server meant it.
+    /// Checks the regular end of the body.
     pub fn finish(&mut self) -> End {
         if !self.is_done {
             self.problem("the body ended without `done`");
@@ -73,7 +73,7 @@ impl Reader {
         self.problems.push(what.into());
     }
 
-    fn block(&mut self, block: &str) {
+    fn read_block(&mut self, block: &str) {
         let mut lines = block.lines().filter(|line| !line.starts_with(':') && !line.is_empty());
         let (Some(event), Some(data)) = (lines.next(), lines.next()) else {
             return self.problem(format!("a block that is not an event: {block:?}"));
@@ -85,22 +85,22 @@ impl Reader {
             self.problem(format!("{name} after `done`"));
         }
         if name == "done" {
-            if !self.is_over && !self.is_error {
+            if !self.has_ended && !self.is_error {
                 self.problem("`done` before the run's last event");
             }
             self.is_done = true;
             return;
         }
-        if self.is_over {
+        if self.has_ended {
             self.problem(format!("{name} after the run's last event"));
         }
         match serde_json::from_str(data) {
-            Ok(data) => self.event(name, &data),
+            Ok(data) => self.read_event(name, &data),
             Err(error) => self.problem(format!("{name}: {error}")),
         }
     }
 
-    fn event(&mut self, name: &str, data: &Value) {
+    fn read_event(&mut self, name: &str, data: &Value) {
         let id = data["id"].as_str().unwrap_or_default().to_owned();
         if name == "error" {
             self.is_error = true;
@@ -115,7 +115,7 @@ impl Reader {
             self.run = Some(id.clone());
         }
         match name {
-            // A stream of a resumed run begins with the message as it is.
+            // On the stream of a resumed run, the message is created with its text so far.
             "thread.message.created" => {
                 self.text.insert(id, message_text(data).to_owned());
             }
@@ -125,13 +125,13 @@ impl Reader {
                         text.push_str(part["text"]["value"].as_str().unwrap_or_default());
                     }
                 }
-                None => self.problem(format!("a delta of {id}, which is not under way")),
+                None => self.problem(format!("a delta of {id}, which is not in progress")),
             },
             "thread.message.completed" | "thread.message.incomplete" => {
-                let whole = message_text(data);
+                let text = message_text(data);
                 let deltas = self.text.remove(&id);
-                if deltas.as_deref() != Some(whole) {
-                    self.problem(format!("{name}: deltas {deltas:?} and text {whole:?}"));
+                if deltas.as_deref() != Some(text) {
+                    self.problem(format!("{name}: deltas {deltas:?}, but text {text:?}"));
                 }
             }
             "thread.run.step.delta" => {
@@ -144,26 +144,26 @@ impl Reader {
             "thread.run.requires_action" => self.check_arguments(data),
             _ => {}
         }
-        self.is_over = LAST.contains(&name);
+        self.has_ended = LAST.contains(&name);
     }
 
-    /// Compares the last step's deltas with the calls that are awaited. While the run's message is under way, clients accept
-    /// no other step: then the calls are in the run's event alone.
+    /// Compares the deltas of the calls with the required calls. While the message is in progress, clients accept no other
+    /// step, and the calls are only in the event of the run.
     fn check_arguments(&mut self, run: &Value) {
         if !self.text.is_empty() {
             return;
         }
         let calls = run["required_action"]["submit_tool_outputs"]["tool_calls"].as_array().cloned().unwrap_or_default();
-        let wanted: Vec<String> =
+        let expected: Vec<String> =
             calls.iter().map(|call| call["function"]["arguments"].as_str().unwrap_or_default().to_owned()).collect();
         let steps: HashSet<&String> = self.arguments.keys().map(|(step, _)| step).collect();
-        let is_said = steps.iter().any(|step| {
-            (0..wanted.len()).all(|index| {
-                self.arguments.get(&((*step).clone(), index as u64)).is_some_and(|said| *said == wanted[index])
+        let is_sent = steps.iter().any(|step| {
+            (0..expected.len()).all(|index| {
+                self.arguments.get(&((*step).clone(), index as u64)).is_some_and(|sent| *sent == expected[index])
             })
         });
-        if !is_said {
-            self.problem(format!("the calls' deltas {:?} are not {wanted:?}", self.arguments));
+        if !is_sent {
+            self.problem(format!("expected the calls {expected:?}, but got the deltas {:?}", self.arguments));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP relay in front of the database: the network between a server and its database, with its faults.
+//! A TCP relay in front of the database, which simulates network faults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What the network does.
+/// The state of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Network {
     Good,
-    /// Connections break, and new ones are closed at once.
-    Away,
-    /// Connections stay open, and no byte passes.
-    Silent,
-    /// Each read is passed on after this many milliseconds.
+    /// Connections are closed, including new ones.
+    Unreachable,
+    /// Connections remain open, but no bytes are forwarded.
+    Unresponsive,
+    /// Each read is forwarded after this many milliseconds.
     Slow(u64),
 }
 
-/// The relay; it lives as long as the runtime.
+/// A relay. Runs as long as the runtime.
 #[derive(Debug, Clone)]
 pub struct Relay {
     pub port: u16,
@@ -36,7 +36,7 @@ impl Relay {
         let relay = Self { port, network: network.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                if *network.borrow() == Network::Away {
+                if *network.borrow() == Network::Unreachable {
                     continue;
                 }
                 let (target, watched) = (target.clone(), network.subscribe());
@@ -46,9 +46,9 @@ impl Relay {
                     let (client_reads, client_writes) = client.into_split();
                     let (server_reads, server_writes) = server.into_split();
                     tokio::select! {
-                        () = pass(client_reads, server_writes, watched.clone()) => {}
-                        () = pass(server_reads, client_writes, watched.clone()) => {}
-                        () = is_away(watched) => {}
+                        () = forward(client_reads, server_writes, watched.clone()) => {}
+                        () = forward(server_reads, client_writes, watched.clone()) => {}
+                        () = unreachable(watched) => {}
                     }
                 });
             }
@@ -61,11 +61,11 @@ impl Relay {
     }
 }
 
-async fn is_away(mut network: watch::Receiver<Network>) {
-    let _ = network.wait_for(|network| *network == Network::Away).await;
+async fn unreachable(mut network: watch::Receiver<Network>) {
+    let _ = network.wait_for(|network| *network == Network::Unreachable).await;
 }
 
-async fn pass(
+async fn forward(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut network: watch::Receiver<Network>,
@@ -76,7 +76,7 @@ async fn pass(
         if let Network::Slow(milliseconds) = now {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
         }
-        if network.wait_for(|network| *network != Network::Silent).await.is_err() {
+        if network.wait_for(|network| *network != Network::Unresponsive).await.is_err() {
             return;
         }
         if to.write_all(&bytes[..length]).await.is_err() {

@@ -1,4 +1,4 @@
-//! Faults that are played on purpose, one at a time.
+//! Scenarios with one specific fault each.
 
 use std::path::Path;
 use std::process::Command;
@@ -25,15 +25,15 @@ use crate::world::{Plan, Store, World};
 pub enum Name {
     /// Servers whose clocks are ten minutes ahead and behind.
     ClockSkew,
-    /// A run whose every attempt kills the server.
+    /// A run that crashes the server at each attempt.
     FatalRun,
-    /// A disk without space.
+    /// A full disk.
     FullDisk,
-    /// Runs on large threads under a limit of memory.
+    /// Runs on large threads with a memory limit.
     MemoryLimit,
-    /// More idle connections than the limit of open files allows.
+    /// More idle connections than the limit on open files allows.
     FileHandles,
-    /// No fault: damages the database and expects the checks to find it.
+    /// No fault: damages the database, and expects the checks to detect it.
     SelfTest,
 }
 
@@ -47,7 +47,7 @@ impl Name {
     }
 }
 
-/// Plays a scenario; returns what was wrong, or none if the scenario is skipped.
+/// Runs a scenario. Returns the violations, or `None` if the scenario is skipped.
 pub async fn run(name: Name, assistd: &Path, store: &Store) -> Option<Vec<String>> {
     let plan = Plan {
         assistd: assistd.to_owned(),
@@ -75,9 +75,9 @@ fn with_tools(duration_ms: u64) -> Vec<Turn> {
     vec![Turn { words: 3, duration_ms, calls: 2 }, Turn { words: 5, duration_ms, calls: 0 }]
 }
 
-/// A client with a thread of its own.
+/// Creates a client with a new thread.
 async fn client(world: &Arc<World>, tag: &str) -> Client {
-    let (_, thread) = world.call(Method::POST, "/v1/threads", Some(&json!({}))).await.expect("a server is up");
+    let (_, thread) = world.call(Method::POST, "/v1/threads", Some(&json!({}))).await.expect("a server is running");
     let thread = thread["id"].as_str().expect("an id").to_owned();
     let conversation = Conversation { thread, ..Conversation::default() };
     Client { world: world.clone(), rng: Rng::with_seed(1), tag: tag.to_owned(), conversation }
@@ -93,7 +93,7 @@ async fn converse(world: &Arc<World>, tag: &str, turns: Vec<Turn>) -> Conversati
     client.conversation
 }
 
-async fn converse_at_once(world: &Arc<World>, count: usize, tag: &str, turns: &[Turn]) -> Vec<Conversation> {
+async fn converse_concurrently(world: &Arc<World>, count: usize, tag: &str, turns: &[Turn]) -> Vec<Conversation> {
     let started: Vec<_> = (0..count)
         .map(|index| {
             let (world, tag, turns) = (world.clone(), format!("{tag}{index}"), turns.to_vec());
@@ -108,7 +108,7 @@ async fn converse_at_once(world: &Arc<World>, count: usize, tag: &str, turns: &[
 }
 
 async fn clock_skew(plan: Plan) -> Option<Vec<String>> {
-    // The library that faketime loads into a program; the program itself stays between us and the server.
+    // Loads the library of faketime directly, because the faketime command would receive the signals for the server.
     let library = Command::new("faketime").args(["-f", "+0s", "sh", "-c", "echo \"$LD_PRELOAD\""]).output();
     let Ok(library) = library else {
         skip("faketime");
@@ -121,12 +121,12 @@ async fn clock_skew(plan: Plan) -> Option<Vec<String>> {
     };
     let plan = Plan { replicas: 3, wrappers: vec![shifted("+620s"), shifted("-620s")], ..plan };
     let world = World::start(plan).await;
-    let conversations = converse_at_once(&world, 20, "skew", &text(20, 4_000)).await;
+    let conversations = converse_concurrently(&world, 20, "skew", &text(20, 4_000)).await;
     check::check_all(&world, &conversations).await;
     for (_, script) in conversations.iter().flat_map(|conversation| &conversation.runs) {
-        let asked = world.upstream.answers(&script.tag, 0).len();
-        if asked != 1 {
-            world.violation(format!("{}: the model was asked {asked} times", script.tag));
+        let calls = world.upstream.answers(&script.tag, 0).len();
+        if calls != 1 {
+            world.violation(format!("{}: the model was called {calls} times", script.tag));
         }
     }
     world.stop().await;
@@ -135,10 +135,10 @@ async fn clock_skew(plan: Plan) -> Option<Vec<String>> {
 
 async fn fatal_run(plan: Plan) -> Vec<String> {
     let world = World::start(plan).await;
-    let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    let (requested, mut requests) = tokio::sync::mpsc::unbounded_channel();
     world.upstream.on_request(move |tag| {
         if tag.starts_with("fatal") {
-            let _ = asked.send(());
+            let _ = requested.send(());
         }
     });
     let killer = tokio::spawn({
@@ -157,14 +157,14 @@ async fn fatal_run(plan: Plan) -> Vec<String> {
         let world = world.clone();
         async move {
             let mut client = client(&world, "fatal").await;
-            // Its creation may have no reply, because its server is killed: it is created once and found afterwards.
+            // The server may be killed before it responds, so the run is created once and then found in the list.
             let script = Script { tag: "fatal".to_owned(), turns: text(50, 2_000) };
             let path = format!("/v1/threads/{}/runs", client.conversation.thread);
             let body = json!({"assistant_id": world.assistant, "metadata": {"tag": "fatal"},
                 "additional_messages": [{"role": "user", "content": script.message()}]});
             world.try_call(0, Method::POST, &path, Some(&body)).await;
             client.conversation.scripts.push(script.clone());
-            let (_, list) = world.call(Method::GET, &path, None).await.expect("a server is up");
+            let (_, list) = world.call(Method::GET, &path, None).await.expect("a server is running");
             let run = list["data"][0]["id"].as_str().unwrap_or_default().to_owned();
             client.follow(&run, &script).await;
             (client.conversation, format!("{path}/{run}"))
@@ -179,14 +179,14 @@ async fn fatal_run(plan: Plan) -> Vec<String> {
     let (_, run) = world.call(Method::GET, &path, None).await.unwrap_or_default();
     let cause = run["last_error"]["message"].as_str().unwrap_or_default();
     if run["status"] != "failed" || !cause.contains(&format!("{ATTEMPTS_MAX} times")) {
-        world.violation(format!("a run that kills its server ended so: {run}"));
+        world.violation(format!("unexpected end of a run that crashes its server: {run}"));
     }
     killer.abort();
     others.push(conversation);
     check::check_all(&world, &others).await;
     let failed = world.counts().get("runs failed").copied();
     if failed != Some(1) {
-        world.violation(format!("{failed:?} runs failed beside the one that kills its server"));
+        world.violation(format!("expected only the run that crashes its server to fail, but {failed:?} runs failed"));
     }
     world.stop().await;
     world.violations()
@@ -198,15 +198,15 @@ async fn full_disk(plan: Plan) -> Option<Vec<String>> {
         return None;
     };
     let world = World::start(Plan { home: Some(disk.0.clone()), ..plan }).await;
-    let mut conversations = converse_at_once(&world, 8, "before", &with_tools(100)).await;
-    // One run is under way while the disk is full.
-    let mut under_way = client(&world, "during").await;
-    let created = under_way.create(&text(40, 2_000), false).await;
+    let mut conversations = converse_concurrently(&world, 8, "before", &with_tools(100)).await;
+    // One run is active while the disk is full.
+    let mut active = client(&world, "during").await;
+    let created = active.create(&text(40, 2_000), false).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     disk.fill();
     let path = format!("/v1/threads/{}/messages", conversations[0].thread);
     let large = "x".repeat(200_000);
-    let mut refused = 0;
+    let mut rejected = 0;
     for _ in 0..20 {
         let body = json!({"role": "user", "content": large});
         match world.try_call(0, Method::POST, &path, Some(&body)).await {
@@ -214,29 +214,29 @@ async fn full_disk(plan: Plan) -> Option<Vec<String>> {
                 let id = message["id"].as_str().unwrap_or_default().to_owned();
                 conversations[0].messages.push((id, large.clone()));
             }
-            Some((503, error)) if error["error"]["message"].is_string() => refused += 1,
-            other => world.violation(format!("on a full disk a message is answered with {other:?}")),
+            Some((503, error)) if error["error"]["message"].is_string() => rejected += 1,
+            other => world.violation(format!("unexpected response to a message on a full disk: {other:?}")),
         }
     }
-    if refused == 0 {
-        world.violation("a full disk took all messages");
+    if rejected == 0 {
+        world.violation("all messages were stored on a full disk");
     }
     match world.try_call(0, Method::GET, "/ready", None).await {
         Some((503, _)) => {}
-        other => world.violation(format!("on a full disk /ready is answered with {other:?}")),
+        other => world.violation(format!("unexpected response of /ready on a full disk: {other:?}")),
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
-    // The model has answered, and the answer cannot be committed: nobody waits for that.
-    let runs = format!("/v1/threads/{}/runs", under_way.conversation.thread);
+    // The model has answered, but the answer cannot be committed. Requests must not wait for the commit.
+    let runs = format!("/v1/threads/{}/runs", active.conversation.thread);
     let Some((200, list)) = world.try_call(0, Method::GET, &runs, None).await else {
-        panic!("a full disk can be read");
+        panic!("runs can be listed on a full disk");
     };
     let run = list["data"][0]["id"].as_str().unwrap_or_default();
     match world.try_call(0, Method::POST, &format!("{runs}/{run}/cancel"), Some(&json!({}))).await {
         Some((503, _)) => {}
-        other => world.violation(format!("on a full disk a cancellation is answered with {other:?}")),
+        other => world.violation(format!("unexpected response to a cancellation on a full disk: {other:?}")),
     }
-    // A server that starts meanwhile waits for the disk.
+    // A server that starts on a full disk waits until there is space.
     world.replicas[0].kill().await;
     let restarted = tokio::spawn({
         let world = world.clone();
@@ -245,26 +245,27 @@ async fn full_disk(plan: Plan) -> Option<Vec<String>> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     disk.free();
     if let Err(error) = restarted.await.expect("it does not panic") {
-        world.violation(format!("a server that was started on a full disk: {error}"));
+        world.violation(format!("a server started on a full disk: {error}"));
     }
     if let Some((run, script)) = created {
-        under_way.conversation.runs.push((run.clone(), script.clone()));
-        under_way.follow(&run, &script).await;
+        active.conversation.runs.push((run.clone(), script.clone()));
+        active.follow(&run, &script).await;
     }
-    conversations.push(under_way.conversation);
-    conversations.extend(converse_at_once(&world, 8, "after", &with_tools(100)).await);
+    conversations.push(active.conversation);
+    conversations.extend(converse_concurrently(&world, 8, "after", &with_tools(100)).await);
     check::check_all(&world, &conversations).await;
     world.stop().await;
     Some(world.violations())
 }
 
-/// Address space of the server, in KiB, and the size of each thread, in messages of 250,000 bytes.
+/// Maximum address space of the server, in KiB.
 const ADDRESS_SPACE_KIB: u32 = 400_000;
+/// Number of messages of 250,000 bytes on each thread.
 const LARGE_MESSAGES: usize = 80;
 
 async fn memory_limit(plan: Plan) -> Vec<String> {
     let limit = format!("ulimit -v {ADDRESS_SPACE_KIB} && exec \"$0\" \"$@\"");
-    // Arenas of the allocator and stacks of threads take address space, for each processor.
+    // The arenas of the allocator and the thread stacks use address space per processor.
     let limited =
         ["env", "MALLOC_ARENA_MAX=2", "TOKIO_WORKER_THREADS=2", "sh", "-c", &limit].map(str::to_owned).to_vec();
     let settings =
@@ -298,7 +299,7 @@ async fn memory_limit(plan: Plan) -> Vec<String> {
     }
     check::check_all(&world, &conversations).await;
     if world.upstream.repeated() > 0 {
-        world.violation("the server was lost");
+        world.violation("the server crashed");
     }
     world.stop().await;
     world.violations()
@@ -307,12 +308,12 @@ async fn memory_limit(plan: Plan) -> Vec<String> {
 async fn file_handles(plan: Plan) -> Vec<String> {
     let limited = ["sh", "-c", "ulimit -Sn 64 && ulimit -Hn 256 && exec \"$0\" \"$@\""].map(str::to_owned).to_vec();
     let world = World::start(Plan { wrappers: vec![limited], ..plan }).await;
-    let under_way = tokio::spawn({
+    let active = tokio::spawn({
         let world = world.clone();
-        async move { converse_at_once(&world, 8, "before", &text(40, 3_000)).await }
+        async move { converse_concurrently(&world, 8, "before", &text(40, 3_000)).await }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // Half of them say nothing, half of them send a part of a request.
+    // Half of the connections send nothing, and half send a part of a request.
     let mut idle = Vec::new();
     for index in 0..400 {
         let connecting = TcpStream::connect(("127.0.0.1", world.replicas[0].port));
@@ -326,34 +327,37 @@ async fn file_handles(plan: Plan) -> Vec<String> {
         match world.try_call(0, Method::GET, path, None).await {
             Some((200, _)) => {}
             other => {
-                world.violation(format!("beside {} idle connections {path} is answered with {other:?}", idle.len()));
+                world.violation(format!(
+                    "unexpected response of {path} with {} idle connections: {other:?}",
+                    idle.len()
+                ));
             }
         }
     }
-    let mut conversations = under_way.await.expect("a client does not panic");
-    conversations.extend(converse_at_once(&world, 8, "beside", &with_tools(100)).await);
+    let mut conversations = active.await.expect("a client does not panic");
+    conversations.extend(converse_concurrently(&world, 8, "idle", &with_tools(100)).await);
     check::check_all(&world, &conversations).await;
     drop(idle);
     world.stop().await;
     world.violations()
 }
 
-/// Each damage, for the thread `$1`.
+/// The damages: a name, and a statement for the thread `$1`.
 const DAMAGES: [(&str, &str); 7] = [
-    ("a message is gone", "delete from messages where thread_id = $1 and run_id is null and body like '%note%'"),
-    ("a run is gone", "delete from runs where thread_id = $1"),
+    ("a missing message", "delete from messages where thread_id = $1 and run_id is null and body like '%note%'"),
+    ("a missing run", "delete from runs where thread_id = $1"),
     (
-        "another text",
+        "a different text",
         "update messages set body = replace(body, '.1 ', '.7 ') where thread_id = $1 and run_id is not null",
     ),
-    ("a step is gone", "delete from run_steps where thread_id = $1 and body like '%message_creation%'"),
+    ("a missing step", "delete from run_steps where thread_id = $1 and body like '%message_creation%'"),
     (
         "two messages",
         "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body) select 'msg_' || hex(randomblob(12)), \
          thread_id, seq + 100, created_at, run_id, metadata, body from messages where thread_id = $1 and run_id is not null",
     ),
     (
-        "another usage",
+        "a different usage",
         "update runs set state = replace(state, '\"total_tokens\":', '\"total_tokens\":1') where thread_id = $1",
     ),
     ("a locked thread", "update threads set active_run = (select id from runs where thread_id = $1) where id = $1"),
@@ -374,9 +378,9 @@ async fn self_test(plan: Plan) -> Vec<String> {
     check::check_all(&world, &conversations).await;
     let mut violations = world.take_violations();
     for ((what, statement), conversation) in DAMAGES.iter().zip(&conversations) {
-        // The server keeps what it has read of a run that is over for a moment: it is started anew.
+        // The server is restarted, because it caches the run for a short time.
         world.replicas[0].kill().await;
-        let mut connection = SqliteConnection::connect(&world.database_url).await.expect("the file is there");
+        let mut connection = SqliteConnection::connect(&world.database_url).await.expect("the file exists");
         let done = connection.execute(sqlx::query(*statement).bind(&conversation.thread)).await.expect("it is SQL");
         connection.close().await.expect("it can be closed");
         if done.rows_affected() == 0 {
@@ -385,7 +389,7 @@ async fn self_test(plan: Plan) -> Vec<String> {
         world.replicas[0].start().await.expect("the server starts");
         check::check_all(&world, std::slice::from_ref(conversation)).await;
         if world.take_violations().is_empty() {
-            violations.push(format!("{what}: the checks do not find it"));
+            violations.push(format!("{what}: not detected by the checks"));
         }
     }
     world.stop().await;

@@ -1,4 +1,4 @@
-//! The servers under test: processes that are killed, stopped, frozen and started again.
+//! The servers under test: processes that are killed, stopped, frozen and restarted.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,24 +9,24 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Lease of a run, in seconds: the shortest that a server accepts.
+/// The lease of a run, in seconds: the minimum that a server accepts.
 pub const LEASE_S: u64 = 5;
-/// Time that runs and streams get when a server is asked to stop, in seconds.
+/// The grace period of a graceful shutdown, in seconds.
 pub const GRACE_S: u64 = 2;
 
-/// How a server is started.
+/// The configuration of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub assistd: PathBuf,
     pub database_url: String,
     pub upstream_url: String,
-    /// Further settings, as environment variables without their prefix.
+    /// Additional settings: names of environment variables without their prefix, and values.
     pub settings: Vec<(&'static str, String)>,
-    /// A command in front of the server's, such as `faketime`.
+    /// A command that starts the server, such as `faketime`.
     pub wrapper: Vec<String>,
 }
 
-/// One server, which keeps its port and its folder over all its processes.
+/// A server with a fixed port and folder, and changing processes.
 #[derive(Debug)]
 pub struct Replica {
     pub port: u16,
@@ -39,7 +39,7 @@ pub struct Replica {
 impl Replica {
     pub fn new(name: &str, home: &Path, options: Options) -> Self {
         let folder = home.join(name);
-        std::fs::create_dir_all(&folder).expect("the folder can be made");
+        std::fs::create_dir_all(&folder).expect("the folder can be created");
         Self { port: free_port(), log: home.join(format!("{name}.log")), options, folder, process: Mutex::new(None) }
     }
 
@@ -50,10 +50,10 @@ impl Replica {
     /// Starts a process, and waits until it is ready.
     pub async fn start(&self) -> Result<(), String> {
         let log = File::options().create(true).append(true).open(&self.log).expect("the log can be opened");
-        let mut words = self.options.wrapper.clone();
-        words.push(self.options.assistd.display().to_string());
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).kill_on_drop(true).stdin(Stdio::null());
+        let mut line = self.options.wrapper.clone();
+        line.push(self.options.assistd.display().to_string());
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).kill_on_drop(true).stdin(Stdio::null());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ASSISTD_")) {
             command.env_remove(name);
         }
@@ -76,7 +76,7 @@ impl Replica {
         self.wait_until_ready().await
     }
 
-    /// Waits until the server answers that it is ready: at most 60 seconds.
+    /// Waits up to 60 seconds until the server is ready.
     pub async fn wait_until_ready(&self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_mins(1);
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().expect("a client");
@@ -89,34 +89,34 @@ impl Replica {
             if let Some(process) = self.process.lock().await.as_mut()
                 && let Ok(Some(status)) = process.try_wait()
             {
-                return Err(format!("the server exited with {status} while it was awaited"));
+                return Err(format!("the server exited with {status} before it was ready"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Err("the server was not ready within 60 s".to_owned())
     }
 
-    /// Ends the process without warning.
+    /// Sends SIGKILL to the process.
     pub async fn kill(&self) {
         if let Some(mut process) = self.process.lock().await.take() {
             let _ = process.kill().await;
         }
     }
 
-    /// Asks the process to stop.
+    /// Sends SIGTERM to the process, and waits until it exits.
     ///
     /// # Errors
-    /// When it has not exited some time after the grace time; it is killed then.
+    /// If it fails or does not exit within ten seconds after the grace period, and is then killed.
     pub async fn terminate(&self) -> Result<(), String> {
         self.signal("TERM").await;
         let Some(mut process) = self.process.lock().await.take() else { return Ok(()) };
         let limit = Duration::from_secs(GRACE_S + 10);
         match tokio::time::timeout(limit, process.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(status) => Err(format!("a server that was asked to stop ended with {status:?}")),
+            Ok(status) => Err(format!("a server exited with {status:?} after SIGTERM")),
             Err(_) => {
                 let _ = process.kill().await;
-                Err(format!("a server that was asked to stop did not exit within {} s", limit.as_secs()))
+                Err(format!("a server did not exit within {} s after SIGTERM", limit.as_secs()))
             }
         }
     }
@@ -130,7 +130,7 @@ impl Replica {
     }
 }
 
-/// A port below the range from which the system chooses ports for outgoing connections.
+/// Returns an unused port below the range of ephemeral ports.
 fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(12_000..20_000);

@@ -1,7 +1,7 @@
-//! A chat-completions server that plays the script in the last user message, and records what it answered.
+//! A chat-completions server that plays the script in the last user message, and records its answers.
 //!
-//! Each answer has a name of its own (`A1`, `A2`, …) that each of its words and calls carries, so that a text that was made
-//! of two answers shows it. Usage is counted in words.
+//! Each answer has a unique name (`A1`, `A2`, …), which is part of each of its words and calls, so that a mix of two answers
+//! is detected. Usage is counted in words.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,12 +16,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// What the model says in the run that carries this script in its message.
+/// The answers of the model in a run. The script is in the user message of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Script {
-    /// Names the run among all runs.
+    /// Identifies the run.
     pub tag: String,
-    /// One entry for each model call.
+    /// One entry per model call.
     pub turns: Vec<Turn>,
 }
 
@@ -29,14 +29,14 @@ pub struct Script {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Turn {
     pub words: usize,
-    /// How long the words take, in milliseconds.
+    /// Duration of the words, in milliseconds.
     pub duration_ms: u64,
-    /// Number of functions that it calls after the words.
+    /// Number of function calls after the words.
     pub calls: usize,
 }
 
 impl Script {
-    /// The text of the message that carries the script.
+    /// Returns the text of the message with the script.
     pub fn message(&self) -> String {
         format!("SCRIPT {}", serde_json::to_string(self).expect("a script is JSON"))
     }
@@ -47,15 +47,15 @@ impl Script {
     }
 }
 
-/// An answer that was begun.
+/// An answer that was started.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub name: String,
     pub words: usize,
     pub calls: usize,
     pub prompt_tokens: u64,
-    /// Whether all of it was sent.
-    pub is_whole: bool,
+    /// Whether the whole answer was sent.
+    pub is_complete: bool,
 }
 
 impl Answer {
@@ -78,7 +78,7 @@ struct Inner {
     hook: Mutex<Option<Hook>>,
 }
 
-/// The server; it lives as long as the runtime.
+/// The server. Runs as long as the runtime.
 #[derive(Clone)]
 pub struct Upstream {
     pub url: String,
@@ -104,12 +104,12 @@ impl Upstream {
         *lock(&self.inner.hook) = Some(Box::new(hook));
     }
 
-    /// The answers to one model call, in the order in which they were begun.
+    /// Returns the answers to a model call, in the order in which they were started.
     pub fn answers(&self, tag: &str, turn: usize) -> Vec<Answer> {
         lock(&self.inner.answers).get(&(tag.to_owned(), turn)).cloned().unwrap_or_default()
     }
 
-    /// How many requests were answered again, because the answer before was lost.
+    /// Returns the number of repeated model calls.
     pub fn repeated(&self) -> usize {
         lock(&self.inner.answers).values().map(|answers| answers.len() - 1).sum()
     }
@@ -121,7 +121,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Json<Value>) -> Response {
     let messages = request["messages"].as_array().expect("a request has messages");
-    // A thread that was deleted meanwhile has none.
+    // There is none if the thread was deleted in the meantime.
     let last_user = messages.iter().rposition(|message| message["role"] == "user").unwrap_or_default();
     let Some(script) = messages.get(last_user).and_then(Script::read) else {
         return axum::http::StatusCode::BAD_REQUEST.into_response();
@@ -139,7 +139,7 @@ async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Js
         format!("A{count}")
     };
     let prompt_tokens = messages.len() as u64;
-    let answer = Answer { name, words: turn.words, calls: turn.calls, prompt_tokens, is_whole: false };
+    let answer = Answer { name, words: turn.words, calls: turn.calls, prompt_tokens, is_complete: false };
     let key = (script.tag, index);
     lock(&inner.answers).entry(key.clone()).or_default().push(answer.clone());
     let body = Body::from_stream(play(inner, key, answer, turn.duration_ms));
@@ -173,7 +173,7 @@ fn play(
         if let Some(answer) = lock(&inner.answers).get_mut(&key)
             .and_then(|answers| answers.iter_mut().find(|other| other.name == answer.name))
         {
-            answer.is_whole = true;
+            answer.is_complete = true;
         }
         let completion_tokens = answer.words + answer.calls;
         let usage = json!({"prompt_tokens": answer.prompt_tokens, "completion_tokens": completion_tokens,

@@ -1,4 +1,4 @@
-//! What all parts of a fault test share: the servers, the model server, what was seen, and what is wrong.
+//! The state that all parts of a fault test share: the servers, the model server, counters, and violations.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::relay::Relay;
 use crate::servers::{Options, Replica};
 use crate::upstream::Upstream;
 
-/// The database behind the servers.
+/// The database of the servers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Store {
     Sqlite,
@@ -21,15 +21,15 @@ pub enum Store {
     Postgres(String),
 }
 
-/// What a world is made of.
+/// The configuration of a world.
 pub struct Plan {
     pub assistd: PathBuf,
     pub store: Store,
     pub replicas: usize,
     pub settings: Vec<(&'static str, String)>,
-    /// Commands in front of the servers'; replicas beyond its end have none.
+    /// The commands that start the servers, by replica; the remaining replicas are started directly.
     pub wrappers: Vec<Vec<String>>,
-    /// The folder of the SQLite file and the logs, where the default one does not do.
+    /// The folder of the SQLite file and the logs; `None` for a temporary folder.
     pub home: Option<PathBuf>,
 }
 
@@ -39,7 +39,8 @@ pub struct World {
     pub relay: Option<Relay>,
     pub assistant: String,
     pub database_url: String,
-    pub is_over: AtomicBool,
+    /// Whether clients and faults must stop.
+    pub is_stopping: AtomicBool,
     counts: Mutex<BTreeMap<String, usize>>,
     violations: Mutex<Vec<String>>,
     client: reqwest::Client,
@@ -48,13 +49,13 @@ pub struct World {
 }
 
 impl World {
-    /// Starts the model server, a database of its own, and the servers.
+    /// Creates a database, and starts the model server and the servers.
     pub async fn start(plan: Plan) -> Arc<Self> {
         let owns_home = plan.home.is_none();
         let home = plan
             .home
             .unwrap_or_else(|| std::env::temp_dir().join(format!("assistd-faults-{}", uuid::Uuid::now_v7().simple())));
-        std::fs::create_dir_all(&home).expect("the folder can be made");
+        std::fs::create_dir_all(&home).expect("the folder can be created");
         let upstream = Upstream::start().await;
         let (database_url, relay) = match &plan.store {
             Store::Sqlite => (format!("sqlite://{}", home.join("assistd.db").display()), None),
@@ -79,10 +80,10 @@ impl World {
             relay,
             assistant: String::new(),
             database_url,
-            is_over: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
             counts: Mutex::default(),
             violations: Mutex::default(),
-            client: reqwest::Client::builder().no_proxy().build().expect("a client can be made"),
+            client: reqwest::Client::builder().no_proxy().build().expect("a client can be created"),
             home,
             owns_home,
         };
@@ -112,7 +113,7 @@ impl World {
         self.violations.lock().expect("not poisoned").clone()
     }
 
-    /// The violations so far, which are forgotten.
+    /// Removes and returns the violations.
     pub fn take_violations(&self) -> Vec<String> {
         std::mem::take(&mut self.violations.lock().expect("not poisoned"))
     }
@@ -121,11 +122,11 @@ impl World {
         self.counts.lock().expect("not poisoned").clone()
     }
 
-    pub fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed)
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Sends one request to one server: the status and the body; None when no reply came.
+    /// Sends a request to a server. Returns the status and the body, or `None` if there was no response.
     pub async fn try_call(
         &self,
         replica: usize,
@@ -133,11 +134,11 @@ impl World {
         path: &str,
         body: Option<&Value>,
     ) -> Option<(u16, Value)> {
-        self.try_call_again(replica, method, path, body, 0).await
+        self.try_call_with_retries(replica, method, path, body, 0).await
     }
 
-    /// As `try_call`, as the official SDKs send a request for the second time and on.
-    pub async fn try_call_again(
+    /// Like `try_call`, with the retry count that the official SDKs send.
+    pub async fn try_call_with_retries(
         &self,
         replica: usize,
         method: Method,
@@ -157,29 +158,29 @@ impl World {
         Some((status, body))
     }
 
-    /// Sends a request that may be repeated until a server answers it with less than 500; tries for at most two minutes.
+    /// Sends an idempotent request until a server responds with a status below 500, for at most two minutes.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
         for attempt in 0..400 {
             let replica = fastrand::usize(..self.replicas.len());
-            match self.try_call_again(replica, method.clone(), path, body, attempt).await {
+            match self.try_call_with_retries(replica, method.clone(), path, body, attempt).await {
                 Some((status, body)) if status < 500 => return Some((status, body)),
-                Some((status, _)) => self.count(format!("replies {status}")),
-                None => self.count("requests without a reply"),
+                Some((status, _)) => self.count(format!("responses {status}")),
+                None => self.count("requests without a response"),
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-        self.violation(format!("{method} {path} was not answered within two minutes"));
+        self.violation(format!("{method} {path}: no response within two minutes"));
         None
     }
 
-    /// Begins a stream.
+    /// Opens a stream.
     pub async fn open(&self, replica: usize, path: &str, body: &Value) -> Option<reqwest::Response> {
         let url = self.replicas[replica % self.replicas.len()].url(path);
         let sent = tokio::time::timeout(Duration::from_secs(20), self.client.post(url).json(body).send());
         sent.await.ok()?.ok()
     }
 
-    /// Stops the servers and looks for panics in their logs.
+    /// Stops the servers, and checks their logs for panics.
     pub async fn stop(&self) {
         for replica in &self.replicas {
             if let Err(error) = replica.terminate().await {
@@ -198,7 +199,7 @@ impl World {
     }
 }
 
-/// Creates a database on the server at `url`; returns its URL by way of a relay, and the relay.
+/// Creates a database on the server at `url`. Returns its URL through a relay, and the relay.
 async fn create_database(url: &str) -> (String, Relay) {
     use sqlx::{Connection as _, Executor as _};
     let name = format!("faults_{}", uuid::Uuid::now_v7().simple());
