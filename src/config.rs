@@ -308,7 +308,7 @@ impl Settings {
         }
     }
 
-    /// Returns the concurrency, lease and attempts of the run executor.
+    /// Returns the settings of the worker that drives runs.
     #[must_use]
     pub fn run_work(&self) -> work::Settings {
         work::Settings {

@@ -1,12 +1,13 @@
-//! Asks a running server whether it is alive: the other side of `GET /health`.
+//! The client of `GET /health`, for the command `assistd health`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// How long an answer may take.
+/// The timeout of the request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where this machine reaches a server that listens on `listen`: one that listens everywhere, over loopback.
+/// Returns the address at which this machine reaches a server that listens on `listen`: loopback for a server that listens
+/// on all addresses.
 #[must_use]
 pub fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
@@ -17,15 +18,15 @@ pub fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Asks the server that listens on `listen`.
+/// Checks the server that listens on `listen`.
 ///
 /// # Errors
-/// When it does not answer, or not with 200.
+/// If it does not respond with 200.
 pub async fn check(listen: SocketAddr) -> Result<(), reqwest::Error> {
     let url = format!("http://{}/health", reachable(listen));
-    // Fails when it is installed already, which is what we want.
+    // Fails if a provider is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    #[expect(clippy::disallowed_methods, reason = "this client talks to ourselves, not to a model server")]
+    #[expect(clippy::disallowed_methods, reason = "this client connects to our own server, not to a model server")]
     let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
     client.get(url).send().await?.error_for_status()?;
     Ok(())

@@ -10,7 +10,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Records whether a loop is running.
+    /// Sets whether a loop is running.
     pub fn set(&self, name: &'static str, is_running: bool) {
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         if is_running {
@@ -20,7 +20,7 @@ impl Liveness {
         }
     }
 
-    /// The names of the loops that are down.
+    /// Returns the names of the loops that are down.
     #[must_use]
     pub fn down(&self) -> Vec<&'static str> {
         self.down.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-/// The form of the log.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -17,14 +17,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to log to standard error; a second call does nothing.
+/// Starts logging to standard error. Further calls have no effect.
 ///
 /// # Errors
-/// When the filter cannot be read.
+/// If the filter is invalid.
 pub fn start(filter: &str, format: LogFormat) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // A part that is too talkative at its own "info" is named here once.
+    // Dependencies that log too much at level "info" are limited to warnings.
     let filter = EnvFilter::builder().parse(format!("{filter},sqlx=warn,hyper=warn"))?;
-    // A log that cannot be written, as on a full disk, is not reported: standard error is the log.
+    // Errors of the log itself, such as a full disk, are not reported, because standard error is the log.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let json = match format {
@@ -37,7 +37,7 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), tracing_subscriber::
     } else {
         builder.with_target(false).try_init()
     };
-    // Someone else in this process has begun to log already: then that is the log.
+    // Fails if another log was already started in this process, which is then used.
     drop(started);
     Ok(())
 }

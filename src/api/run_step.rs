@@ -172,7 +172,7 @@ pub struct RunStepObject<'a> {
 }
 
 impl<'a> RunStepObject<'a> {
-    /// Returns the form of a step in a stream, which has `expires_at` also after the end.
+    /// Returns the form of a step in a stream, which keeps `expires_at` after the step has ended.
     #[must_use]
     pub fn in_stream(step: &'a RunStep) -> Self {
         let mut object = Self::from(step);

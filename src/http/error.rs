@@ -49,7 +49,7 @@ impl From<store::Error> for Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Refused(error) => Self::Public(error),
+            Failure::Rejected(error) => Self::Public(error),
             Failure::Store(error) => error.into(),
         }
     }

@@ -131,7 +131,9 @@ async fn submit_tool_outputs(
 async fn map_missing(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {
     match run {
         Ok(run) => Ok(run_response(&run)),
-        Err(Failure::Refused(error)) if error.kind == Kind::NotFound => Err(not_found_on_thread(app, thread, id).await),
+        Err(Failure::Rejected(error)) if error.kind == Kind::NotFound => {
+            Err(not_found_on_thread(app, thread, id).await)
+        }
         Err(failure) => Err(failure.into()),
     }
 }

@@ -18,7 +18,7 @@ use crate::api::{Message, Run, RunId};
 use crate::store::{self, ClaimedRun, JobKind, Lease, NextLease, SavedText, Versioned};
 use crate::work::{Attempt, Claim, Job, Outcome, Queue};
 
-/// Drives runs on behalf of a worker.
+/// Drives runs for a worker.
 #[derive(Debug)]
 pub struct Driver {
     pub(super) dependencies: Dependencies,
@@ -28,7 +28,7 @@ pub struct Driver {
     pub(super) prompt_memory: Arc<Semaphore>,
     lease: Duration,
     queue: Arc<Queue>,
-    /// The owner whose run was claimed last: the next claim begins behind it.
+    /// The owner whose run was claimed last. The next claim starts after this owner.
     last_owner: std::sync::Mutex<String>,
 }
 
@@ -38,16 +38,16 @@ pub struct RunWork {
     run: Run,
     version: i64,
     lease: i64,
-    /// What it has done, when the one who leased it knows.
+    /// The progress of the run, unless it must be loaded.
     progress: Option<Progress>,
-    /// Its snapshot, already published; kept here because the registry holds only weak references.
+    /// The published snapshot, owned here because the registry holds only weak references.
     live: Option<Arc<Live>>,
-    /// The whole thread, when it was created together with the run.
+    /// All messages of the thread, if it was created together with the run.
     thread: Option<Vec<Message>>,
 }
 
 impl RunWork {
-    /// A run that was leased, in progress, by the commit that created or resumed it.
+    /// Creates the work for a run that was leased by the commit that created or resumed it.
     #[must_use]
     pub fn leased(current: Current, live: Arc<Live>, thread: Option<Vec<Message>>) -> Claim<Box<Self>> {
         let Current { progress, version, lease } = current;
@@ -68,12 +68,12 @@ pub(super) struct LeasedRun {
     pub thread: Option<Vec<Message>>,
 }
 
-/// Why a run is not driven any further.
+/// Why a run is no longer driven.
 #[derive(Debug)]
 pub(super) enum DriveError {
     /// Another server has claimed the run, or a client has deleted it.
     LeaseLost,
-    /// Another party has ended the run, and the end is published.
+    /// A request or the sweeper has ended the run, and the end is published.
     EndedElsewhere,
     /// The server is stopping.
     Stopping,
@@ -90,7 +90,7 @@ impl From<store::Error> for DriveError {
     }
 }
 
-/// Shows that a worker of this server drives a run, for as long as it lives.
+/// Marks a run as driven by a worker of this server, until this is dropped.
 struct Driven(Arc<Live>);
 
 impl Driven {
@@ -107,7 +107,7 @@ impl Drop for Driven {
 }
 
 impl Driver {
-    /// Drives runs under leases of `lease`; wakes `queue` when the next run of a thread becomes due.
+    /// Creates a driver that leases runs for the duration `lease`, and wakes `queue` when the next run of a thread is due.
     #[must_use]
     pub fn new(
         dependencies: Dependencies,
@@ -121,7 +121,7 @@ impl Driver {
         Self { dependencies, settings, transitions, prompt_memory, lease, queue, last_owner }
     }
 
-    /// Makes the longest-waiting run of a thread due, if any run waits there. Called after the previous run has ended.
+    /// Makes the longest-waiting run of a thread due, if there is one. Called after the previous run has ended.
     pub async fn promote_next_run(&self, run: &Run) {
         if !self.settings.queues_on_busy_thread() {
             return;
@@ -129,9 +129,9 @@ impl Driver {
         match self.dependencies.store.promote_run(&run.spec.thread_id).await {
             Ok(Some(_)) => self.queue.wake(),
             Ok(None) => {}
-            // The sweeper makes up for it.
+            // The sweeper will promote it.
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the next run of a thread is not promoted");
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to promote the next run of a thread");
             }
         }
     }
@@ -162,7 +162,7 @@ impl Driver {
                 self.transitions.registry().forget(&work.run.spec.id, &run.live);
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let Run { state, usage, .. } = &run.current.progress.run;
-                let what = if state.is_over() { "run ended" } else { "run waits for the client" };
+                let what = if state.is_over() { "run ended" } else { "run requires action" };
                 tracing::info!(status = state.status(), duration_ms, tokens = usage.total_tokens, "{what}");
                 Ok(())
             }
@@ -175,7 +175,7 @@ impl Driver {
         }
     }
 
-    /// Does what the machine says, until the run is over, or waits for its client.
+    /// Performs the effects of the state machine until the run has ended or requires action.
     async fn perform_effects(
         &self,
         run: &mut LeasedRun,
@@ -193,7 +193,7 @@ impl Driver {
             RunState::Cancelling { .. } => {
                 Box::pin(self.apply(run, attempt, Input::Stopped { usage: Usage::default() })).await?
             }
-            // Nobody should have made it due.
+            // Not expected: such a run is never due.
             RunState::RequiresAction { .. }
             | RunState::Cancelled { .. }
             | RunState::Failed { .. }
@@ -210,7 +210,7 @@ impl Driver {
                     let input = self.model_turn(run, attempt).await?;
                     Box::pin(self.apply(run, attempt, input)).await?
                 }
-                // The model call of a run that is being cancelled has ended when this driver learns of it.
+                // The model call has already ended when the driver learns of the cancellation.
                 Effect::StopModel => {
                     Box::pin(self.apply(run, attempt, Input::Stopped { usage: Usage::default() })).await?
                 }
@@ -223,8 +223,9 @@ impl Driver {
         }
     }
 
-    /// Moves the run. Callers box it: a run waits long for its model, and should not hold the room of its commits meanwhile.
-    /// If the run was changed concurrently, reloads it and continues from there.
+    /// Applies an input. If the run was changed concurrently, reloads it and applies the input that follows from the change.
+    ///
+    /// Callers box the future, so that a run that waits for its model does not hold the memory of a commit.
     pub(super) async fn apply(
         &self,
         run: &mut LeasedRun,
@@ -252,10 +253,7 @@ impl Driver {
                 }
                 Err(transition::Error::Invalid(error)) => return Err(DriveError::Failed(error.to_string())),
                 Err(transition::Error::Store(error)) if attempt.stopping().is_cancelled() => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "a run is handed back without its newest text"
-                    );
+                    tracing::warn!(error = &error as &dyn std::error::Error, "run released without its newest text");
                     return Err(DriveError::Stopping);
                 }
                 Err(transition::Error::Store(error)) => return Err(error.into()),
@@ -283,7 +281,7 @@ impl Driver {
             return Err(DriveError::LeaseLost);
         }
         if matches!(found.run.state, RunState::Cancelling { .. }) {
-            // Our text is newer than what is stored of it.
+            // The text in memory is newer than the stored text.
             run.current.progress.run = found.run;
             run.current.version = found.version;
             let _gate = run.live.gate.lock().await;
@@ -299,7 +297,7 @@ impl Driver {
         Err(DriveError::LeaseLost)
     }
 
-    /// Reads until the database answers. The attempt ends this when its lease is lost.
+    /// Retries while the database is unavailable. The attempt cancels this when its lease is lost.
     pub(super) async fn retry<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, store::Error>
     where
         F: Future<Output = Result<T, store::Error>>,
@@ -307,7 +305,7 @@ impl Driver {
         for pause in retry_pauses() {
             match attempt().await {
                 Err(error @ store::Error::Unavailable(_)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the database is away; trying again");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "database unavailable; retrying");
                     tokio::time::sleep(pause).await;
                 }
                 other => return other,
@@ -322,7 +320,7 @@ impl Driver {
         Ok(Progress { run: work.run.clone(), steps, message })
     }
 
-    /// Ends the lease of a run that needs no driver.
+    /// Clears the lease of a run that needs no driver.
     async fn clear_lease(&self, run: &LeasedRun) -> Result<(), DriveError> {
         let Current { progress, version, .. } = &run.current;
         let commit = store::Commit {
@@ -339,21 +337,18 @@ impl Driver {
         Ok(())
     }
 
-    /// Stores the newest text of a run that is handed back.
+    /// Saves the newest text of a run that is released.
     async fn save(&self, run: &LeasedRun) {
         let Current { progress, version, .. } = &run.current;
         let Some(message) = &progress.message else { return };
         let text = SavedText { run: &progress.run.spec.id, version: *version, message };
         if let Err(error) = self.dependencies.store.save_messages(&[text]).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the text of a run that is handed back is not saved"
-            );
+            tracing::warn!(error = &error as &dyn std::error::Error, "failed to save the text of a released run");
         }
     }
 }
 
-/// Whether the run needs no driver after this input.
+/// Returns whether the run needs no driver after this input.
 fn input_ends_driving(input: &Input) -> bool {
     match input {
         Input::Claimed | Input::TextBegan | Input::CallsBegan | Input::OutputsSubmitted(_) | Input::CancelRequested => {
@@ -402,7 +397,7 @@ impl Job for Driver {
         }
     }
 
-    /// Fails the run; one that is being cancelled is cancelled.
+    /// Fails the run, or cancels it if its cancellation was requested.
     async fn give_up(&self, work: Box<RunWork>, attempts: u32, cause: &str) -> Result<(), store::Error> {
         let spec = work.run.spec.clone();
         let message = format!("The run was attempted {attempts} times without completing. Last cause: {cause}.");

@@ -1,16 +1,16 @@
-//! Runs: the lifecycle of an assistant's answer.
+//! Runs: their lifecycle and processing.
 //!
 //! | file | what it does |
 //! | --- | --- |
 //! | [`service`] | what handlers call: create, submit tool outputs, cancel, retrieve |
 //! | [`machine`] | the lifecycle as a pure function |
-//! | [`transition`] | the one way to move a run: lock, step, commit, publish |
+//! | [`transition`] | changes the state of a run: locks, steps, commits, publishes |
 //! | [`drive`] | the loop over effects, as a job of a [`crate::work::Worker`] |
 //! | `model_turn` | one model call |
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
-//! | [`prompt`] | from a thread to chat messages, within a budget; pure |
-//! | [`stream`] | what readers of a stream are sent |
-//! | [`upkeep`] | background loops: saves text, notices changes by other servers, follows streams |
+//! | [`prompt`] | converts a thread to chat messages within a budget; pure |
+//! | [`stream`] | the event streams of runs |
+//! | [`upkeep`] | background loops: save text, detect changes by other servers, follow runs driven elsewhere |
 //! | [`sweeper`] | ends overdue runs and promotes waiting runs that have no driver |
 
 pub mod drive;
@@ -34,12 +34,12 @@ use crate::clock::Clock;
 use crate::llm::Models;
 use crate::store::Store;
 
-/// The first pause before a call of the store is tried again while the database is away.
+/// First pause before a store call is retried while the database is unavailable.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// The longest such pause.
+/// Maximum pause between retries.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// What runs need of the other parts; cheap to clone.
+/// The dependencies of runs. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Dependencies {
     /// Where runs are stored.
@@ -48,11 +48,11 @@ pub struct Dependencies {
     pub models: Arc<Models>,
     /// The time.
     pub clock: Arc<Clock>,
-    /// Makes ids.
+    /// Generates IDs.
     pub ids: Arc<Ids>,
 }
 
-/// How runs are created and driven.
+/// The settings of runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Seconds from a run's creation to its deadline.
@@ -63,7 +63,7 @@ pub struct Settings {
     pub busy_thread: BusyThread,
     /// Maximum size of one prompt, in bytes; a longer thread is truncated in the middle.
     pub prompt_bytes_max: usize,
-    /// Memory that prompts of more than 256 KiB take together, in bytes; further ones wait.
+    /// Maximum total memory of all prompts larger than 256 KiB, in bytes. Further prompts wait.
     pub prompt_memory_max: usize,
 }
 
@@ -77,13 +77,13 @@ impl Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BusyThread {
-    /// It is rejected, as by OpenAI.
+    /// It is rejected, as by OpenAI's service.
     Reject,
-    /// A run waits for its turn; a message is for the runs that are created after it.
+    /// A run waits until the runs before it have ended. A message is visible to the runs created after it.
     Queue,
 }
 
-/// The pauses between tries while the database is away; without end.
+/// Returns the pauses between retries while the database is unavailable, without end.
 fn retry_pauses() -> impl Iterator<Item = Duration> + Send {
     std::iter::successors(Some(RETRY_PAUSE), |pause| Some((*pause * 2).min(RETRY_PAUSE_MAX)))
 }

@@ -1,6 +1,6 @@
 //! What handlers call: creates, resumes, cancels and retrieves runs.
 //!
-//! The part of a request that changes a run is carried out to its end, also when the client hangs up in the middle.
+//! The part of a request that changes a run completes even if the client disconnects.
 
 use std::sync::Arc;
 
@@ -25,18 +25,18 @@ use crate::work::{self, Queue, Worker};
 /// The number of the lease under which a run is created in progress.
 const FIRST_LEASE: i64 = 1;
 
-/// Why a request about a run was not carried out.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The request was refused; the client is sent this error.
+    /// The request was rejected with this error.
     #[error(transparent)]
-    Refused(#[from] Error),
+    Rejected(#[from] Error),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
-/// What handlers call; cheap to clone.
+/// The operations on runs that handlers call. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RunService {
     pub(super) dependencies: Dependencies,
@@ -47,19 +47,19 @@ pub struct RunService {
     pub(super) queue: Arc<Queue>,
 }
 
-/// A run that was just created or resumed, and its stream when one was asked for.
+/// A created or resumed run, and its stream if it was requested.
 #[derive(Debug)]
 pub struct CreatedRun {
-    /// The run as it began: queued.
+    /// The run, queued.
     pub run: Run,
-    /// Its events from the beginning.
+    /// Its events from the start.
     pub listener: Option<Listener>,
 }
 
 /// A new run and what is stored with it.
 struct NewRunParts {
     run: Run,
-    /// The thread, when the request creates it.
+    /// The thread, if the request creates it.
     thread: Option<Thread>,
     messages: Vec<Message>,
     owner: String,
@@ -67,7 +67,7 @@ struct NewRunParts {
 }
 
 impl RunService {
-    /// Creates and drives runs; `work` says how many at a time, and under which leases.
+    /// Creates the service and its worker; `work` sets the number of concurrent runs and the duration of their leases.
     #[must_use]
     pub fn new(dependencies: Dependencies, settings: Settings, work: work::Settings) -> Self {
         let transitions = Transitions::new(dependencies.clone(), Arc::new(Registry::default()));
@@ -79,30 +79,30 @@ impl RunService {
         Self { dependencies, settings, transitions, driver, worker, queue }
     }
 
-    /// The worker that drives runs on this server.
+    /// Returns the worker that drives runs on this server.
     #[must_use]
     pub fn worker(&self) -> &Arc<Worker<Driver>> {
         &self.worker
     }
 
-    /// Whether the server is stopping and starts no new runs.
+    /// Returns whether the server is shutting down and accepts no new runs.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.worker.is_draining()
     }
 
-    /// Whether a thread with an active run accepts messages, and runs that wait.
+    /// Returns whether a thread with an active run accepts messages and queues further runs.
     #[must_use]
     pub fn queues_on_busy_thread(&self) -> bool {
         self.settings.queues_on_busy_thread()
     }
 
-    /// Creates a run on a thread, on behalf of `owner`. While another run is active it waits for its turn, where the
-    /// settings say so.
+    /// Creates a run on a thread for `owner`. If another run is active and the settings allow it, the new run waits until
+    /// the runs before it have ended.
     ///
     /// # Errors
-    /// 404 for an unknown thread or assistant; 400 while another run is active, and for an empty thread without
-    /// instructions.
+    /// 404 if the thread or the assistant does not exist; 400 if another run is active, or if there are neither messages
+    /// nor instructions.
     pub async fn create_run(
         &self,
         thread_id: &ThreadId,
@@ -117,10 +117,10 @@ impl RunService {
         self.create(None, thread_id, request, ToolResources::default(), context, owner).await
     }
 
-    /// Creates a thread and a run on it, on behalf of `owner`.
+    /// Creates a thread and a run on it for `owner`.
     ///
     /// # Errors
-    /// As [`RunService::create_run`].
+    /// Those of [`RunService::create_run`].
     pub async fn create_thread_and_run(
         &self,
         request: CreateThreadAndRun,
@@ -174,8 +174,8 @@ impl RunService {
         self.worker.uninterrupted(async move { service.store_and_start(new).await }).await
     }
 
-    /// Stores a new run and starts it. With a free slot it is created in progress, which saves a claim; without one it
-    /// waits in the store.
+    /// Stores a new run and starts it. If a slot is free, the run is created in progress, which saves a claim; otherwise it
+    /// is created queued, and a worker claims it later.
     async fn store_and_start(&self, new: NewRunParts) -> Result<CreatedRun, Failure> {
         let NewRunParts { run, thread, messages, owner, streamed } = new;
         let queued = Progress::new(run.clone());
@@ -212,17 +212,17 @@ impl RunService {
                 let current = Current { progress, version: FIRST_VERSION, lease };
                 self.worker.start(slot, RunWork::leased(current, live, whole_thread));
             }
-            // The previous run may have ended just now, before this one could be promoted.
+            // The active run may have ended before this run was stored, and then nothing else promotes this run.
             None if is_busy => self.driver.promote_next_run(&run).await,
             None => self.queue.wake(),
         }
         Ok(CreatedRun { run, listener })
     }
 
-    /// Returns a run; one whose deadline has passed has expired.
+    /// Returns a run. Expires it first if its deadline has passed.
     ///
     /// # Errors
-    /// 404 for an unknown run.
+    /// 404 if the run does not exist.
     pub async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
         let found = self.find(thread, id).await?;
         if self.may_expire(&found) {
@@ -235,10 +235,10 @@ impl RunService {
         Ok(self.dependencies.store.run(thread, id).await?.ok_or_else(|| id.not_found())?)
     }
 
-    /// Returns a page of a thread's runs; those whose deadline has passed have expired.
+    /// Returns a page of a thread's runs. Expires those whose deadline has passed.
     ///
     /// # Errors
-    /// As the store says.
+    /// Those of the store.
     pub async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, store::Error> {
         let Dependencies { store, clock, .. } = &self.dependencies;
         let mut page = store.list_runs(thread, query).await?;
@@ -255,7 +255,7 @@ impl RunService {
     /// Changes a run's metadata.
     ///
     /// # Errors
-    /// 404 for an unknown run; 400 while it is in progress, as recorded.
+    /// 404 if the run does not exist; 400 if it is in progress, as recorded.
     pub async fn modify_run(&self, thread: &ThreadId, id: &RunId, request: ModifyRun) -> Result<Run, Failure> {
         let mut run = self.run(thread, id).await?;
         if let RunState::InProgress { .. } = run.state {
@@ -267,11 +267,11 @@ impl RunService {
         Ok(modified.ok_or_else(|| id.not_found())?)
     }
 
-    /// Asks for a run to be cancelled, and returns it as `cancelling`. It is `cancelled` as soon as its driver has
-    /// stopped; at once where there is none.
+    /// Requests the cancellation of a run, and returns the run as `cancelling`. It becomes `cancelled` when its driver has
+    /// stopped, or immediately if it has no driver.
     ///
     /// # Errors
-    /// 404 for an unknown run; 400 for one that is over or being cancelled.
+    /// 404 if the run does not exist; 400 if it has ended or is already being cancelled.
     pub async fn cancel_run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
         let (service, thread, id) = (self.clone(), thread.clone(), id.clone());
         self.worker.uninterrupted(async move { service.cancel(&thread, &id).await }).await
@@ -299,7 +299,7 @@ impl RunService {
             match self.transitions.apply(&current, inputs, next_lease, Mover::Service).await {
                 Ok((current, effect)) => {
                     self.perform(effect, &current.progress.run).await;
-                    // Also a run that is cancelled already is answered as the service answered.
+                    // OpenAI's service returns `cancelling`, even if the run is already cancelled.
                     return Ok(Run { state: RunState::Cancelling { started_at }, ..current.progress.run });
                 }
                 Err(transition::Error::Stale | transition::Error::Invalid(_)) => {}
@@ -308,13 +308,13 @@ impl RunService {
         }
     }
 
-    /// Stores the outputs of all calls of a run, so that it continues; returns it as queued.
+    /// Stores the outputs of all calls of a run and resumes the run; returns it as queued.
     ///
-    /// A client that retries (`is_retry`) because it had no answer, with the same outputs, is answered as the first time.
+    /// A retry (`is_retry`) of a request that already succeeded with the same outputs succeeds again.
     ///
     /// # Errors
-    /// 404 for an unknown run; 400 when it awaits no outputs, and when they are not one for each call. Of two callers
-    /// at once, one wins.
+    /// 404 if the run does not exist; 400 if it requires no outputs, or if there is not exactly one output for each call.
+    /// Of several concurrent callers, only one succeeds.
     pub async fn submit_tool_outputs(
         &self,
         thread: &ThreadId,
@@ -359,7 +359,7 @@ impl RunService {
         }
     }
 
-    /// With a free slot the run continues in the same commit; without one it waits in the store.
+    /// Resumes a run. If a slot is free, the same commit leases the run to this server; otherwise a worker claims it later.
     async fn resume(
         &self,
         before: &Current,
@@ -369,12 +369,12 @@ impl RunService {
         let slot = self.worker.slot();
         let submitted = Input::OutputsSubmitted(outputs);
         let (inputs, next_lease) = match &slot {
-            Some(_) => (vec![submitted, Input::Claimed], NextLease::Take(self.worker.lease())),
+            Some(_) => (vec![submitted, Input::Claimed], NextLease::Acquire(self.worker.lease())),
             None => (vec![submitted], NextLease::Due),
         };
         let started_at = before.progress.run.state.started_at();
         let (current, effect) = self.transitions.apply(before, inputs, next_lease, Mover::Service).await?;
-        // Readers of the stream before keep theirs; this part of the run's life has a stream of its own.
+        // Readers of the previous stream keep the previous snapshot; the resumed run has a new stream.
         let live = self.transitions.registry().renew(&before.progress.run.spec.id);
         live.publish(&current.progress, current.version, current.lease);
         let listener = streamed.then(|| live.subscribe(Transcript::of_resumed_run(&before.progress)));
@@ -386,7 +386,7 @@ impl RunService {
         Ok(CreatedRun { run, listener })
     }
 
-    /// Answers a client that has submitted the same outputs before.
+    /// Responds to a client that has already submitted the same outputs.
     fn resubmitted(&self, current: &Current, before: &Progress, streamed: bool) -> CreatedRun {
         let run = &current.progress.run;
         let live = self.transitions.registry().open(&run.spec.id);
@@ -397,7 +397,7 @@ impl RunService {
         CreatedRun { run: run.clone(), listener }
     }
 
-    /// Whether a run's deadline has passed and no driver is about to end it, with its newest text.
+    /// Returns whether the deadline of a run has passed. A driver has some more seconds to end its run with the newest text.
     fn may_expire(&self, found: &Versioned) -> bool {
         let now = self.dependencies.clock.now();
         let is_driven = found.due_at.is_some_and(|due_at| due_at > now);
@@ -405,7 +405,7 @@ impl RunService {
         found.run.is_overdue(Timestamp(now.0 - grace))
     }
 
-    /// Ends a run whose deadline has passed, and returns what it has become: expired, or the end that came first.
+    /// Expires a run whose deadline has passed. Returns the run, which may have ended for another reason in the meantime.
     pub(super) async fn expire(&self, found: Versioned) -> Result<Run, store::Error> {
         let before = found.run.clone();
         let usage = Usage::default();
@@ -417,7 +417,7 @@ impl RunService {
         Ok(found.map_or(before, |found| found.run))
     }
 
-    /// Ends a run without its driver. Returns none if it was changed concurrently.
+    /// Ends a run without its driver. Returns `None` if it was changed concurrently.
     pub(super) async fn end(&self, found: Versioned, input: Input) -> Result<Option<Run>, store::Error> {
         let current = self.transitions.load(found).await?;
         match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
@@ -430,7 +430,7 @@ impl RunService {
         }
     }
 
-    /// Does what a transition of the service asks for.
+    /// Performs the effect of a transition.
     async fn perform(&self, effect: Effect, run: &Run) {
         match effect {
             Effect::StopModel => self.notify_driver(&run.spec.id).await,
@@ -442,7 +442,7 @@ impl RunService {
 
     /// Notifies the server that drives a run. If that fails, the server notices the change within a second.
     async fn notify_driver(&self, id: &RunId) {
-        // A driver of this server was notified by the transition.
+        // The transition has already notified a driver of this server.
         if self.transitions.registry().get(id).is_some_and(|live| live.is_driven()) {
             return;
         }
@@ -451,7 +451,7 @@ impl RunService {
         }
     }
 
-    /// Starts nothing new from now on. Streams of runs that wait for a server end where no other one can drive them.
+    /// Stops accepting new runs. Ends the streams of runs without a driver, unless another server can drive them.
     pub fn start_drain(&self) {
         self.worker.start_drain();
         if !self.dependencies.store.is_shared() {
@@ -459,12 +459,12 @@ impl RunService {
         }
     }
 
-    /// Waits until all runs and requests under way have ended.
+    /// Waits until all active runs and requests have ended.
     pub async fn drained(&self) {
         self.worker.drained().await;
     }
 
-    /// Hands the runs under way to other servers, and ends the streams that follow runs.
+    /// Releases the active runs to other servers, and ends the streams of runs without a driver on this server.
     pub async fn stop_now(&self) {
         self.worker.stop_now();
         self.end_followed_streams();
@@ -478,7 +478,7 @@ impl RunService {
     }
 }
 
-/// What a run was before it was given these outputs; none when its newest outputs are others.
+/// Returns the run as it was before these outputs were submitted, or `None` if the newest outputs differ from them.
 fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progress> {
     let index = progress.steps.iter().rposition(|step| step.turn.is_some() && !step.is_open())?;
     let step = &progress.steps[index];
@@ -527,7 +527,7 @@ fn not_accepting(run: &Run) -> Failure {
     Error::invalid(format!("Runs in status \"{}\" do not accept tool outputs.", run.state.status())).into()
 }
 
-/// Returns the outputs in the order of the calls; there must be one for each.
+/// Returns the outputs in the order of the calls. Fails unless there is exactly one output for each call.
 fn outputs_in_order(calls: &[FunctionCall], given: Vec<ToolOutput>) -> Result<Vec<String>, Error> {
     let mut given: Vec<(String, String)> = given
         .into_iter()
@@ -536,20 +536,20 @@ fn outputs_in_order(calls: &[FunctionCall], given: Vec<ToolOutput>) -> Result<Ve
     let list = |ids: Vec<&str>| ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ");
     let expected = list(calls.iter().map(|call| call.id.as_str()).collect());
     let got = list(given.iter().map(|(id, _)| id.as_str()).collect());
-    let refused = || Error::invalid(format!("Expected tool outputs for call_ids [{expected}], got [{got}]"));
+    let mismatch = || Error::invalid(format!("Expected tool outputs for call_ids [{expected}], got [{got}]"));
     if given.len() != calls.len() {
-        return Err(refused());
+        return Err(mismatch());
     }
     calls
         .iter()
         .map(|call| {
-            let index = given.iter().position(|(id, _)| id == call.id.as_str()).ok_or_else(refused)?;
+            let index = given.iter().position(|(id, _)| id == call.id.as_str()).ok_or_else(mismatch)?;
             Ok(given.swap_remove(index).1)
         })
         .collect()
 }
 
-/// What was to be added to a thread.
+/// What a request adds to a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Addition {
     /// A message.
@@ -558,7 +558,8 @@ pub enum Addition {
     Run,
 }
 
-/// The client's error for a thread that does not exist or is locked, in the recorded words that clients match on.
+/// Returns the client's error for a thread that does not exist or is locked. The texts are recorded, because clients match
+/// on them.
 #[must_use]
 pub fn busy_thread_error(error: store::Error, thread: &ThreadId, addition: Addition) -> Failure {
     match (error, addition) {

@@ -1,5 +1,5 @@
-//! Sweeps runs without a driver: ends those whose deadline has passed and those whose cancellation was not
-//! carried out, and promotes runs that wait on a free thread. One run that cannot be ended never stops the rest.
+//! Sweeps runs without a driver: ends those whose deadline has passed and those whose cancellation was not completed, and
+//! promotes waiting runs of threads without an active run. A run that cannot be ended does not stop the sweep.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::store::{self, Versioned};
 
 /// The sweep interval.
 const EVERY: Duration = Duration::from_secs(1);
-/// Seconds after the deadline in which a run's own driver may still end it, with its newest text.
+/// Seconds after the deadline during which the driver of a run can still end it, with the newest text.
 pub(super) const GRACE_S: i64 = 2;
-/// Maximum number of runs of one look; the rest are left to the next.
+/// Maximum number of runs of each kind per sweep. The next sweep handles the rest.
 const RUNS_MAX: u32 = 100;
 
-/// Looks every second, without end.
+/// Sweeps once per interval, without end.
 pub async fn sweep(runs: RunService) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -31,7 +31,7 @@ pub async fn sweep(runs: RunService) {
 
 fn report(what: &'static str, outcome: Result<(), store::Error>) {
     if let Err(error) = outcome {
-        tracing::warn!(error = &error as &dyn std::error::Error, what, "the sweep was not completed");
+        tracing::warn!(error = &error as &dyn std::error::Error, what, "sweep failed");
     }
 }
 
@@ -40,7 +40,7 @@ async fn end_overdue_runs(runs: &RunService) -> Result<(), store::Error> {
     for overdue in runs.dependencies.store.overdue_runs(grace, RUNS_MAX).await? {
         let run = overdue.run.spec.id.clone();
         if let Err(error) = runs.expire(overdue).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "an overdue run cannot be ended");
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "failed to end an overdue run");
         }
     }
     Ok(())
@@ -51,7 +51,7 @@ async fn end_cancelled_runs(runs: &RunService) -> Result<(), store::Error> {
         let Versioned { run, .. } = &cancelled;
         let run = run.spec.id.clone();
         if let Err(error) = runs.end(cancelled, Input::Stopped { usage: Usage::default() }).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "a cancelled run cannot be ended");
+            tracing::warn!(error = &error as &dyn std::error::Error, run.id = %run, "failed to end a cancelled run");
         }
     }
     Ok(())
@@ -65,7 +65,7 @@ async fn promote_waiting_runs(runs: &RunService) -> Result<(), store::Error> {
             Ok(None) => {}
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, thread.id = %thread, "the next run of a thread is not promoted");
+                tracing::warn!(error, thread.id = %thread, "failed to promote the next run of a thread");
             }
         }
     }

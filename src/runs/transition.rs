@@ -1,4 +1,4 @@
-//! The one way to move a run: lock, step, commit, publish. The service and the driver both use it.
+//! Changes the state of runs: locks, steps, commits, publishes. Used by both the service and the driver.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,46 +14,46 @@ use crate::api::RunId;
 use crate::store::{self, Commit, Committed, NewRun, NextLease};
 
 /// How long a request retries a commit, or waits for the lock of a run, while the database is unavailable.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A run as this server knows it.
 #[derive(Debug, Clone)]
 pub struct Current {
-    /// The run and what it has done.
+    /// The run, its steps and its message.
     pub progress: Progress,
-    /// Identifies this state of it; the next commit names it.
+    /// The version of this state. The next commit succeeds only if it is still current.
     pub version: i64,
-    /// The number of its newest lease.
+    /// The number of the newest lease.
     pub lease: i64,
 }
 
-/// Why a run was not moved.
+/// Why a transition failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody else has changed the run since it was read.
+    /// The run was changed since it was read.
     #[error("the run was changed concurrently")]
     Stale,
     /// The input is not allowed in the run's state.
     #[error(transparent)]
     Invalid(#[from] InvalidTransition),
-    /// The store failed; a commit may have been written nevertheless.
+    /// The store failed. The commit may still have been written.
     #[error(transparent)]
     Store(store::Error),
 }
 
-/// Who moves a run, and so how long a commit is retried while the database is away, and who publishes.
+/// Who applies a transition. Determines how long a commit is retried while the database is unavailable, and who publishes.
 #[derive(Debug, Clone, Copy)]
 pub enum Mover<'a> {
-    /// A request: it answers 503 soon. Where a worker of this server drives the run, that publishes.
+    /// A request. Retries for a short time. If a worker of this server drives the run, that worker publishes.
     Service,
-    /// The worker that drives the run: it retries until its server stops.
+    /// The worker that drives the run. Retries until the server stops.
     Driver(&'a CancellationToken),
 }
 
 impl Mover<'_> {
     fn may_retry(self, began: Instant) -> bool {
         match self {
-            Self::Service => began.elapsed() < REQUEST_PATIENCE,
+            Self::Service => began.elapsed() < REQUEST_TIMEOUT,
             Self::Driver(stopping) => !stopping.is_cancelled(),
         }
     }
@@ -62,7 +62,7 @@ impl Mover<'_> {
     async fn lock(self, live: &Live) -> Result<MutexGuard<'_, ()>, Error> {
         match self {
             Self::Service => {
-                let locked = timeout(REQUEST_PATIENCE, live.gate.lock()).await;
+                let locked = timeout(REQUEST_TIMEOUT, live.gate.lock()).await;
                 locked.map_err(|_| Error::Store(store::Error::timed_out()))
             }
             Self::Driver(_) => Ok(live.gate.lock().await),
@@ -70,7 +70,7 @@ impl Mover<'_> {
     }
 }
 
-/// Moves runs; cheap to clone.
+/// Applies transitions to runs. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Transitions {
     dependencies: Dependencies,
@@ -78,22 +78,22 @@ pub struct Transitions {
 }
 
 impl Transitions {
-    /// Commits to the store of `dependencies`, and publishes in `registry`.
+    /// Creates transitions that commit to the store of `dependencies` and publish in `registry`.
     #[must_use]
     pub fn new(dependencies: Dependencies, registry: Arc<Registry>) -> Self {
         Self { dependencies, registry }
     }
 
-    /// Stores a new run. A commit whose acknowledgement is lost is found again by the run's id.
+    /// Stores a new run. Retries store it once, even if the acknowledgement of a commit was lost.
     ///
     /// # Errors
-    /// As [`store::Runs::create_run`].
+    /// Those of [`store::Runs::create_run`].
     pub async fn create(&self, new: &NewRun<'_>) -> Result<(), store::Error> {
         let began = Instant::now();
         for pause in retry_pauses() {
             match self.dependencies.store.create_run(new).await {
                 Err(error @ store::Error::Unavailable(_)) if Mover::Service.may_retry(began) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a run cannot be stored; trying again");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "failed to store a run; retrying");
                     tokio::time::sleep(pause).await;
                 }
                 other => return other,
@@ -102,10 +102,11 @@ impl Transitions {
         unreachable!("the pauses have no end")
     }
 
-    /// Applies inputs in one commit, publishes what came of it, and returns the run now with what to do next.
+    /// Applies the inputs in one commit and publishes the new state. Returns it with the effect to perform.
     ///
     /// # Errors
-    /// [`Error::Stale`] when `current` is not what is stored; [`Error::Invalid`] when the run does not accept an input.
+    /// [`Error::Stale`] if the run was changed since `current` was read; [`Error::Invalid`] if an input is not allowed in
+    /// the run's state.
     pub async fn apply(
         &self,
         current: &Current,
@@ -132,7 +133,7 @@ impl Transitions {
         Ok((now, transition.effect))
     }
 
-    /// Computes what the inputs make of a run, without storing it.
+    /// Computes the transition of all inputs, without storing it.
     pub(super) fn step(&self, progress: &Progress, inputs: Vec<Input>) -> Result<Transition, InvalidTransition> {
         let Dependencies { clock, ids, .. } = &self.dependencies;
         let mut inputs = inputs.into_iter();
@@ -145,8 +146,8 @@ impl Transitions {
         Ok(transition)
     }
 
-    /// Commits, again while the database is away. After a lost acknowledgement the run is read back, and a commit that
-    /// was written counts as one.
+    /// Commits, and retries while the database is unavailable. If an acknowledgement was lost, reads the run to find out
+    /// whether the commit was written.
     async fn commit(
         &self,
         transition: &Transition,
@@ -174,7 +175,7 @@ impl Transitions {
                 Err(store::Error::Stale) => return Err(Error::Stale),
                 Err(error @ store::Error::Unavailable(_)) if mover.may_retry(began) => {
                     may_be_written = true;
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a commit failed; trying again");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "commit failed; retrying");
                     tokio::time::sleep(pause).await;
                 }
                 Err(error) => return Err(Error::Store(error)),
@@ -183,7 +184,7 @@ impl Transitions {
         unreachable!("the pauses have no end")
     }
 
-    /// Whether an earlier try of this commit was written.
+    /// Returns the result of an earlier attempt of this commit, if it was written.
     async fn written(&self, transition: &Transition, version: i64) -> Result<Committed, Error> {
         let run = &transition.progress.run;
         let found = self.dependencies.store.run(&run.spec.thread_id, &run.spec.id).await.map_err(Error::Store)?;
@@ -196,29 +197,30 @@ impl Transitions {
         }
     }
 
-    /// Reads what is stored of a run.
+    /// Loads the steps and the message of a run.
     ///
     /// # Errors
-    /// As the store says.
+    /// Those of the store.
     pub async fn load(&self, found: store::Versioned) -> Result<Current, store::Error> {
         let store::Versioned { run, version, lease, .. } = found;
         let (steps, message) = self.dependencies.store.progress(&run.spec.id).await?;
         Ok(Current { progress: Progress { run, steps, message }, version, lease })
     }
 
-    /// The registry of the runs that are published here.
+    /// Returns the registry in which runs are published.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// What the stream of an unfinished run ends with when the server stops.
+    /// Returns the error that ends the stream of an active run when the server stops.
     #[must_use]
     pub fn stopping_error(run: &RunId) -> crate::api::Error {
         crate::api::Error::new(
             crate::api::error::Kind::Unavailable,
             format!(
-                "The server is stopping. Run {run} continues on another server, or when this one is back; retrieve the run for its result."
+                "The server is stopping. Run {run} continues on another server or after a restart. Retrieve the run \
+                 for its result."
             ),
         )
     }

@@ -1,5 +1,5 @@
-//! Background loops for all runs of this server: they save text, notice changes by other servers and passed deadlines, and
-//! follow runs that this server streams and does not drive. Each handles all runs of this server in few statements.
+//! Background loops for all runs of this server. They save text, detect passed deadlines and changes by other servers, and
+//! follow runs that this server streams but does not drive. Each loop handles all runs in a few statements.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,17 +14,19 @@ use crate::api::id::Id;
 use crate::api::{Message, RunId, Timestamp};
 use crate::store::{self, SavedText};
 
-/// How often text is saved: what a crash may lose of it.
+/// The interval at which text is saved. A crash loses at most the text since the last save.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// How many texts are saved in that time: of more, each is saved less often, down to a twentieth.
-const SAVE_EACH_TIME: usize = 200;
-const SAVE_LESS_OFTEN_MAX: usize = 20;
-/// How often runs are compared with the store.
+/// Number of texts that are saved per interval. With more runs, each text is saved less often.
+const SAVES_PER_INTERVAL: usize = 200;
+/// Maximum number of intervals between two saves of a text.
+const SAVE_INTERVALS_MAX: usize = 20;
+/// The interval at which runs are compared with the store.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
-/// Maximum size of one statement's texts, in bytes, and how many there are at most.
+/// Size of the texts after which a statement is executed, in bytes.
 const SAVE_BYTES: usize = 4 * 1024 * 1024;
+/// Maximum number of texts of one statement.
 const SAVE_COUNT: usize = 200;
-/// How many runs one statement compares.
+/// Maximum number of runs that one statement compares.
 const COMPARE_COUNT: usize = 1_000;
 
 /// Saves the text of driven runs, without delaying their tokens.
@@ -39,8 +41,8 @@ pub async fn save_texts(runs: RunService) {
         let mut batch: Vec<(Arc<Live>, i64, Message)> = Vec::new();
         let mut bytes = 0;
         let driven: Vec<Arc<Live>> = driven.collect();
-        let turns = driven.len().div_ceil(SAVE_EACH_TIME).clamp(1, SAVE_LESS_OFTEN_MAX);
-        // By the run's id, so that each has its turn although runs come and go.
+        let turns = driven.len().div_ceil(SAVES_PER_INTERVAL).clamp(1, SAVE_INTERVALS_MAX);
+        // Selected by the run ID, so that each run is saved regularly while others start and end.
         let is_due = |live: &Arc<Live>| {
             let number: usize = live.run().as_str().bytes().map(usize::from).sum();
             number % turns == turn % turns
@@ -75,7 +77,7 @@ async fn save(runs: &RunService, batch: Vec<(Arc<Live>, i64, Message)>) {
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, runs = batch.len(), "texts cannot be saved; trying again");
+            tracing::warn!(error, runs = batch.len(), "failed to save texts; retrying");
             for (live, ..) in &batch {
                 live.mark_unsaved();
             }
@@ -83,7 +85,7 @@ async fn save(runs: &RunService, batch: Vec<(Arc<Live>, i64, Message)>) {
     }
 }
 
-/// Has drivers reload runs that another server has changed, as it is notified.
+/// Listens for changes by other servers, and notifies the drivers of the changed runs.
 pub async fn listen_for_changes(runs: RunService) {
     let mut changes = runs.dependencies.store.run_changes();
     while let Some(run) = changes.next().await {
@@ -93,8 +95,8 @@ pub async fn listen_for_changes(runs: RunService) {
     }
 }
 
-/// Compares the runs of this server with the store: drivers reload what was changed elsewhere, deadlines are noticed,
-/// and streams of runs that are driven elsewhere, or wait, continue.
+/// Compares the runs of this server with the store. Notifies drivers of changes by other servers and of passed deadlines,
+/// and publishes the progress of runs that this server streams but does not drive.
 pub async fn compare_with_store(runs: RunService) {
     let mut ticks = tokio::time::interval(COMPARE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +107,7 @@ pub async fn compare_with_store(runs: RunService) {
         let now = runs.dependencies.clock.now();
         notify_of_deadlines(&lives, now);
         let is_shared = runs.dependencies.store.is_shared();
-        // A store that is not shared is changed by this server alone.
+        // Only this server changes a store that is not shared.
         let compared: Vec<&Arc<Live>> =
             lives.iter().filter(|live| if live.is_driven() { is_shared } else { live.listeners() > 0 }).collect();
         if seen.len() > compared.len() {
@@ -114,7 +116,7 @@ pub async fn compare_with_store(runs: RunService) {
         }
         for some in compared.chunks(COMPARE_COUNT) {
             if let Err(error) = compare(&runs, some, &mut seen).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "runs cannot be compared with the store");
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to compare runs with the store");
             }
         }
     }
@@ -132,7 +134,7 @@ async fn compare(runs: &RunService, lives: &[&Arc<Live>], seen: &mut HashMap<Run
         stored.into_iter().map(|(id, version, revision)| (id, (version, revision))).collect();
     for live in lives {
         match stored.get(live.run()) {
-            // A driver that is notified of its own commit finds nothing changed.
+            // A driver that is notified of its own commit finds no change.
             Some((version, _)) if live.is_driven() => {
                 if *version > live.version() {
                     live.changed.notify_one();
@@ -151,7 +153,7 @@ async fn compare(runs: &RunService, lives: &[&Arc<Live>], seen: &mut HashMap<Run
     Ok(())
 }
 
-/// Publishes what is stored of a run that this server does not drive.
+/// Publishes the stored state of a run that this server does not drive.
 async fn follow(runs: &RunService, live: &Arc<Live>) -> Result<(), store::Error> {
     let Some(thread) = live.thread_id() else { return Ok(()) };
     let Some(found) = runs.dependencies.store.run(&thread, live.run()).await? else { return Ok(()) };

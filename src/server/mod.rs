@@ -1,4 +1,4 @@
-//! The one place where the parts are built, joined, started and stopped.
+//! Builds the server from its parts, starts it, and stops it.
 
 mod connections;
 
@@ -21,60 +21,60 @@ use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
 use crate::work::Supervisor;
 
-/// How long a stop waits after the grace time for what must end then.
+/// Timeout of each step of the shutdown after the grace period.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// How long the streams get to end after the grace time.
+/// How long streams can take to end after the grace period.
 const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
-/// How often the clock is compared with the database's.
+/// How often the clock is synchronized with the database's.
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings cannot be followed.
+    /// A setting is invalid.
     #[error(transparent)]
     Settings(#[from] config::Error),
     /// The store cannot be opened.
-    #[error("the database cannot be opened")]
+    #[error("failed to open the database")]
     Store(#[from] store::Error),
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// A server that is up.
+/// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens; the port is a real one where the settings said 0.
+    /// The address it listens on, with the actual port if the settings say 0.
     pub address: SocketAddr,
-    /// What the store is called.
+    /// The display name of the store.
     pub store: String,
-    /// Who answers, and under which model name.
+    /// The default model and its server, for the banner.
     pub model: String,
-    /// The model's name to use in a first request.
+    /// The model name of the example request.
     pub model_name: String,
     runs: RunService,
     drain: Drain,
     database: Arc<dyn Store>,
-    /// Ends the loops.
+    /// Stops the background loops.
     stopping: CancellationToken,
-    /// Ends the accepting of connections.
+    /// Stops accepting connections.
     closing: CancellationToken,
     tasks: TaskTracker,
     grace: Duration,
 }
 
 impl Server {
-    /// Opens the store, finds a model, and listens.
+    /// Opens the store, finds a model server, and starts to listen.
     ///
     /// # Errors
-    /// When the store cannot be opened or the address is taken.
+    /// If a setting is invalid, the store cannot be opened, or the address is in use.
     pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
         let database = store::open(&settings.store(), clock.clone()).await?;
         let (models, model, model_name) = models(settings).await;
@@ -107,12 +107,12 @@ impl Server {
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
-        keep_loops(&supervisor, &runs, &database);
-        // Model servers may report the size of their models' windows; runs look it up in what is known.
-        let known = models.clone();
-        supervisor.keep("model lists", move || {
-            let known = known.clone();
-            async move { known.refresh_lists().await }
+        start_loops(&supervisor, &runs, &database);
+        // Some model servers report the context windows of their models, which runs read from the cached lists.
+        let cached = models.clone();
+        supervisor.supervise("refresh model lists", move || {
+            let cached = cached.clone();
+            async move { cached.refresh_lists().await }
         });
         let bounds = connections::Settings {
             connections_max: settings.connections_max,
@@ -138,19 +138,20 @@ impl Server {
         })
     }
 
-    /// Stops in order: no new work; the grace time for everything under way (runs, streams, proxied requests); then what
-    /// is not finished is handed to other servers, and connections, loops and the store end. Each part is bounded in time.
+    /// Stops the server. First accepts no new work and waits, up to the grace period, until active runs, streams and
+    /// proxied requests have ended. Then releases unfinished runs to other servers, and closes connections, loops and the
+    /// store. Each step has a timeout.
     pub async fn stop(self) {
         tracing::info!(grace_s = self.grace.as_secs(), "stopping");
         self.runs.start_drain();
         self.drain.start();
         let drained = async { tokio::join!(self.runs.drained(), self.drain.drained()) };
         if tokio::time::timeout(self.grace, drained).await.is_err() {
-            let under_way = self.runs.worker().under_way();
-            tracing::warn!(under_way, "not everything ended within the grace time; other servers claim the runs");
+            let tasks = self.runs.worker().active_tasks();
+            tracing::warn!(tasks, "grace period expired; unfinished runs are released to other servers");
         }
         if tokio::time::timeout(STOP_MAX, self.runs.stop_now()).await.is_err() {
-            tracing::warn!("runs were not handed back in time; others claim them when their leases end");
+            tracing::warn!("failed to release runs in time; other servers claim them when their leases expire");
         }
         self.drain.stop(STREAMS_STOP_MAX).await;
         self.closing.cancel();
@@ -161,41 +162,41 @@ impl Server {
             self.database.close().await;
         };
         if tokio::time::timeout(STOP_MAX, closed).await.is_err() {
-            tracing::warn!("connections or loops were still open at the end");
+            tracing::warn!("connections or background loops were still open at exit");
         }
         tracing::info!("stopped");
     }
 }
 
-/// Starts the loops that runs need.
-fn keep_loops(supervisor: &Supervisor, runs: &RunService, database: &Arc<dyn Store>) {
+/// Starts the background loops of runs.
+fn start_loops(supervisor: &Supervisor, runs: &RunService, database: &Arc<dyn Store>) {
     let worker = runs.worker().clone();
-    supervisor.keep("claiming of runs", move || worker.clone().claim_due_jobs());
+    supervisor.supervise("claim due runs", move || worker.clone().claim_due_jobs());
     let worker = runs.worker().clone();
-    supervisor.keep("renewal of leases", move || worker.clone().renew_leases());
+    supervisor.supervise("renew leases", move || worker.clone().renew_leases());
     let service = runs.clone();
-    supervisor.keep("saving of texts", move || upkeep::save_texts(service.clone()));
+    supervisor.supervise("save texts", move || upkeep::save_texts(service.clone()));
     let service = runs.clone();
-    supervisor.keep("notifications", move || upkeep::listen_for_changes(service.clone()));
+    supervisor.supervise("listen for changes", move || upkeep::listen_for_changes(service.clone()));
     let service = runs.clone();
-    supervisor.keep("comparison with the store", move || upkeep::compare_with_store(service.clone()));
+    supervisor.supervise("compare with the store", move || upkeep::compare_with_store(service.clone()));
     let service = runs.clone();
-    supervisor.keep("sweeper", move || sweeper::sweep(service.clone()));
+    supervisor.supervise("sweep runs", move || sweeper::sweep(service.clone()));
     let database = database.clone();
-    supervisor.keep("clock", move || synchronize_clock(database.clone()));
+    supervisor.supervise("synchronize the clock", move || synchronize_clock(database.clone()));
 }
 
-/// Keeps the clock with the database's, without end.
+/// Synchronizes the clock with the database's, without end.
 async fn synchronize_clock(database: Arc<dyn Store>) {
     loop {
         tokio::time::sleep(SYNCHRONIZE_EVERY).await;
         if let Err(error) = database.synchronize_clock().await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the database's clock cannot be read");
+            tracing::debug!(error = &error as &dyn std::error::Error, "failed to read the database's clock");
         }
     }
 }
 
-/// The model servers; what the banner says of them; and the model name for a first request.
+/// Returns the model servers, their description for the banner, and the model name of the example request.
 async fn models(settings: &Settings) -> (Models, String, String) {
     let upstream = |name: &str, url: &SecretUrl, key: &Secret| -> Arc<dyn ChatModel> {
         Arc::new(Upstream::new(name, url.expose(), key.clone().into_option(), settings.llm()))
@@ -231,7 +232,7 @@ async fn models(settings: &Settings) -> (Models, String, String) {
     let name = default_model.clone().or(first_name);
     let shown = match &name {
         Some(name) => format!("{name} ({server})"),
-        None => format!("as requests name it ({server})"),
+        None => format!("the model of each request ({server})"),
     };
     let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
     (models, shown, name.unwrap_or_else(|| "gpt-4o".to_owned()))

@@ -1,4 +1,4 @@
-//! Leases on background work of any kind.
+//! Leases of background jobs of any kind.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::Error;
 
-/// The kinds of background work, each with a table of its own that has the columns `id`, `due_at`, `claims`, `attempts`
-/// and `last_failure`.
+/// The kinds of background jobs. Each has a table with the columns `id`, `due_at`, `claims`, `attempts` and
+/// `last_failure`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobKind {
     /// Runs.
@@ -15,7 +15,7 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// The table of the jobs.
+    /// Returns the table of the jobs.
     pub(super) fn table(self) -> &'static str {
         match self {
             Self::Run => "runs",
@@ -23,29 +23,29 @@ impl JobKind {
     }
 }
 
-/// The right to drive a job: the job, and the number of the claim.
+/// The lease of a job: the right to drive it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The job's id.
+    /// The job ID.
     pub id: String,
-    /// Rises with each claim: the fence of the lease.
+    /// The number of the claim, which increases with each claim: the fence of the lease.
     pub number: i64,
 }
 
-/// Leases that are held. A lease is taken by a claim or a commit of the job itself.
+/// Operations on leases. A lease is acquired by a claim or a commit of the job.
 #[async_trait]
 pub trait Jobs: Send + Sync + std::fmt::Debug {
-    /// Extends the leases that still stand to `duration` from now; returns the ids of those.
+    /// Renews the leases that are still valid, for `duration` from now. Returns the IDs of their jobs.
     async fn renew_leases(&self, kind: JobKind, leases: &[Lease], duration: Duration) -> Result<Vec<String>, Error>;
-    /// Makes the job due at once; the attempt is not counted.
+    /// Releases a lease, so that the job is due immediately. The attempt is not counted.
     ///
     /// # Errors
-    /// [`Error::Stale`] when the lease does not stand any more.
+    /// [`Error::Stale`] if the lease is no longer valid.
     async fn release_lease(&self, kind: JobKind, lease: &Lease) -> Result<(), Error>;
-    /// Records why an attempt failed; the job is due again after `retry_in`.
+    /// Records why an attempt failed. The job is due again after `retry_in`.
     ///
     /// # Errors
-    /// [`Error::Stale`] when the lease does not stand any more.
+    /// [`Error::Stale`] if the lease is no longer valid.
     async fn record_failed_attempt(
         &self,
         kind: JobKind,

@@ -1,15 +1,14 @@
-//! Where state is stored: one contract, two drivers.
+//! The storage interface, with drivers for Postgres and SQLite.
 //!
-//! Every call is one decision and one transaction: when it fails, nothing of it has happened, except that the
-//! acknowledgement of a commit may be lost ([`Error::Unavailable`]). Lists are ordered by (`created_at`, order of
-//! insertion). Within a thread the order of messages is decided under the thread's row lock, and their times never go
-//! back.
+//! Each call is one transaction: if it fails, nothing was changed, except that the acknowledgement of a commit may have
+//! been lost ([`Error::Unavailable`]). Lists are ordered by (`created_at`, order of insertion). The row lock of a thread
+//! serializes the insertion of its messages, and their times never decrease.
 //!
-//! A run is driven by the server that holds its lease ([`Jobs`]). The run's `version` is the fence: each commit names the
-//! version that it was computed from, so whoever was overtaken by a cancellation, by the sweeper or by another server
-//! writes nothing and gets [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
+//! A run is driven by the server that holds its lease ([`Jobs`]). The `version` of the run is the fence: each commit names
+//! the version that it was computed from. If a cancellation, the sweeper or another server has changed the run since, the
+//! commit writes nothing and fails with [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
 //!
-//! A row of a variant that this release does not know is skipped with a warning (`docs/migrations.md`).
+//! A row with a variant that this release does not know is skipped with a warning (`docs/migrations.md`).
 
 mod jobs;
 mod pool;
@@ -32,27 +31,27 @@ use crate::clock::Clock;
 pub use jobs::{JobKind, Jobs, Lease};
 pub use sqlite::Synchronous;
 
-/// Why a call did nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database cannot be reached, is too busy, or cannot write; a retry can help.
-    #[error("the database is not available: {0}")]
+    /// The database cannot be reached, is overloaded, or cannot write. A retry can help.
+    #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// The database refused a statement; a retry does not help.
-    #[error("the database refused a statement: {0}")]
-    Refused(#[source] sqlx::Error),
+    /// The database rejected a statement. A retry does not help.
+    #[error("the database rejected a statement: {0}")]
+    Rejected(#[source] sqlx::Error),
     /// A row is not a valid value.
     #[error("row {id} of {table} is not a valid value")]
     Inconsistent {
         /// The table.
         table: &'static str,
-        /// The row's id.
+        /// The row's ID.
         id: String,
-        /// What is wrong with it.
+        /// The parse error.
         #[source]
         source: serde_json::Error,
     },
-    /// The run was changed since it was read, or the lease does not stand any more.
+    /// The run was changed since it was read, or the lease is no longer valid.
     #[error("the run was changed concurrently")]
     Stale,
     /// The thread is locked by an active run.
@@ -61,11 +60,11 @@ pub enum Error {
     /// The thread does not exist.
     #[error("the thread does not exist")]
     NoThread,
-    /// The element named as a list's cursor is not in the list.
-    #[error("the list has no element {0} to page from")]
+    /// The cursor is not in the list.
+    #[error("the list does not contain the cursor {0}")]
     NoCursor(String),
-    /// The schema could not be brought up to date.
-    #[error("the schema could not be brought up to date")]
+    /// A migration failed.
+    #[error("failed to migrate the database schema")]
     Migration(#[source] sqlx::migrate::MigrateError),
     /// The configured database cannot be used.
     #[error("{0}")]
@@ -73,7 +72,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A wait for the database that took too long.
+    /// Returns the error of a wait for the database that timed out.
     #[must_use]
     pub fn timed_out() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
@@ -89,40 +88,39 @@ pub trait Assistants {
     async fn assistant(&self, id: &AssistantId) -> Result<Option<Assistant>, Error>;
     /// Returns a page of all assistants.
     async fn list_assistants(&self, query: &PageQuery) -> Result<Page<Assistant>, Error>;
-    /// Changes an assistant; changes made at the same time both take effect.
+    /// Modifies an assistant. Concurrent changes all take effect.
     async fn modify_assistant(&self, id: &AssistantId, change: &ModifyAssistant) -> Result<Option<Assistant>, Error>;
-    /// Deletes an assistant; returns whether there was one. Its runs and messages stay.
+    /// Deletes an assistant, but not its runs and messages. Returns whether it existed.
     async fn delete_assistant(&self, id: &AssistantId) -> Result<bool, Error>;
 }
 
 /// Threads.
 #[async_trait]
 pub trait Threads {
-    /// Stores a new thread and its first messages, in their order.
+    /// Stores a new thread and its first messages, in order.
     async fn create_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error>;
     /// Returns a thread.
     async fn thread(&self, id: &ThreadId) -> Result<Option<Thread>, Error>;
     /// Returns a page of all threads.
     async fn list_threads(&self, query: &PageQuery) -> Result<Page<Thread>, Error>;
-    /// Changes a thread; changes made at the same time both take effect.
+    /// Modifies a thread. Concurrent changes all take effect.
     async fn modify_thread(&self, id: &ThreadId, change: &ModifyThread) -> Result<Option<Thread>, Error>;
-    /// Deletes a thread with its messages, runs and steps; returns whether there was one. An active run of it writes
-    /// nothing any more.
+    /// Deletes a thread with its messages, runs and steps. Returns whether it existed. An active run can then write nothing.
     async fn delete_thread(&self, id: &ThreadId) -> Result<bool, Error>;
 }
 
 /// Messages.
 #[async_trait]
 pub trait Messages {
-    /// Stores a new message at the end of its thread, and returns it as stored: never older than the one before it.
+    /// Appends a message to its thread. Returns it as stored: its time is at least that of the previous message.
     ///
     /// # Errors
-    /// [`Error::NoThread`], and [`Error::ThreadBusy`] while a run is active, unless `while_busy`: the message is then for
-    /// the runs that are created after it.
+    /// [`Error::NoThread`]; [`Error::ThreadBusy`] if a run is active, unless `while_busy` is set: then the message is
+    /// visible to the runs created after it.
     async fn create_message(&self, message: Message, while_busy: bool) -> Result<Message, Error>;
     /// Returns a message of a thread.
     async fn message(&self, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error>;
-    /// Returns a page of a thread's messages, or of those that `run` wrote.
+    /// Returns a page of a thread's messages, or only of those written by `run`.
     async fn list_messages(
         &self,
         thread: &ThreadId,
@@ -132,7 +130,7 @@ pub trait Messages {
     /// Returns a page of a run's prompt context, newest first: messages up to the run's creation, with earlier replies
     /// placed after the messages they answered.
     ///
-    /// At most `rows` messages, and about `bytes` of them; always at least one. What is beyond is not read.
+    /// The page has at most `rows` messages and about `bytes` of text, but at least one message, if there is one.
     async fn conversation_page(
         &self,
         thread: &ThreadId,
@@ -150,16 +148,16 @@ pub trait Messages {
         id: &MessageId,
         metadata: &Metadata,
     ) -> Result<Option<Message>, Error>;
-    /// Deletes a message; returns whether there was one. The order of the rest stays.
+    /// Deletes a message. Returns whether it existed.
     async fn delete_message(&self, thread: &ThreadId, id: &MessageId) -> Result<bool, Error>;
 }
 
 /// A position in a run's prompt context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConversationCursor {
-    /// Where the message stands in the context.
+    /// The position of the message in the context.
     pub context_seq: i64,
-    /// Its own insertion number in the thread.
+    /// The insertion number of the message in its thread.
     pub seq: i64,
 }
 
@@ -168,11 +166,11 @@ pub struct ConversationCursor {
 pub struct ConversationPage {
     /// The messages, newest first.
     pub messages: Vec<Message>,
-    /// Where older messages begin; none when there are no more.
+    /// The cursor of the next page; `None` if there are no older messages.
     pub next: Option<ConversationCursor>,
 }
 
-/// What a new run needs of its thread and its assistant, read at one moment.
+/// The thread and the assistant of a new run, from one snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunContext {
     /// The assistant, if it exists.
@@ -183,92 +181,92 @@ pub struct RunContext {
     pub has_messages: bool,
 }
 
-/// How a new run begins.
+/// The initial state of a new run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// In progress, under a lease of this duration with the number 1.
+    /// In progress, under a lease with this duration and the number 1.
     Leased(Duration),
-    /// In the queue.
+    /// Queued.
     Due,
-    /// Behind the runs of its thread, see [`Runs::promote_run`].
+    /// Waiting for the runs before it on its thread; see [`Runs::promote_run`].
     Waiting,
 }
 
-/// A run to store, with what belongs to it.
+/// A run to store, with its thread and messages.
 #[derive(Debug, Clone, Copy)]
 pub struct NewRun<'a> {
     /// The run.
     pub run: &'a Run,
-    /// Its thread, when it is created with the run.
+    /// The thread, if it is created with the run.
     pub thread: Option<&'a Thread>,
     /// Messages to add to the thread before the run.
     pub messages: &'a [Message],
-    /// Who asked for it: owners take turns in the queue.
+    /// The owner of the run. Runs are claimed from the owners in turn.
     pub owner: &'a str,
-    /// How it begins.
+    /// The initial state.
     pub start: Start,
 }
 
-/// A run as it was read.
+/// A stored run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Versioned {
     /// The run.
     pub run: Run,
-    /// Identifies this state of it: the fence for the next commit.
+    /// The version of this state: the fence for the next commit.
     pub version: i64,
-    /// When it may be claimed; in the future while a server holds its lease.
+    /// When the run can be claimed; in the future while a server holds its lease.
     pub due_at: Option<Timestamp>,
-    /// Rises with each commit and each saved text.
+    /// Incremented by each commit and each saved text.
     pub revision: i64,
-    /// The number of its newest lease.
+    /// The number of the newest lease.
     pub lease: i64,
 }
 
-/// The version of a run that has just been created.
+/// The version of a new run.
 pub const FIRST_VERSION: i64 = 1;
 
-/// What a commit makes of a run's lease.
+/// How a commit changes the lease of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextLease {
-    /// It stays.
+    /// Keeps the lease.
     Keep,
-    /// A new one of this duration begins; that is an attempt.
-    Take(Duration),
-    /// None: the run may be claimed at once.
+    /// Acquires a new lease with this duration, which counts as an attempt.
+    Acquire(Duration),
+    /// Clears the lease. The run can be claimed immediately.
     Due,
-    /// None: the run has no driver.
+    /// Clears the lease. The run needs no driver.
     None,
 }
 
-/// What one transition of a run writes, all or nothing.
+/// The atomic write of one transition of a run.
 #[derive(Debug)]
 pub struct Commit<'a> {
-    /// The run as it becomes.
+    /// The new state of the run.
     pub run: &'a Run,
-    /// The version that this was computed from.
+    /// The version from which the transition was computed.
     pub version: i64,
-    /// What becomes of the lease.
+    /// The change of the lease.
     pub next_lease: NextLease,
-    /// Whether attempts are counted anew.
+    /// Whether to reset the number of attempts.
     pub made_progress: bool,
-    /// Steps, new or changed.
+    /// New and changed steps.
     pub steps: &'a [RunStep],
     /// Steps to delete.
     pub removed_steps: &'a [RunStepId],
     /// The run's message, if this commit creates it.
     pub new_message: Option<&'a Message>,
-    /// The run's message, if it exists and has changed. A message that a client has deleted stays deleted.
+    /// The run's message, if it already exists and has changed. A message that a client has deleted remains deleted.
     pub changed_message: Option<&'a Message>,
 }
 
-/// What came of a commit.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Committed {
-    /// Identifies the new state of the run.
+    /// The new version of the run.
     pub version: i64,
     /// The number of the newest lease.
     pub lease: i64,
-    /// The metadata of the changed message, which clients may change; none when it is gone.
+    /// The stored metadata of the changed message, which clients can modify; `None` if the message was deleted.
     pub metadata: Option<Metadata>,
 }
 
@@ -277,51 +275,51 @@ pub struct Committed {
 pub struct ClaimedRun {
     /// The run.
     pub versioned: Versioned,
-    /// Attempts since it last made progress, this one included.
+    /// Number of attempts since the run last made progress, including this one.
     pub attempts: u32,
-    /// What ended the attempt before, if it was recorded.
+    /// The cause of the previous failure, if it was recorded.
     pub last_failure: Option<String>,
-    /// Who asked for it.
+    /// The owner of the run.
     pub owner: String,
 }
 
-/// The message of a run as far as it is written.
+/// The unfinished message of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct SavedText<'a> {
     /// The run.
     pub run: &'a RunId,
-    /// The run's version when this was written.
+    /// The version of the run.
     pub version: i64,
-    /// Its message.
+    /// The message.
     pub message: &'a Message,
 }
 
 /// Runs and their steps.
 #[async_trait]
 pub trait Runs {
-    /// Reads what a new run needs; `thread` is none when the run creates its own.
+    /// Returns the thread and the assistant of a new run. `thread` is `None` if the request also creates the thread.
     async fn run_context(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<RunContext, Error>;
-    /// Stores a new run at [`FIRST_VERSION`], its thread and its messages. A run that is stored already, because an
-    /// acknowledgement was lost, is stored once.
+    /// Stores a new run at [`FIRST_VERSION`], its thread and its messages. Idempotent: a run that is already stored is not
+    /// stored again.
     ///
     /// # Errors
-    /// [`Error::NoThread`]; and, for a run that does not wait, [`Error::ThreadBusy`] while another run is active or waits:
-    /// of several callers at once, one wins.
+    /// [`Error::NoThread`]; for a run that does not wait, [`Error::ThreadBusy`] if another run is active or waiting. Of
+    /// several concurrent callers, only one succeeds.
     async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error>;
     /// Returns a run of a thread.
     async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error>;
     /// Returns a page of a thread's runs.
     async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error>;
-    /// Replaces a run's metadata; the run's version stays.
+    /// Replaces a run's metadata, without changing the version of the run.
     async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error>;
-    /// Returns what a run has done: its steps, in order, and its message.
+    /// Returns the progress of a run: its steps, in order, and its message.
     async fn progress(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error>;
-    /// Claims a due run, under a lease of this duration; none when no run is due.
+    /// Claims a due run for the duration `lease`. Returns `None` if no run is due.
     ///
-    /// Owners take turns: the next owner behind `after_owner` that has a due run, and of that owner the run that has been
-    /// due longest. Until the lease ends no other caller gets the run. Its version rises, so a server that lost it can
-    /// write nothing. Runs in `except`, and runs that had more than `attempts_max` attempts since they last made progress, are
-    /// not claimed.
+    /// Selects the next owner after `after_owner` that has a due run, and of that owner the run that has been due longest.
+    /// Until the lease expires, no other caller can claim the run. The claim increments the version of the run, so that a
+    /// server that lost the run can write nothing. Skips the runs in `except`, and runs with more than `attempts_max`
+    /// attempts since they last made progress.
     async fn claim_run(
         &self,
         lease: Duration,
@@ -329,24 +327,24 @@ pub trait Runs {
         except: &[RunId],
         attempts_max: u32,
     ) -> Result<Option<ClaimedRun>, Error>;
-    /// Writes a transition. A run that is over frees its thread.
+    /// Writes a transition. A run that has ended unlocks its thread.
     ///
     /// # Errors
-    /// [`Error::Stale`] when the run is not at `commit.version` any more, or is gone.
+    /// [`Error::Stale`] if the run is no longer at `commit.version` or was deleted.
     async fn commit(&self, commit: Commit<'_>) -> Result<Committed, Error>;
-    /// Writes the messages of runs that are still at their version; returns the ids of those.
+    /// Writes the messages of the runs that are still at the given version. Returns the IDs of these runs.
     async fn save_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error>;
-    /// Returns the versions and revisions of those runs that exist.
+    /// Returns the versions and revisions of the runs that exist.
     async fn run_revisions(&self, runs: &[RunId]) -> Result<Vec<(RunId, i64, i64)>, Error>;
-    /// Makes the run of a thread that has waited longest the active one, due at once, when no run is active. Returns its
-    /// id, or none when there is nothing to do.
+    /// If a thread has no active run, makes its longest-waiting run active and due. Returns the ID of that run, or `None`
+    /// if there is none to promote.
     async fn promote_run(&self, thread: &ThreadId) -> Result<Option<RunId>, Error>;
-    /// Returns up to `limit` threads on which runs wait and none is active: the server that should have promoted one was
-    /// lost.
+    /// Returns up to `limit` threads with waiting runs but no active run, because the server that should have promoted one
+    /// was lost.
     async fn stalled_threads(&self, limit: u32) -> Result<Vec<ThreadId>, Error>;
-    /// Returns up to `limit` runs that are not over although their deadline, and `grace`, have passed.
+    /// Returns up to `limit` runs that have not ended and whose deadline passed more than `grace` ago.
     async fn overdue_runs(&self, grace: Duration, limit: u32) -> Result<Vec<Versioned>, Error>;
-    /// Returns up to `limit` runs that are being cancelled and that no server drives.
+    /// Returns up to `limit` runs that are being cancelled but that no server drives.
     async fn lapsed_cancelling_runs(&self, limit: u32) -> Result<Vec<Versioned>, Error>;
     /// Returns a step of a run.
     async fn step(&self, thread: &ThreadId, run: &RunId, id: &RunStepId) -> Result<Option<RunStep>, Error>;
@@ -354,47 +352,47 @@ pub trait Runs {
     async fn list_steps(&self, thread: &ThreadId, run: &RunId, query: &PageQuery) -> Result<Page<RunStep>, Error>;
 }
 
-/// Everything that is stored.
+/// The whole storage interface.
 #[async_trait]
 pub trait Store: Assistants + Threads + Messages + Runs + Jobs + Send + Sync + std::fmt::Debug {
-    /// Checks that the database answers, and that it can write.
+    /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
-    /// Sets the clock to the database's.
+    /// Synchronizes the clock with the database's clock.
     async fn synchronize_clock(&self) -> Result<(), Error>;
-    /// Closes all connections, after the calls that are under way.
+    /// Closes all connections, after their current calls.
     async fn close(&self);
-    /// The file, or the server without its password.
+    /// Returns the URL of the database, without the credentials.
     fn display_name(&self) -> String;
-    /// Whether other servers use it as well.
+    /// Returns whether several servers can use the database.
     fn is_shared(&self) -> bool;
-    /// Notifies the other servers that a run was changed. A hint, which may get lost.
+    /// Notifies the other servers that a run was changed. Notifications can be lost.
     async fn notify_run_changed(&self, run: &RunId) -> Result<(), Error>;
-    /// The runs that servers notify of, from now on and without end.
+    /// Returns a stream of the runs that servers report as changed from now on, without end.
     fn run_changes(&self) -> BoxStream<'static, RunId>;
 }
 
-/// How to reach the database.
+/// The settings of the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `sqlite://path` or `postgres://…`.
     pub url: String,
-    /// Maximum number of connections (Postgres), or of readers (SQLite).
+    /// Maximum number of connections (Postgres) or of readers (SQLite).
     pub connections_max: u32,
-    /// How long a statement may take; then it fails, and its connection is closed.
+    /// Timeout of a statement. When it expires, the statement fails and its connection is closed.
     pub statement_timeout: Duration,
-    /// How long to wait at start for a database that is away.
+    /// How long to wait at startup for a database that is unavailable.
     pub start_timeout: Duration,
-    /// How hard SQLite tries to keep the newest commits through a power cut.
+    /// Whether SQLite commits survive a power failure.
     pub synchronous: Synchronous,
 }
 
-/// Opens the database, creates it if it is a file that does not exist, and brings its schema up to date.
+/// Opens the database and migrates its schema to the current version. Creates a SQLite file if it does not exist.
 ///
-/// Several callers may do so at once: one migrates, the others wait for it. The store compares times with the database's
-/// clock, or with `clock` where that is moved by hand; a real `clock` is set to the database's.
+/// If several servers start concurrently, one migrates and the others wait for it. The store compares times with the
+/// database's clock, or with `clock` if that is a manual clock. A real `clock` is synchronized with the database's.
 ///
 /// # Errors
-/// [`Error::InvalidUrl`] when the URL cannot be used or a file is in use by another server; else as the database says.
+/// [`Error::InvalidUrl`] if the URL is invalid or another server uses the file; otherwise those of the database.
 pub async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Store>, Error> {
     if settings.url.starts_with("sqlite:") {
         Ok(Arc::new(sqlite::Backend::open(settings, clock).await?))
@@ -412,28 +410,28 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(database) => {
-                if database.code().is_some_and(|code| is_passing(&code)) {
+                if database.code().is_some_and(|code| is_transient(&code)) {
                     Self::Unavailable(error)
                 } else {
-                    Self::Refused(error)
+                    Self::Rejected(error)
                 }
             }
-            // A proxy whose database is away sends what is not Postgres' protocol.
+            // A proxy whose database is unavailable can send bytes that are not Postgres' protocol.
             sqlx::Error::Io(_)
             | sqlx::Error::Protocol(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
-            _ => Self::Refused(error),
+            _ => Self::Rejected(error),
         }
     }
 }
 
-/// Whether a database's error may pass by itself.
-fn is_passing(code: &str) -> bool {
-    // Postgres: connections (08), lost races (40), resources (53), intervention by the operator (57), system errors (58),
-    // and a server that is read-only for now (25006).
+/// Returns whether a database error is transient.
+fn is_transient(code: &str) -> bool {
+    // Postgres: connection exceptions (08), transaction rollback (40), insufficient resources (53), operator intervention
+    // (57), system errors (58), and a server that is temporarily read-only (25006).
     let classes = ["08", "40", "53", "57", "58"];
     if code.len() == 5 {
         return classes.iter().any(|class| code.starts_with(class)) || code == "25006";
@@ -449,5 +447,5 @@ fn from_json<T: serde::de::DeserializeOwned>(table: &'static str, id: &str, text
 
 /// Writes a JSON column.
 fn to_json<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).expect("plain values with string keys always make JSON")
+    serde_json::to_string(value).expect("plain values with string keys always serialize to JSON")
 }

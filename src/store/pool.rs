@@ -1,10 +1,10 @@
 //! A pool of connections to one database.
 //!
-//! sqlx's own pool pings each connection when it is returned, which doubles the round trips of short statements; this one
-//! (deadpool's) pings only a connection that was idle. A connection whose statement failed for another reason than the
-//! statement, took too long, or was dropped in the middle, is closed instead of returned.
+//! The pool of sqlx pings each connection when it is returned, which doubles the round trips of short statements. This one
+//! uses deadpool and pings a connection only if it was idle. A connection is closed instead of returned if its statement
+//! timed out, was cancelled, or failed for a reason other than the statement itself.
 //!
-//! One timeout bounds every statement, those of a transaction included, and the wait for a connection.
+//! The same timeout applies to each statement, including those of a transaction, and to the wait for a connection.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -17,16 +17,16 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::{Connection, Database, Describe, Either, Execute, Executor, SqlStr};
 
-/// A connection that was idle for longer is pinged before use: after a restart of the database a broken one is found and
+/// A connection that was idle for longer is pinged before use, so that connections broken by a restart of the database are
 /// replaced.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
-/// Connections to one database, opened as they are needed.
+/// A pool of connections to one database, opened on demand.
 pub(super) struct Pool<DB: Database> {
     inner: managed::Pool<Opener<DB>>,
-    /// How long a statement may take: a connection that has gone silent, as behind a proxy whose server was lost, would
-    /// otherwise block its caller without end.
+    /// The timeout of a statement. Without it, a connection that no longer responds, such as one through a proxy whose
+    /// server was lost, would block its caller forever.
     statement_timeout: Duration,
 }
 
@@ -56,7 +56,7 @@ impl<DB: Database> managed::Manager for Opener<DB> {
     }
 
     async fn recycle(&self, connection: &mut DB::Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if metrics.last_used() > TRUSTED_IDLE {
+        if metrics.last_used() > PING_AFTER_IDLE {
             connection.ping().await?;
         }
         Ok(())
@@ -64,7 +64,7 @@ impl<DB: Database> managed::Manager for Opener<DB> {
 }
 
 impl<DB: Database> Pool<DB> {
-    /// A pool of up to `connections_max` connections; none is opened yet.
+    /// Creates a pool of up to `connections_max` connections. Opens none yet.
     pub fn new(options: Options<DB>, connections_max: u32, statement_timeout: Duration) -> Self {
         let wait = Some(statement_timeout);
         let timeouts = Timeouts { wait, create: wait, recycle: wait };
@@ -81,9 +81,9 @@ impl<DB: Database> Pool<DB> {
         in_time(self.statement_timeout, work).await
     }
 
-    async fn acquire(&self) -> Result<Held<DB>, sqlx::Error> {
+    async fn acquire(&self) -> Result<Acquired<DB>, sqlx::Error> {
         match self.inner.get().await {
-            Ok(object) => Ok(Held { object: Some(object) }),
+            Ok(object) => Ok(Acquired { object: Some(object) }),
             Err(PoolError::Backend(error)) => Err(error),
             Err(PoolError::Closed) => Err(sqlx::Error::PoolClosed),
             Err(PoolError::Timeout(_) | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
@@ -92,12 +92,12 @@ impl<DB: Database> Pool<DB> {
         }
     }
 
-    /// Closes the idle connections, and opens no new one.
+    /// Closes the idle connections and opens no more.
     pub async fn close(&self) {
         let idle = self.inner.retain(|_, _| false).removed;
         self.inner.close();
         for connection in idle {
-            // It is gone either way.
+            // The connection is unusable afterwards, even if closing fails.
             let _ = connection.close().await;
         }
     }
@@ -107,40 +107,40 @@ impl<DB: Database> Pool<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    /// Begins a transaction with this statement.
+    /// Starts a transaction with this statement.
     pub async fn begin(&self, statement: &'static str) -> Result<Transaction<DB>, sqlx::Error> {
-        let mut held = self.acquire().await?;
-        self.in_time(held.execute(statement)).await?;
-        Ok(Transaction { held, statement_timeout: self.statement_timeout })
+        let mut connection = self.acquire().await?;
+        self.in_time(connection.execute(statement)).await?;
+        Ok(Transaction { connection, statement_timeout: self.statement_timeout })
     }
 }
 
-/// A connection in use: returned by [`Held::return_to_pool`], closed otherwise.
-struct Held<DB: Database> {
+/// A connection in use. Closed when dropped, unless it was returned with [`Acquired::return_to_pool`].
+struct Acquired<DB: Database> {
     object: Option<managed::Object<Opener<DB>>>,
 }
 
-impl<DB: Database> Held<DB> {
+impl<DB: Database> Acquired<DB> {
     fn return_to_pool(mut self) {
         self.object.take();
     }
 
-    /// Returns the connection unless the error may be its own.
-    fn after<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-        if matches!(outcome, Ok(_) | Err(sqlx::Error::RowNotFound)) || is_of_the_statement(&outcome) {
+    /// Returns the connection to the pool, unless the error may be caused by the connection.
+    fn finish<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        if matches!(outcome, Ok(_) | Err(sqlx::Error::RowNotFound)) || is_statement_error(&outcome) {
             self.return_to_pool();
         }
         outcome
     }
 }
 
-/// Whether the database has refused a statement, and the connection is none the worse.
-fn is_of_the_statement<T>(outcome: &Result<T, sqlx::Error>) -> bool {
-    // 57 is an intervention of the operator, such as a shutdown.
+/// Returns whether the database rejected a statement and the connection is still usable.
+fn is_statement_error<T>(outcome: &Result<T, sqlx::Error>) -> bool {
+    // 57 is operator intervention, such as a shutdown.
     matches!(outcome, Err(sqlx::Error::Database(error)) if !error.code().is_some_and(|code| code.starts_with("57")))
 }
 
-impl<DB: Database> Drop for Held<DB> {
+impl<DB: Database> Drop for Acquired<DB> {
     fn drop(&mut self) {
         if let Some(object) = self.object.take() {
             drop(managed::Object::take(object));
@@ -148,17 +148,17 @@ impl<DB: Database> Drop for Held<DB> {
     }
 }
 
-impl<DB: Database> Deref for Held<DB> {
+impl<DB: Database> Deref for Acquired<DB> {
     type Target = DB::Connection;
 
     fn deref(&self) -> &DB::Connection {
-        self.object.as_ref().expect("held until it is returned")
+        self.object.as_ref().expect("present until it is returned")
     }
 }
 
-impl<DB: Database> DerefMut for Held<DB> {
+impl<DB: Database> DerefMut for Acquired<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
-        self.object.as_mut().expect("held until it is returned")
+        self.object.as_mut().expect("present until it is returned")
     }
 }
 
@@ -168,9 +168,9 @@ impl<DB: Database> fmt::Debug for Transaction<DB> {
     }
 }
 
-/// A transaction; one that is neither committed nor rolled back ends with its connection.
+/// A transaction. If it is dropped without commit or rollback, its connection is closed.
 pub(super) struct Transaction<DB: Database> {
-    held: Held<DB>,
+    connection: Acquired<DB>,
     statement_timeout: Duration,
 }
 
@@ -178,19 +178,19 @@ impl<DB: Database> Transaction<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    /// Commits it.
+    /// Commits the transaction.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         self.end("commit").await
     }
 
-    /// Rolls it back.
+    /// Rolls the transaction back.
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         self.end("rollback").await
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        in_time(self.statement_timeout, self.held.execute(statement)).await?;
-        self.held.return_to_pool();
+        in_time(self.statement_timeout, self.connection.execute(statement)).await?;
+        self.connection.return_to_pool();
         Ok(())
     }
 }
@@ -207,10 +207,10 @@ where
         E: 'q + Execute<'q, DB>,
     {
         try_stream! {
-            let mut held = self.acquire().await?;
+            let mut connection = self.acquire().await?;
             let mut failed = None;
             {
-                let mut rows = held.fetch_many(query);
+                let mut rows = connection.fetch_many(query);
                 loop {
                     match self.in_time(rows.try_next()).await {
                         Ok(Some(row)) => yield row,
@@ -222,12 +222,12 @@ where
                     }
                 }
             }
-            held.after(failed.map_or(Ok(()), Err))?;
+            connection.finish(failed.map_or(Ok(()), Err))?;
         }
         .boxed()
     }
 
-    /// Reads to the end: SQLite reports the failure of an automatic commit behind the last row.
+    /// Reads all rows, because SQLite reports the failure of an automatic commit after the last row.
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<DB::Row>, sqlx::Error>>
     where
         'p: 'e,
@@ -245,9 +245,9 @@ where
         'p: 'e,
     {
         Box::pin(async move {
-            let mut held = self.acquire().await?;
-            let outcome = self.in_time(held.prepare_with(sql, parameters)).await;
-            held.after(outcome)
+            let mut connection = self.acquire().await?;
+            let outcome = self.in_time(connection.prepare_with(sql, parameters)).await;
+            connection.finish(outcome)
         })
     }
 
@@ -256,14 +256,14 @@ where
         'p: 'e,
     {
         Box::pin(async move {
-            let mut held = self.acquire().await?;
-            let outcome = self.in_time(held.describe(sql)).await;
-            held.after(outcome)
+            let mut connection = self.acquire().await?;
+            let outcome = self.in_time(connection.describe(sql)).await;
+            connection.finish(outcome)
         })
     }
 }
 
-/// The first row, once all of them were read.
+/// Reads all rows and returns the first one.
 fn first_row<'e, Q: Send + 'e, R: Send + 'e>(
     mut rows: BoxStream<'e, Result<Either<Q, R>, sqlx::Error>>,
 ) -> BoxFuture<'e, Result<Option<R>, sqlx::Error>> {
@@ -291,7 +291,7 @@ where
     {
         let timeout = self.statement_timeout;
         try_stream! {
-            let mut rows = self.held.fetch_many(query);
+            let mut rows = self.connection.fetch_many(query);
             while let Some(row) = in_time(timeout, rows.try_next()).await? {
                 yield row;
             }
@@ -315,13 +315,13 @@ where
     where
         't: 'e,
     {
-        Box::pin(in_time(self.statement_timeout, self.held.prepare_with(sql, parameters)))
+        Box::pin(in_time(self.statement_timeout, self.connection.prepare_with(sql, parameters)))
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>>
     where
         't: 'e,
     {
-        Box::pin(in_time(self.statement_timeout, self.held.describe(sql)))
+        Box::pin(in_time(self.statement_timeout, self.connection.describe(sql)))
     }
 }

@@ -1,7 +1,6 @@
-//! The store on Postgres: many servers may share one. This file has what is particular to Postgres; the rest is in `sql/`.
+//! The Postgres driver. Several servers can share one database. The statements that both drivers share are in `sql/`.
 //!
-//! Decisions that touch several tables are one statement each, with the parts as common table expressions: one round
-//! trip, one transaction.
+//! A change of several tables is one statement with common table expressions: one round trip, one transaction.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,14 +18,15 @@ use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, St
 use crate::api::{Message, RunId, RunStep, RunStepId, Thread, Timestamp};
 use crate::clock::Clock;
 
-/// Now, in whole Unix seconds: the time bound as this parameter, or the database's. Stable, so that an index can be used.
+/// The current time in Unix seconds: the value of the parameter `$fixed`, or the database's time if it is null. The
+/// expression is stable, so that an index can be used.
 macro_rules! now {
     ($fixed:literal) => {
         concat!("coalesce(", $fixed, "::bigint, floor(extract(epoch from statement_timestamp()))::bigint)")
     };
 }
 
-/// The end of a lease of so many seconds that begins now, rounded up: never earlier than was asked for.
+/// The end of a lease that starts now, rounded up, so that it is not shorter than requested.
 macro_rules! lease_end {
     ($fixed:literal, $seconds:literal) => {
         concat!(
@@ -39,14 +39,14 @@ macro_rules! lease_end {
     };
 }
 
-/// The texts of a JSON array, as rows.
+/// The strings of a JSON array, as rows.
 macro_rules! json_texts {
     ($array:literal) => {
         concat!("select jsonb_array_elements_text(", $array, "::jsonb)")
     };
 }
 
-/// The pairs of a text and a number in a JSON array, as rows (id, number).
+/// The pairs of a string and a number in a JSON array, as rows (id, number).
 macro_rules! json_pairs {
     ($array:literal) => {
         concat!(
@@ -79,16 +79,16 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres
 
 /// The channel on which servers notify each other of changed runs.
 const RUN_CHANGES: &str = "assistd_run_changes";
-/// Pause before a lost connection to that channel is opened again; until then servers compare runs with the store.
+/// Pause before reconnecting to the channel. In the meantime, servers detect changes by comparing runs with the store.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause before a database that is away at start is tried again.
+/// Pause before retrying to connect to a database that is unavailable at startup.
 const START_PAUSE: Duration = Duration::from_millis(500);
-/// How often a start that waits for its database logs that.
+/// How often the wait for the database at startup is logged.
 const START_LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// The next owner's oldest due run; the first owner's where none is behind the last one. With `for update skip locked`
-/// two servers that claim at once get two runs, and neither waits.
+/// Claims the oldest due run of the next owner, or of the first owner if none is after the last one. With `for update skip
+/// locked`, servers that claim concurrently get different runs without waiting.
 const CLAIM_RUN: &str = concat!(
     "with later as (
         select id, due_at from runs
@@ -119,7 +119,7 @@ const CLAIM_RUN: &str = concat!(
               next.due_at as due_before"
 );
 
-/// The statement of a commit; `$removed` is a further part of it.
+/// The statement of a commit. `$removed` is an optional common table expression.
 macro_rules! commit_sql {
     ($removed:literal) => {
         concat!(
@@ -173,19 +173,19 @@ macro_rules! commit_sql {
 
 /// The statement of a commit.
 const COMMIT: &str = commit_sql!("");
-/// The statement of a commit that deletes steps, which few do.
+/// The statement of a commit that also deletes steps, which is rare.
 const COMMIT_AND_REMOVE_STEPS: &str = commit_sql!(
     ", removed_step as (
         delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($18::text[])
     )"
 );
 
-/// Whole seconds.
+/// Returns the duration in whole seconds.
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// A pool of connections to one server.
+/// The Postgres driver.
 #[derive(Debug)]
 pub struct Backend {
     pool: Pool<Db>,
@@ -207,7 +207,7 @@ impl Backend {
             options.get_database().unwrap_or_default()
         );
         let mut first = connect(&options, settings, &display_name).await?;
-        // Takes an advisory lock, so that several servers may start at once.
+        // Uses an advisory lock, so that several servers can start concurrently.
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
         first.close().await?;
         let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
@@ -216,7 +216,7 @@ impl Backend {
         Ok(backend)
     }
 
-    /// The time of a clock that is moved by hand.
+    /// Returns the time of a manual clock.
     fn fixed_time(&self) -> Option<i64> {
         self.clock.fixed().map(|now| now.0)
     }
@@ -256,7 +256,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Returns the message's time, or none when the thread is locked or does not exist.
+    /// Returns the message's time, or `None` if the thread is locked or does not exist.
     async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
             "with thread as (
@@ -281,7 +281,7 @@ impl Backend {
         Ok(time.map(|(seconds,)| Timestamp(seconds)))
     }
 
-    /// Returns whether the thread exists and is free, or need not be.
+    /// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let rows = MessageRows::new(new.messages);
         let sql = match new.thread {
@@ -369,7 +369,7 @@ impl Backend {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Writes nothing when the run is not at the commit's version any more.
+    /// Writes a commit. Returns `None` if the run is no longer at the commit's version.
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let new = commit.new_message;
         let changed = commit.changed_message;
@@ -400,7 +400,7 @@ impl Backend {
         Ok(claims.map(|lease| Written { lease, metadata }))
     }
 
-    /// Locks the runs before the messages: an older text never overwrites that of a commit.
+    /// Locks the runs before the messages, so that an older text never overwrites that of a commit.
     async fn write_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error> {
         let rows: Vec<(String,)> = sqlx::query_as::<Db, _>(
             "with text as (
@@ -426,7 +426,7 @@ impl Backend {
     }
 }
 
-/// Opens the first connection, which shows at once what is wrong. Waits for a database that is away.
+/// Opens the first connection, to report errors at startup. Waits for a database that is unavailable.
 async fn connect(
     options: &PgConnectOptions,
     settings: &Settings,
@@ -442,7 +442,7 @@ async fn connect(
             Err(_) => Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
         };
         if !matches!(error, Error::Unavailable(_)) || began.elapsed() >= settings.start_timeout {
-            return Err(Error::InvalidUrl(format!("{display_name} cannot be used: {error}")));
+            return Err(Error::InvalidUrl(format!("failed to connect to {display_name}: {error}")));
         }
         if logged_at.is_none_or(|then| then.elapsed() >= START_LOG_EVERY) {
             logged_at = Some(Instant::now());
@@ -499,7 +499,7 @@ impl Store for Backend {
             sqlx::query_as::<Db, _>("select floor(extract(epoch from clock_timestamp()) * 1000)::bigint")
                 .fetch_one(&self.pool)
                 .await?;
-        // The answer was made about halfway.
+        // The database read its clock about halfway between the request and the response.
         self.clock.synchronize(unix_ms, sent + sent.elapsed() / 2);
         Ok(())
     }
@@ -522,7 +522,7 @@ impl Store for Backend {
     }
 
     fn run_changes(&self) -> BoxStream<'static, RunId> {
-        // A connection of its own: one that listens is of no other use, and a pool of one would have none left.
+        // A separate connection, because the main pool may have only one.
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.options.clone());
         async_stream::stream! {
             loop {
@@ -531,7 +531,7 @@ impl Store for Backend {
                         yield RunId::from_stored(change.payload());
                     },
                     Err(error) => {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "LISTEN failed; trying again");
+                        tracing::debug!(error = &error as &dyn std::error::Error, "LISTEN failed; retrying");
                     }
                 }
                 tokio::time::sleep(LISTEN_PAUSE).await;

@@ -1,6 +1,6 @@
-//! The store in a SQLite file: one server, no set-up. This file has what is particular to SQLite; the rest is in `sql/`.
+//! The SQLite driver. Only one server can use a file. The statements that both drivers share are in `sql/`.
 //!
-//! One connection writes and many read: with several writers SQLite's busy handler makes waits unfair and long.
+//! One connection writes and several read: with several writers, SQLite's busy handler makes waits long and unfair.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,28 +20,28 @@ use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, St
 use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
 use crate::clock::Clock;
 
-/// Now, in whole Unix seconds: the time bound as this parameter, or the system's.
+/// The current time in Unix seconds: the value of the parameter `$fixed`, or the system's time if it is null.
 macro_rules! now {
     ($fixed:literal) => {
         concat!("coalesce(", $fixed, ", unixepoch())")
     };
 }
 
-/// The end of a lease of so many seconds that begins now, rounded up: never earlier than was asked for.
+/// The end of a lease that starts now, rounded up, so that it is not shorter than requested.
 macro_rules! lease_end {
     ($fixed:literal, $seconds:literal) => {
         concat!("(coalesce(", $fixed, ", unixepoch() + 1) + ", $seconds, ")")
     };
 }
 
-/// The texts of a JSON array, as rows.
+/// The strings of a JSON array, as rows.
 macro_rules! json_texts {
     ($array:literal) => {
         concat!("select value from json_each(", $array, ")")
     };
 }
 
-/// The pairs of a text and a number in a JSON array, as rows (id, number).
+/// The pairs of a string and a number in a JSON array, as rows (id, number).
 macro_rules! json_pairs {
     ($array:literal) => {
         concat!("select value->>0 as id, value->>1 as number from json_each(", $array, ")")
@@ -68,10 +68,10 @@ type Row = sqlx::sqlite::SqliteRow;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// How long a statement waits for a lock; only a person's own tools can hold one for long.
+/// How long a statement waits for a lock. Only other programs, such as the `sqlite3` shell, can hold one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The next owner's oldest due run; the first owner's where none is behind the last one.
+/// Claims the oldest due run of the next owner, or of the first owner if none is after the last one.
 const CLAIM_RUN: &str = concat!(
     "with next as (
         select coalesce(
@@ -99,37 +99,38 @@ const CLAIM_RUN: &str = concat!(
               (select due_before from before) as due_before"
 );
 
-/// The number of readers. Each is a thread that computes while it reads: more of them than processors take time from the
-/// writer, and commits then wait behind readers that poll.
+/// Returns the number of readers. Each is a thread that uses a processor while it reads. With more readers than processors,
+/// polling readers would slow down the writer and delay commits.
 fn readers(connections_max: u32) -> u32 {
     let processors = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
     connections_max.min(u32::try_from(processors).unwrap_or(u32::MAX))
 }
 
-/// Whole seconds.
+/// Returns the duration in whole seconds.
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Whether the newest commits survive a power cut.
+/// Whether commits survive a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
-    /// Every commit is on the disk before it is acknowledged.
+    /// Each commit is written to disk before it is acknowledged.
     Full,
-    /// A power cut may take the last commits; a crash of the server takes none.
+    /// A power failure can lose the last commits; a crash of the server cannot.
     Normal,
 }
 
-/// One file, one writer, many readers.
+/// The SQLite driver: one file, one writer, several readers.
 #[derive(Debug)]
 pub struct Backend {
     writer: Pool<Db>,
     readers: Pool<Db>,
-    /// Open to the end: readers cannot create the file's shared memory, which is deleted with the last connection.
+    /// Open until the store is closed: the shared memory of the file is deleted with the last connection, and readers
+    /// cannot create it.
     anchor: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
-    /// Held to the end: a second server cannot open the file.
+    /// Locked until the store is closed, so that no other server can open the file.
     _lock: File,
     clock: Arc<Clock>,
     unreadable: Unreadable,
@@ -158,11 +159,14 @@ impl Backend {
             .foreign_keys(true);
         let mut first = SqliteConnection::connect_with(&options).await?;
         MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
-        // This process is the only one: what was leased before it started is due now. On a full disk leases end by
-        // themselves.
+        // No other server uses the file, so all leases are from earlier processes and can be cleared. If this fails, for
+        // example on a full disk, the leases expire.
         let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await;
         if let Err(error) = due {
-            tracing::warn!(error = &error as &dyn std::error::Error, "runs are claimed when their leases end");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to clear old leases; runs are claimed when their leases expire"
+            );
         }
         let writer = Pool::new(options.clone(), 1, settings.statement_timeout);
         let readers = Pool::new(options.read_only(true), readers(settings.connections_max), settings.statement_timeout);
@@ -170,7 +174,7 @@ impl Backend {
         Ok(Self { writer, readers, anchor, path, _lock: lock, clock, unreadable: Unreadable::default() })
     }
 
-    /// The time of a clock that is moved by hand.
+    /// Returns the time of a manual clock.
     fn fixed_time(&self) -> Option<i64> {
         self.clock.fixed().map(|now| now.0)
     }
@@ -194,10 +198,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Returns the message's time, or none when the thread is locked or does not exist.
+    /// Returns the message's time, or `None` if the thread is locked or does not exist.
     async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
         let mut tx = self.begin().await?;
-        let place: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
+        let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
             "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
              where id = $1
                and ($3 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
@@ -208,7 +212,7 @@ impl Backend {
         .bind(while_busy)
         .fetch_optional(&mut tx)
         .await?;
-        let Some((seq, created_at)) = place else {
+        let Some((seq, created_at)) = found else {
             tx.rollback().await?;
             return Ok(None);
         };
@@ -217,7 +221,7 @@ impl Backend {
         Ok(Some(Timestamp(created_at)))
     }
 
-    /// Returns whether the thread exists and is free, or need not be.
+    /// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
         let spec = &new.run.spec;
         // 0: leased, 1: due, 2: waiting.
@@ -289,7 +293,7 @@ impl Backend {
         Ok(true)
     }
 
-    /// Writes nothing when the run is not at the commit's version any more.
+    /// Writes a commit. Returns `None` if the run is no longer at the commit's version.
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let run = &commit.run.spec;
         let active = !commit.run.state.is_over();
@@ -387,10 +391,10 @@ impl Backend {
     }
 }
 
-/// Takes the file's lock, and creates its folder.
+/// Creates the folder of the file, and locks the file.
 fn lock(path: &Path) -> Result<File, Error> {
     let failed = |error: &dyn std::fmt::Display| {
-        Error::InvalidUrl(format!("the database {} cannot be opened: {error}", path.display()))
+        Error::InvalidUrl(format!("failed to open the database {}: {error}", path.display()))
     };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
@@ -449,7 +453,7 @@ async fn write_message(tx: &mut Transaction<Db>, message: &Message, seq: i64, cr
     Ok(())
 }
 
-/// Returns the metadata that the message has. A message that was deleted meanwhile stays deleted.
+/// Updates a message. Returns its stored metadata, or `None` if it was deleted.
 async fn update_message(tx: &mut Transaction<Db>, message: &Message) -> Result<Option<String>, Error> {
     let stored: Option<(String,)> =
         sqlx::query_as::<Db, _>("update messages set body = $2 where id = $1 returning metadata")
@@ -480,7 +484,7 @@ async fn write_step(tx: &mut Transaction<Db>, step: &RunStep) -> Result<(), Erro
 impl Store for Backend {
     async fn check(&self) -> Result<(), Error> {
         sqlx::query::<Db>("select 1").execute(&self.readers).await?;
-        // Writes a page, as a commit does: a full disk shows.
+        // Writes a page, as a commit does, to detect a full disk.
         let mut tx = self.begin().await?;
         sqlx::query::<Db>("update checks set count = count + 1").execute(&mut tx).await?;
         tx.commit().await?;
@@ -488,7 +492,7 @@ impl Store for Backend {
     }
 
     async fn synchronize_clock(&self) -> Result<(), Error> {
-        // The database's clock is this machine's; it may have been set since.
+        // The database's clock is the system clock, which may have been changed since the last synchronization.
         let (unix_ms,): (i64,) = sqlx::query_as::<Db, _>("select cast(unixepoch('subsec') * 1000 as integer)")
             .fetch_one(&self.readers)
             .await?;
@@ -500,7 +504,7 @@ impl Store for Backend {
         self.readers.close().await;
         self.writer.close().await;
         if let Some(anchor) = self.anchor.lock().await.take() {
-            // It is gone either way.
+            // The connection is unusable afterwards, even if closing fails.
             let _ = anchor.close().await;
         }
     }

@@ -1,4 +1,4 @@
-//! Rows of a variant that this release does not know: skipped with a warning, once a row.
+//! Rows with a variant that this release does not know. They are skipped with a warning.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,36 +6,36 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 
-/// How long such a row is left alone before it is tried again: a claim would find it first each time.
+/// How long an unreadable row is excluded from claims, and how often it is logged.
 const SKIP_FOR: Duration = Duration::from_mins(1);
-/// Maximum number of rows that are remembered.
+/// Maximum number of remembered rows.
 const ROWS_MAX: usize = 1_000;
 
-/// The rows that could not be read, and since when.
+/// The unreadable rows, and when each was found.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
     rows: Mutex<HashMap<String, Instant>>,
 }
 
 impl Unreadable {
-    /// Returns the value, or none when its row cannot be read: that is logged, once in a while for each row.
+    /// Returns the value, or `None` if the row is unreadable, which is logged once per [`SKIP_FOR`].
     pub fn skip<T>(&self, value: Result<T, Error>) -> Result<Option<T>, Error> {
         match value {
             Ok(value) => Ok(Some(value)),
             Err(Error::Inconsistent { table, id, source }) => {
-                self.note(table, &id, &source);
+                self.record(table, &id, &source);
                 Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// As [`Unreadable::skip`], for many.
+    /// Like [`Unreadable::skip`], for several values.
     pub fn skip_all<T>(&self, values: impl Iterator<Item = Result<T, Error>>) -> Result<Vec<T>, Error> {
         values.filter_map(|value| self.skip(value).transpose()).collect()
     }
 
-    fn note(&self, table: &'static str, id: &str, cause: &serde_json::Error) {
+    fn record(&self, table: &'static str, id: &str, cause: &serde_json::Error) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if rows.len() >= ROWS_MAX {
@@ -49,7 +49,7 @@ impl Unreadable {
         }
     }
 
-    /// The rows that are left alone for now.
+    /// Returns the IDs of the rows that are currently excluded.
     pub fn ids(&self) -> Vec<String> {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

@@ -1,4 +1,4 @@
-//! The leases that this server holds, and their renewal in the background.
+//! The leases of this server, and their renewal in the background.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::lock;
 use crate::store::{self, JobKind, Jobs, Lease};
 
-/// Pause before a renewal that failed is tried again.
+/// Pause before a failed renewal is retried.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// How many jobs a claim names that it must not take: more would cost each claim too much.
-const NAMED_MAX: usize = 500;
+/// Maximum number of driven jobs for which a claim excludes all of them by ID. More would make each claim slow.
+const EXCLUDED_MAX: usize = 500;
 
-/// All leases that this server holds, by job.
+/// All leases of this server, by job ID.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     held: Mutex<HashMap<String, Held>>,
@@ -26,15 +26,15 @@ pub(super) struct Leases {
 #[derive(Debug)]
 struct Held {
     number: i64,
-    /// Until then no other server can have claimed the job.
+    /// Before this time, no other server can have claimed the job.
     until: Instant,
-    /// When it was taken; a renewal that was sent before says nothing about it.
+    /// When the lease was acquired. Renewals sent before are ignored.
     since: Instant,
     lost: CancellationToken,
     critical: Arc<AtomicUsize>,
 }
 
-/// One attempt at a job, under a lease that is renewed for as long as this value lives.
+/// An attempt at a job. Its lease is renewed until this is dropped.
 #[derive(Debug)]
 pub struct Attempt {
     lease: Lease,
@@ -44,31 +44,31 @@ pub struct Attempt {
     leases: Arc<Leases>,
 }
 
-/// While it lives, the loss of the lease does not end the attempt: a commit and what belongs to it run to their end.
+/// A guard that prevents the loss of the lease from cancelling the attempt, so that a commit is completed.
 #[derive(Debug)]
 pub struct Critical {
     count: Arc<AtomicUsize>,
 }
 
 impl Attempt {
-    /// The lease.
+    /// Returns the lease.
     #[must_use]
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// Resolves when the lease was lost.
+    /// Resolves when the lease is lost.
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
     }
 
-    /// Is cancelled when the server releases its unfinished jobs.
+    /// Returns the token that is cancelled when the server releases its unfinished jobs.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
     }
 
-    /// Begins a part of the work that must not be dropped in the middle.
+    /// Starts a section of the work that must be completed even if the lease is lost.
     #[must_use]
     pub fn critical(&self) -> Critical {
         self.critical.fetch_add(1, Ordering::AcqRel);
@@ -92,7 +92,7 @@ impl Drop for Attempt {
 }
 
 impl Leases {
-    /// Begins to renew a lease that was just taken.
+    /// Starts to renew a lease that was just acquired.
     pub(super) fn hold(leases: &Arc<Self>, lease: Lease, duration: Duration, stopping: CancellationToken) -> Attempt {
         let now = Instant::now();
         let (lost, critical) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
@@ -103,20 +103,21 @@ impl Leases {
             lost: lost.clone(),
             critical: critical.clone(),
         };
-        // An older lease on the same job cannot stand any more.
+        // An older lease of the same job is no longer valid.
         if let Some(before) = lock(&leases.held).insert(lease.id.clone(), held) {
             before.lost.cancel();
         }
         Attempt { lease, lost, stopping, critical, leases: leases.clone() }
     }
 
-    /// The jobs that this server must not claim, because it drives them. A lease can lapse while the database is away, or
-    /// when its clock is set. Of many, only those are named whose lease has lapsed by this server's own clock.
+    /// Returns the jobs that this server must not claim because it drives them. A lease can expire while the database is
+    /// unavailable, or when its clock is set. If there are more than [`EXCLUDED_MAX`], returns only those whose lease has
+    /// expired by this server's clock.
     pub(super) fn not_to_claim(&self) -> Vec<String> {
         let now = Instant::now();
         let held = lock(&self.held);
-        let names_all = held.len() <= NAMED_MAX;
-        held.iter().filter(|(_, held)| names_all || held.until <= now).map(|(id, _)| id.clone()).collect()
+        let is_few = held.len() <= EXCLUDED_MAX;
+        held.iter().filter(|(_, held)| is_few || held.until <= now).map(|(id, _)| id.clone()).collect()
     }
 
     /// Renews all leases at a third of their duration, without end.
@@ -141,15 +142,15 @@ impl Leases {
         }
     }
 
-    fn apply(&self, asked: &[Lease], renewed: Vec<String>, sent_at: Instant, duration: Duration) {
+    fn apply(&self, requested: &[Lease], renewed: Vec<String>, sent_at: Instant, duration: Duration) {
         let renewed: std::collections::HashSet<String> = renewed.into_iter().collect();
         let mut held = lock(&self.held);
-        for lease in asked {
+        for lease in requested {
             let Some(entry) = held.get_mut(&lease.id).filter(|held| held.number == lease.number) else { continue };
             if renewed.contains(&lease.id) {
                 entry.until = sent_at + duration;
             } else if entry.since < sent_at && entry.critical.load(Ordering::Acquire) == 0 {
-                // A job in its last commit has no lease any more, and ends by itself.
+                // A job in its last commit no longer has a lease and is about to end.
                 entry.lost.cancel();
             }
         }
@@ -157,7 +158,7 @@ impl Leases {
 }
 
 fn report(error: &store::Error, leases: usize) {
-    tracing::warn!(error = error as &dyn std::error::Error, leases, "leases cannot be renewed; trying again");
+    tracing::warn!(error = error as &dyn std::error::Error, leases, "failed to renew leases; retrying");
 }
 
 #[cfg(test)]
@@ -175,19 +176,19 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     #[test]
-    fn a_lease_that_another_server_took_is_lost_and_the_others_stand() {
+    fn a_lease_that_another_server_has_claimed_is_lost_and_the_others_remain() {
         let leases = Arc::new(Leases::default());
-        let (mine, taken) = (hold(&leases, "a", 1, LONG), hold(&leases, "b", 1, LONG));
+        let (kept, claimed) = (hold(&leases, "a", 1, LONG), hold(&leases, "b", 1, LONG));
 
-        let asked = [lease("a", 1), lease("b", 1)];
-        leases.apply(&asked, vec!["a".to_owned()], Instant::now(), LONG);
+        let requested = [lease("a", 1), lease("b", 1)];
+        leases.apply(&requested, vec!["a".to_owned()], Instant::now(), LONG);
 
-        assert!(!mine.lost.is_cancelled());
-        assert!(taken.lost.is_cancelled());
+        assert!(!kept.lost.is_cancelled());
+        assert!(claimed.lost.is_cancelled());
     }
 
     #[test]
-    fn a_renewal_that_was_sent_before_the_lease_was_taken_does_not_end_it() {
+    fn a_renewal_sent_before_the_lease_was_acquired_does_not_end_it() {
         let leases = Arc::new(Leases::default());
         let sent_at = Instant::now();
         let later = hold(&leases, "a", 2, LONG);
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_runs_to_its_end_although_the_lease_is_gone() {
+    fn a_commit_completes_although_the_lease_is_lost() {
         let leases = Arc::new(Leases::default());
         let attempt = hold(&leases, "a", 1, LONG);
         let critical = attempt.critical();
@@ -222,12 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn of_many_jobs_those_are_not_claimed_whose_lease_has_lapsed() {
+    fn with_many_jobs_only_those_with_an_expired_lease_are_excluded() {
         let leases = Arc::new(Leases::default());
-        let _held: Vec<Attempt> = (0..=NAMED_MAX).map(|number| hold(&leases, &number.to_string(), 1, LONG)).collect();
-        let _lapsed = hold(&leases, "lapsed", 1, Duration::ZERO);
+        let _held: Vec<Attempt> =
+            (0..=EXCLUDED_MAX).map(|number| hold(&leases, &number.to_string(), 1, LONG)).collect();
+        let _expired = hold(&leases, "expired", 1, Duration::ZERO);
 
-        assert_eq!(leases.not_to_claim(), ["lapsed"]);
+        assert_eq!(leases.not_to_claim(), ["expired"]);
     }
 
     #[test]
@@ -237,7 +239,7 @@ mod tests {
         let second = hold(&leases, "a", 2, LONG);
 
         drop(first);
-        assert!(!second.lost.is_cancelled(), "the end of the first attempt leaves the second one alone");
+        assert!(!second.lost.is_cancelled(), "the end of the first attempt does not affect the second one");
         assert_eq!(lock(&leases.held)["a"].number, 2);
     }
 }

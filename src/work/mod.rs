@@ -3,15 +3,16 @@
 //! A [`Job`] says how its work is claimed and driven; a [`Worker`] runs it:
 //!
 //! ```text
-//! claim (attempt + 1) ──▶ drive ──▶ done: the job's own commit has ended the lease
-//!    ▲                      │  └──▶ lease lost: everything the attempt awaits is dropped; another server drives it
+//! claim (attempt + 1) ──▶ drive ──▶ done: the job's last commit has cleared the lease
+//!    ▲                      │  └──▶ lease lost: the attempt is cancelled; another server drives the job
 //!    │                      ├─────▶ stopping: the lease is released, and the attempt is not counted
-//!    └──── due again ◀──────┴─────▶ failed or panicked: the cause is stored; after `max_attempts` the job gives up
+//!    └──── due again ◀──────┴─────▶ failed or panicked: the cause is stored; after `attempts_max` the job is given up
 //! ```
 //!
-//! A loop of its own renews all leases in one statement, independently of the driven work. A lease that
-//! has lapsed because the database was away is not lost before another server has taken it: the work goes on, and this
-//! server does not claim it a second time. Jobs that have lost several servers are driven a few at a time (`trials`).
+//! A separate loop renews all leases in one statement, independently of the driven work. A lease that has expired because
+//! the database was unavailable is lost only when another server claims the job. Until then the work continues, and this
+//! server does not claim the job again. Jobs during which servers were lost repeatedly are driven a few at a time
+//! (`trials`).
 
 mod lease;
 mod supervisor;
@@ -40,41 +41,41 @@ use trials::{Trial, Trials};
 
 /// The poll interval of the queue, in addition to notifications.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// Pause after the first failed attempt; each later one is twice as long.
+/// Pause after the first failed attempt. Doubles with each further attempt.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The longest pause between two attempts.
+/// Maximum pause between two attempts.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
-/// How many times a release, or the record of a failure, is tried while the database is away. After that, the lease
-/// ends by itself.
-const WRITE_TRIES: u32 = 3;
+/// Maximum number of times that the outcome of an attempt is written while the database is unavailable. After that, the
+/// lease expires.
+const WRITE_ATTEMPTS_MAX: u32 = 3;
 
 /// A kind of background work.
 #[async_trait]
 pub trait Job: Send + Sync + 'static {
-    /// What a claim returns, and [`Job::drive`] receives.
+    /// What a claim returns and [`Job::drive`] receives.
     type Work: Send + 'static;
 
-    /// The table that holds the jobs.
+    /// The kind, which determines the table of the jobs.
     const KIND: JobKind;
 
-    /// The span in which an attempt is logged, with the ids of its work.
+    /// Returns the span of an attempt, with the IDs of the job.
     fn span(&self, work: &Self::Work) -> tracing::Span;
 
-    /// Claims the next job that is due and has had at most `attempts_max` attempts, except those named: this server drives
-    /// them already.
+    /// Claims the next due job with at most `attempts_max` attempts. Skips the jobs in `except`, which this server already
+    /// drives.
     ///
     /// # Errors
-    /// As the store says.
+    /// Those of the store.
     async fn claim(&self, except: &[String], attempts_max: u32) -> Result<Option<Claim<Self::Work>>, store::Error>;
 
-    /// Drives a claimed job until it is done, or cannot go on. Dropped when the lease is lost, except while it holds an
-    /// [`Attempt::critical`] guard. Must return soon after [`Attempt::stopping`] is cancelled.
+    /// Drives a claimed job until it is done or cannot continue. The future is dropped when the lease is lost, except while
+    /// it holds an [`Attempt::critical`] guard. Must return soon after [`Attempt::stopping`] is cancelled.
     async fn drive(&self, work: &mut Self::Work, attempt: &Attempt) -> Outcome;
 
-    /// Ends the job for good, after `attempts` attempts without a result; `cause` ended the last one.
+    /// Ends the job after `attempts` failed attempts. `cause` is the cause of the last failure.
     ///
     /// # Errors
-    /// As the store says; the job is then claimed, and given up, again.
+    /// Those of the store. The job is then claimed and given up again.
     async fn give_up(&self, work: Self::Work, attempts: u32, cause: &str) -> Result<(), store::Error>;
 }
 
@@ -83,35 +84,35 @@ pub trait Job: Send + Sync + 'static {
 pub struct Claim<W> {
     /// The lease.
     pub lease: Lease,
-    /// How many attempts there were since the job last made progress, this one included.
+    /// Number of attempts since the job last made progress, including this one.
     pub attempts: u32,
-    /// What ended the attempt before, if that is known.
+    /// The cause of the previous failure, if known.
     pub last_failure: Option<String>,
-    /// What to drive.
+    /// The work to drive.
     pub work: W,
 }
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The job's own commit has ended the lease.
+    /// The last commit of the job has cleared the lease.
     Done,
-    /// Another server, or a client, has changed the job, and is responsible for it now.
+    /// Another server has claimed the job, or a client has ended it.
     LeaseLost,
-    /// The server is stopping: another one may claim the job at once.
+    /// The server is stopping. Another server can claim the job immediately.
     Stopped,
-    /// The attempt failed; the text is the cause.
+    /// The attempt failed with this cause.
     Failed(String),
 }
 
-/// How jobs are driven.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Jobs driven at the same time; others wait in the store.
+    /// Maximum number of jobs that are driven concurrently. Further jobs wait in the store.
     pub concurrency_max: usize,
-    /// How long a job stays with a server that does not renew its lease.
+    /// The duration of a lease. After that time without renewal, another server can claim the job.
     pub lease: Duration,
-    /// Attempts without progress before a job is given up.
+    /// Maximum number of attempts without progress.
     pub attempts_max: u32,
 }
 
@@ -124,16 +125,16 @@ pub struct Slot {
 /// Wakes a worker when a job may be due in the store.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Whether the next free slot goes to the store's due jobs before it goes to new ones.
+    /// Whether a free slot is used for due jobs in the store before new jobs.
     may_have_due_jobs: AtomicBool,
-    look: Notify,
+    wake: Notify,
 }
 
 impl Queue {
     /// Notifies the worker that a job is due in the store.
     pub fn wake(&self) {
         self.may_have_due_jobs.store(true, Ordering::Relaxed);
-        self.look.notify_one();
+        self.wake.notify_one();
     }
 }
 
@@ -148,14 +149,14 @@ pub struct Worker<J> {
     trials: Arc<Trials>,
     queue: Arc<Queue>,
     tasks: TaskTracker,
-    /// Nothing new is claimed or started.
+    /// Cancelled when no more jobs are claimed or started.
     draining: CancellationToken,
-    /// Unfinished jobs are released.
+    /// Cancelled when unfinished jobs are released.
     stopping: CancellationToken,
 }
 
 impl<J: Job> Worker<J> {
-    /// A worker with all its slots free; [`Worker::claim_due_jobs`] and [`Worker::renew_leases`] are its loops.
+    /// Creates a worker. The caller must run its loops, [`Worker::claim_due_jobs`] and [`Worker::renew_leases`].
     #[must_use]
     pub fn new(job: Arc<J>, jobs: Arc<dyn Jobs>, queue: Arc<Queue>, settings: Settings) -> Arc<Self> {
         Arc::new(Self {
@@ -172,7 +173,7 @@ impl<J: Job> Worker<J> {
         })
     }
 
-    /// A free slot, if there is one and the server is not stopping.
+    /// Returns a free slot, unless there is none or the server is stopping.
     #[must_use]
     pub fn slot(&self) -> Option<Slot> {
         if self.draining.is_cancelled() {
@@ -182,23 +183,23 @@ impl<J: Job> Worker<J> {
         Some(Slot { _permit: permit })
     }
 
-    /// Whether nothing new is started any more.
+    /// Returns whether the worker no longer starts jobs.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
 
-    /// The duration of a lease.
+    /// Returns the duration of a lease.
     #[must_use]
     pub fn lease(&self) -> Duration {
         self.settings.lease
     }
 
-    /// Runs work to its end, also when its caller is dropped, such as a handler whose client has hung up. A drain waits
-    /// for it.
+    /// Completes the work even if the caller is dropped, such as a handler whose client has disconnected. A drain waits for
+    /// the work.
     ///
     /// # Panics
-    /// When the work panics.
+    /// If the work panics.
     pub async fn uninterrupted<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         match self.tasks.spawn(work.in_current_span()).await {
             Ok(done) => done,
@@ -206,30 +207,30 @@ impl<J: Job> Worker<J> {
         }
     }
 
-    /// Drives a job that is leased already.
+    /// Drives a job that is already leased.
     pub fn start(self: &Arc<Self>, slot: Slot, claim: Claim<J::Work>) {
         self.start_claimed(slot, claim, None);
     }
 
     fn start_claimed(self: &Arc<Self>, slot: Slot, claim: Claim<J::Work>, trial: Option<Trial>) {
-        // Registered before the task starts, so that the lease is renewed from the beginning.
+        // Registered before the task starts, so that the lease is renewed from the start.
         let attempt = self.attempt(&claim.lease);
         let worker = self.clone();
         self.tasks.spawn(async move {
             worker.drive(claim, attempt, trial).await;
-            // Boxed: most tasks drive one job, and wait long.
+            // Boxed to save memory: most tasks drive only one job and wait for it.
             Box::pin(worker.drive_queued(slot)).await;
         });
     }
 
-    /// Claims due jobs while there are slots, until the drain begins; never returns.
+    /// Claims due jobs while there are free slots, until the drain starts. Never returns.
     pub async fn claim_due_jobs(self: Arc<Self>) {
         let mut poll = tokio::time::interval(POLL_EVERY);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.draining.cancelled() => std::future::pending().await,
-                () = self.queue.look.notified() => {}
+                () = self.queue.wake.notified() => {}
                 _ = poll.tick() => {}
             }
             while let Some(slot) = self.slot() {
@@ -239,34 +240,34 @@ impl<J: Job> Worker<J> {
         }
     }
 
-    /// Renews the leases of everything under way, at a third of the lease, until everything has stopped.
+    /// Renews the leases of all driven jobs at a third of their duration. Never returns.
     pub async fn renew_leases(self: Arc<Self>) {
         self.leases.renew(&*self.jobs, J::KIND, self.settings.lease).await;
     }
 
-    /// Starts nothing new from now on.
+    /// Stops claiming and starting jobs.
     pub fn start_drain(&self) {
         self.draining.cancel();
         self.tasks.close();
     }
 
-    /// Waits until everything under way has ended.
+    /// Waits until all active tasks have ended.
     pub async fn drained(&self) {
         self.tasks.wait().await;
     }
 
-    /// How many tasks are under way.
+    /// Returns the number of active tasks.
     #[must_use]
-    pub fn under_way(&self) -> usize {
+    pub fn active_tasks(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Releases the leases of unfinished jobs, for other servers to claim.
+    /// Releases the leases of unfinished jobs, so that other servers can claim them.
     pub fn stop_now(&self) {
         self.stopping.cancel();
     }
 
-    /// A token that is cancelled when the server releases its unfinished jobs.
+    /// Returns the token that is cancelled when the server releases its unfinished jobs.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
@@ -276,7 +277,7 @@ impl<J: Job> Worker<J> {
         Leases::hold(&self.leases, lease.clone(), self.settings.lease, self.stopping.clone())
     }
 
-    /// Drives what is due before its slot is free for new work.
+    /// Drives due jobs before the slot becomes free for new jobs.
     async fn drive_queued(self: Arc<Self>, slot: Slot) {
         while self.queue.may_have_due_jobs.load(Ordering::Relaxed) && !self.draining.is_cancelled() {
             match self.claim().await {
@@ -290,7 +291,7 @@ impl<J: Job> Worker<J> {
         drop(slot);
     }
 
-    /// Claims a due job; one that has lost several servers only with a trial.
+    /// Claims a due job. Jobs during which servers were lost repeatedly are claimed only with a trial.
     async fn claim(&self) -> Option<(Claim<J::Work>, Option<Trial>)> {
         let trial = Trials::begin(&self.trials);
         let attempts_max = if trial.is_some() { u32::MAX } else { trials::ATTEMPTS_MAX - 1 };
@@ -300,7 +301,7 @@ impl<J: Job> Worker<J> {
                 (claim, trial)
             }),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "due jobs cannot be claimed");
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to claim a due job");
                 None
             }
         }
@@ -310,10 +311,10 @@ impl<J: Job> Worker<J> {
         let span = self.job.span(&claim.work);
         let mut driven = Box::pin(self.drive_in_span(claim, attempt).instrument(span));
         if let Some(trial) = trial {
-            let is_over = tokio::time::timeout(trials::DURATION, &mut driven).await.is_ok();
+            let has_ended = tokio::time::timeout(trials::DURATION, &mut driven).await.is_ok();
             trial.passed();
             self.queue.wake();
-            if is_over {
+            if has_ended {
                 return;
             }
         }
@@ -335,15 +336,15 @@ impl<J: Job> Worker<J> {
         };
         match outcome {
             Outcome::Done => {}
-            Outcome::LeaseLost => tracing::info!(attempts, "the lease was lost; this attempt ends"),
+            Outcome::LeaseLost => tracing::info!(attempts, "lease lost"),
             Outcome::Stopped => self.write("release", || self.jobs.release_lease(J::KIND, &lease)).await,
             Outcome::Failed(cause) if attempts >= self.settings.attempts_max => {
-                tracing::error!(attempts, cause, "the last attempt failed");
+                tracing::error!(attempts, cause, "last attempt failed");
                 self.give_up(work, attempts, &cause).await;
             }
             Outcome::Failed(cause) => {
                 let pause = retry_after(attempts);
-                tracing::error!(attempts, cause, retry_in_s = pause.as_secs(), "an attempt failed");
+                tracing::error!(attempts, cause, retry_in_s = pause.as_secs(), "attempt failed");
                 self.write("failure", || self.jobs.record_failed_attempt(J::KIND, &lease, &cause, pause)).await;
             }
         }
@@ -352,23 +353,23 @@ impl<J: Job> Worker<J> {
     async fn give_up(&self, work: J::Work, attempts: u32, cause: &str) {
         if let Err(error) = self.job.give_up(work, attempts, cause).await {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, attempts, "a job cannot be given up; it is claimed again when its lease ends");
+            tracing::error!(error, attempts, "failed to give up a job; retrying when its lease expires");
         }
     }
 
-    /// Writes how an attempt ended. Should the database be away, the end of the lease does the same, later.
+    /// Writes the outcome of an attempt. If the database remains unavailable, the lease expires instead.
     async fn write<F>(&self, what: &'static str, attempt: impl Fn() -> F)
     where
         F: Future<Output = Result<(), store::Error>>,
     {
-        for _ in 0..WRITE_TRIES {
+        for _ in 0..WRITE_ATTEMPTS_MAX {
             match attempt().await {
                 Ok(()) | Err(store::Error::Stale) => return,
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         what,
-                        "the end of an attempt is not stored"
+                        "failed to store the outcome of an attempt"
                     );
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
@@ -381,13 +382,14 @@ fn retry_after(attempts: u32) -> Duration {
     (RETRY_AFTER * 2_u32.saturating_pow(attempts.saturating_sub(1))).min(RETRY_AFTER_MAX)
 }
 
-/// The text of a panic.
+/// Returns the message of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     format!("panicked: {}", text.unwrap_or("without a message"))
 }
 
-/// A panic while a lock was held leaves nothing half-changed here: every change is one assignment or insertion.
+/// Locks a mutex, even if a thread panicked while it held the lock: every change is a single assignment or insertion, so
+/// the value is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

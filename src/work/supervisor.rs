@@ -1,4 +1,4 @@
-//! Background loops that must not end: restarted when they do, and reported to the readiness check.
+//! Supervises background loops: restarts them when they end or panic, and reports them to the readiness check.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio_util::task::TaskTracker;
 use super::panic_text;
 use crate::liveness::Liveness;
 
-/// Pause before a loop that has ended is started again.
+/// Pause before a loop is restarted.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
-/// Starts loops, and starts them again when they end or panic, until `stopping` is cancelled.
+/// Starts loops, and restarts them when they end or panic, until `stopping` is cancelled.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     tasks: TaskTracker,
@@ -23,14 +23,14 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs its loops on `tasks`, until `stopping`; `liveness` shows which of them are down.
+    /// Creates a supervisor that runs loops on `tasks` until `stopping` is cancelled, and reports their state to `liveness`.
     #[must_use]
     pub fn new(tasks: TaskTracker, stopping: CancellationToken, liveness: Arc<Liveness>) -> Self {
         Self { tasks, stopping, liveness }
     }
 
-    /// Keeps a loop running; `start` begins it anew each time.
-    pub fn keep<F>(&self, name: &'static str, start: impl Fn() -> F + Send + 'static)
+    /// Runs a loop. `start` starts and restarts it.
+    pub fn supervise<F>(&self, name: &'static str, start: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -48,7 +48,7 @@ impl Supervisor {
                 }
                 liveness.set(name, false);
                 let cause = ended.map_or_else(|panic| panic_text(&*panic), |()| "it returned".to_owned());
-                tracing::error!(name, cause, "a background loop ended; it is started again");
+                tracing::error!(name, cause, "background loop ended; restarting");
                 tokio::select! {
                     () = stopping.cancelled() => return,
                     () = tokio::time::sleep(RESTART_AFTER) => {}
@@ -64,13 +64,13 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_panics_is_reported_and_started_again() {
+    async fn a_loop_that_panics_is_reported_and_restarted() {
         let (tasks, stopping, liveness) = (TaskTracker::new(), CancellationToken::new(), Arc::new(Liveness::default()));
         let starts = Arc::new(AtomicU32::new(0));
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         let counted = starts.clone();
 
-        supervisor.keep("counting", move || {
+        supervisor.supervise("counting", move || {
             let start = counted.fetch_add(1, Ordering::SeqCst);
             async move {
                 assert!(start > 0, "the first start panics");

@@ -1,4 +1,4 @@
-//! A worker with jobs that end in each way, and a store that records what it is asked to write.
+//! Tests a worker with jobs that end in each possible way, and a store that records what is written.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ enum Written {
     GivenUp(String, u32, String),
 }
 
-/// A store of jobs whose names say how they end.
+/// A store of jobs whose names determine how they end.
 #[derive(Debug, Default)]
 struct Fake {
     due: Mutex<VecDeque<(&'static str, u32)>>,
@@ -86,7 +86,7 @@ impl Job for Fake {
     async fn drive(&self, work: &mut &'static str, attempt: &Attempt) -> Outcome {
         lock(&self.driven).push(work);
         match *work {
-            "panics" => panic!("the moon"),
+            "panics" => panic!("out of range"),
             "fails" => Outcome::Failed("no space".to_owned()),
             "waits" | "waits too" => {
                 attempt.stopping().cancelled().await;
@@ -102,7 +102,7 @@ impl Job for Fake {
     }
 }
 
-/// Lets a worker claim and drive what is due, and stops it.
+/// Lets a worker claim and drive the due jobs, and stops it.
 async fn drive(fake: &Arc<Fake>) {
     let worker = fake.worker();
     let claiming = TaskTracker::new().spawn(worker.clone().claim_due_jobs());
@@ -114,12 +114,12 @@ async fn drive(fake: &Arc<Fake>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_ends_the_attempt_with_its_text() {
+async fn a_panic_fails_the_attempt_with_its_message() {
     let fake = Fake::with(&[("panics", 0)]);
 
     drive(&fake).await;
 
-    let failed = Written::Failed("panics".to_owned(), "panicked: the moon".to_owned());
+    let failed = Written::Failed("panics".to_owned(), "panicked: out of range".to_owned());
     assert_eq!(*lock(&fake.written), [failed]);
 }
 
@@ -133,7 +133,7 @@ async fn a_job_is_given_up_when_its_last_attempt_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_has_had_all_its_attempts_is_given_up_without_another() {
+async fn a_job_without_remaining_attempts_is_given_up_without_another_attempt() {
     let fake = Fake::with(&[("succeeds", ATTEMPTS_MAX)]);
 
     drive(&fake).await;
@@ -144,7 +144,7 @@ async fn a_job_that_has_had_all_its_attempts_is_given_up_without_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_under_way_is_released_when_the_server_stops() {
+async fn an_unfinished_job_is_released_when_the_server_stops() {
     let fake = Fake::with(&[("waits", 0)]);
 
     drive(&fake).await;
@@ -153,7 +153,7 @@ async fn a_job_under_way_is_released_when_the_server_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_jobs_that_lost_several_servers_one_is_driven_at_a_time() {
+async fn jobs_during_which_servers_were_lost_repeatedly_are_driven_one_at_a_time() {
     let fake = Fake::with(&[("waits", 2), ("waits too", 2), ("succeeds", 1)]);
     let worker = fake.worker();
     let claiming = TaskTracker::new().spawn(worker.clone().claim_due_jobs());

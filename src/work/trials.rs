@@ -1,17 +1,18 @@
-//! Jobs whose attempts were lost more than once: any of them may be what ends the server. They are driven one at a time, and
-//! more at once with each that does the server no harm, so that one job cannot use up the attempts of the others.
+//! Limits the concurrency of suspect jobs: jobs during which servers were lost repeatedly, any of which may crash the
+//! server. They are driven one at a time at first, and each that proves harmless allows one more. So a job that crashes
+//! servers does not use up the attempts of the others.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::lock;
 
-/// After this time a job counts as harmless even if it is not done: a job that ends its server does so early.
+/// After this time, a job is considered harmless even if it is not done. A job that crashes its server does so early.
 pub(super) const DURATION: Duration = Duration::from_secs(1);
-/// Up to this number of attempts, a job is driven concurrently with any number of others.
+/// Maximum number of attempts of a job that is not suspect.
 pub(super) const ATTEMPTS_MAX: u32 = 2;
 
-/// How many such jobs are driven, and how many may be.
+/// The number of suspect jobs that are driven, and their current limit.
 #[derive(Debug)]
 pub(super) struct Trials {
     state: Mutex<State>,
@@ -19,34 +20,34 @@ pub(super) struct Trials {
 
 #[derive(Debug)]
 struct State {
-    under_way: usize,
+    active: usize,
     allowed: usize,
 }
 
 impl Default for Trials {
     fn default() -> Self {
-        Self { state: Mutex::new(State { under_way: 0, allowed: 1 }) }
+        Self { state: Mutex::new(State { active: 0, allowed: 1 }) }
     }
 }
 
 impl Trials {
-    /// The right to drive one such job, while fewer than allowed are driven.
+    /// Returns a permit to drive a suspect job, unless the limit is reached.
     pub(super) fn begin(trials: &Arc<Self>) -> Option<Trial> {
         let mut state = lock(&trials.state);
-        if state.under_way >= state.allowed {
+        if state.active >= state.allowed {
             return None;
         }
-        state.under_way += 1;
+        state.active += 1;
         Some(Trial(trials.clone()))
     }
 }
 
-/// A job of this kind that is driven.
+/// A permit to drive a suspect job.
 #[derive(Debug)]
 pub(super) struct Trial(Arc<Trials>);
 
 impl Trial {
-    /// The job did the server no harm: one more may be driven at once.
+    /// Raises the limit by one, because the job was harmless.
     pub(super) fn passed(self) {
         lock(&self.0.state).allowed += 1;
     }
@@ -54,7 +55,7 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        lock(&self.0.state).under_way -= 1;
+        lock(&self.0.state).active -= 1;
     }
 }
 
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_jobs_are_tried_at_once_with_each_that_passes() {
+    fn each_passed_trial_allows_one_more_concurrent_job() {
         let trials = Arc::<Trials>::default();
         let first = Trials::begin(&trials).unwrap();
         assert!(Trials::begin(&trials).is_none(), "one at a time");
@@ -74,6 +75,6 @@ mod tests {
         let third = Trials::begin(&trials).unwrap();
         assert!(Trials::begin(&trials).is_none(), "two at a time");
         drop((second, third));
-        assert!(Trials::begin(&trials).is_some(), "an unused right is given back, and allows no more");
+        assert!(Trials::begin(&trials).is_some(), "a permit that has not passed is returned without raising the limit");
     }
 }

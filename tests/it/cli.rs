@@ -67,7 +67,7 @@ async fn invalid_settings_are_reported_and_the_server_does_not_start() {
         (vec![("DATABASE_URL", "mysql://x")], "must begin with \"sqlite://\" or \"postgres://\""),
         (
             vec![("DATABASE_URL", "postgres://127.0.0.1:9/x"), ("DATABASE_START_TIMEOUT_S", "0")],
-            "postgres://127.0.0.1:9/x cannot be used",
+            "failed to connect to postgres://127.0.0.1:9/x",
         ),
         (vec![("LOG", "=,=")], "log is \"=,=\""),
     ];
@@ -109,7 +109,7 @@ async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
     assert!(status.success());
     let mut banner = String::new();
     out.read_to_string(&mut banner).await.unwrap();
-    for expected in ["base_url  http://", "store     sqlite://", "model     as requests name it", "curl -sN"] {
+    for expected in ["base_url  http://", "store     sqlite://", "model     the model of each request", "curl -sN"] {
         assert!(banner.contains(expected), "{banner}");
     }
     let mut log = String::new();

@@ -76,7 +76,7 @@ pub struct RunSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// Waiting for an executor.
+    /// Waiting for a worker.
     Queued {
         /// When processing last started, if ever.
         started_at: Option<Timestamp>,
@@ -160,7 +160,8 @@ pub enum ErrorCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunIncompleteReason {
-    /// The limit of completion tokens. Also used if a content filter stopped the answer, which has no reason of its own.
+    /// The limit of completion tokens. Also used if a content filter stopped the answer, because the API has no separate
+    /// reason for that.
     MaxCompletionTokens,
     /// The limit of prompt tokens.
     MaxPromptTokens,
@@ -234,9 +235,9 @@ impl RunState {
         }
     }
 
-    /// Returns whether the run needs an executor.
+    /// Returns whether a worker must drive the run.
     #[must_use]
-    pub fn needs_executor(&self) -> bool {
+    pub fn needs_driver(&self) -> bool {
         matches!(self, Self::Queued { .. } | Self::InProgress { .. } | Self::Cancelling { .. })
     }
 
@@ -264,7 +265,7 @@ impl Run {
         self.limit(|used, max| used > max)
     }
 
-    /// Returns the token limit that the run has reached, if any. It then has no further turn.
+    /// Returns the token limit that the run has reached, if any. The run then has no further turn.
     #[must_use]
     pub fn limit_reached(&self) -> Option<RunIncompleteReason> {
         self.limit(|used, max| used >= max)

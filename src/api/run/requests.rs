@@ -1,4 +1,4 @@
-//! The requests that create, modify and continue runs.
+//! The requests that create, modify and resume runs.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The snapshots of the runs that this server drives or streams, and the readers that wait for them to change.
 //!
-//! A run has one snapshot for any number of readers, and a reader buffers no events: a slow reader delays no other one,
-//! and a reader that never reads holds no memory that grows.
+//! All readers of a run share one snapshot, and no events are buffered per reader. So a slow reader does not delay the
+//! others, and a reader that never reads does not use growing memory.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -17,23 +17,23 @@ use crate::api::{Message, RunId, StreamEvent, Thread, ThreadId, Timestamp};
 use crate::runs::machine::Progress;
 use crate::runs::turn::TurnEvent;
 
-/// Bytes of text after which a reader takes no more at once: what a slow client makes the server hold.
+/// Size of the text that a reader takes at once, in bytes. Limits the memory that a slow client uses.
 const TAKE_BYTES: usize = 32 * 1024;
 
-/// The runs that are driven or streamed here.
+/// The runs that this server drives or streams.
 #[derive(Debug, Default)]
 pub struct Registry {
     lives: Mutex<HashMap<RunId, Weak<Live>>>,
 }
 
 impl Registry {
-    /// Returns a run's snapshot, a new one if there is none.
+    /// Returns the snapshot of a run. Creates it if there is none.
     pub fn open(&self, run: &RunId) -> Arc<Live> {
         let mut lives = lock(&self.lives);
         if let Some(live) = lives.get(run).and_then(Weak::upgrade) {
             return live;
         }
-        // Unused entries are removed before the map would grow.
+        // Removes unused entries before the map grows.
         if lives.len() == lives.capacity() {
             lives.retain(|_, live| live.strong_count() > 0);
         }
@@ -42,19 +42,19 @@ impl Registry {
         live
     }
 
-    /// Returns a run's snapshot if it is driven or streamed here.
+    /// Returns the snapshot of a run if this server drives or streams it.
     pub fn get(&self, run: &RunId) -> Option<Arc<Live>> {
         lock(&self.lives).get(run).and_then(Weak::upgrade)
     }
 
-    /// Replaces a run's snapshot, for the next part of its life; readers of the one before keep it.
+    /// Replaces the snapshot of a run that is resumed. Readers of the previous snapshot keep it.
     pub fn renew(&self, run: &RunId) -> Arc<Live> {
         let live = Arc::new(Live::new(run.clone()));
         lock(&self.lives).insert(run.clone(), Arc::downgrade(&live));
         live
     }
 
-    /// Removes a run's snapshot, unless it has a newer one; those who hold it keep it.
+    /// Removes the snapshot of a run, unless it was replaced by a newer one. Its readers keep it.
     pub fn forget(&self, run: &RunId, live: &Arc<Live>) {
         let mut lives = lock(&self.lives);
         if lives.get(run).is_some_and(|known| known.as_ptr() == Arc::as_ptr(live)) {
@@ -62,7 +62,7 @@ impl Registry {
         }
     }
 
-    /// All snapshots in use.
+    /// Returns all snapshots in use.
     pub fn all(&self) -> Vec<Arc<Live>> {
         lock(&self.lives).values().filter_map(Weak::upgrade).collect()
     }
@@ -73,21 +73,21 @@ impl Registry {
 pub struct Live {
     run: RunId,
     inner: Mutex<Inner>,
-    /// Changes with the snapshot; readers wait for it.
+    /// Notifies readers of changes of the snapshot.
     changes: watch::Sender<u64>,
     /// Whether a worker of this server drives the run.
     driven: AtomicBool,
     version: AtomicI64,
-    /// Held while a change of the run is committed and published, so that changes are published in their order.
+    /// Locked while a change of the run is committed and published, so that changes are published in order.
     pub gate: tokio::sync::Mutex<()>,
-    /// Somebody else may have changed the run: its driver reads it again.
+    /// Notifies the driver that the run may have been changed and must be reloaded.
     pub changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     snapshot: Option<Snapshot>,
-    /// Whether the message has text that was not saved.
+    /// Whether the message has unsaved text.
     is_unsaved: bool,
 }
 
@@ -104,49 +104,49 @@ impl Live {
         }
     }
 
-    /// The run.
+    /// Returns the run ID.
     #[must_use]
     pub fn run(&self) -> &RunId {
         &self.run
     }
 
-    /// The run's thread; none before the first publication.
+    /// Returns the thread of the run; `None` before the first publication.
     #[must_use]
     pub fn thread_id(&self) -> Option<ThreadId> {
         let inner = lock(&self.inner);
         inner.snapshot.as_ref().map(|snapshot| snapshot.progress.run.spec.thread_id.clone())
     }
 
-    /// The run's deadline; none before the first publication.
+    /// Returns the deadline of the run; `None` before the first publication.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         lock(&self.inner).snapshot.as_ref().map(|snapshot| snapshot.progress.run.spec.expires_at)
     }
 
-    /// The newest version that was published.
+    /// Returns the newest published version.
     #[must_use]
     pub fn version(&self) -> i64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a worker of this server drives the run, and so publishes all of it.
+    /// Returns whether a worker of this server drives the run, and therefore publishes all changes.
     #[must_use]
     pub fn is_driven(&self) -> bool {
         self.driven.load(Ordering::Acquire)
     }
 
-    /// Records whether a worker of this server drives the run.
+    /// Sets whether a worker of this server drives the run.
     pub fn set_driven(&self, is_driven: bool) {
         self.driven.store(is_driven, Ordering::Release);
     }
 
-    /// How many readers there are.
+    /// Returns the number of readers.
     #[must_use]
     pub fn listeners(&self) -> usize {
         self.changes.receiver_count()
     }
 
-    /// Publishes what is stored of the run.
+    /// Publishes the stored state of the run.
     pub fn publish(&self, progress: &Progress, version: i64, lease: i64) {
         self.version.store(version, Ordering::Release);
         {
@@ -182,7 +182,7 @@ impl Live {
         self.wake();
     }
 
-    /// Adds the thread that the run's request created, after the first publication.
+    /// Adds the thread that the request created. Called after the first publication.
     pub fn publish_thread(&self, thread: Thread) {
         self.change(|inner| {
             if let Some(snapshot) = &mut inner.snapshot {
@@ -191,7 +191,7 @@ impl Live {
         });
     }
 
-    /// Adds what the model has written, and wakes the readers once.
+    /// Adds what the model has written, and wakes the readers.
     pub fn push(&self, events: &[TurnEvent]) {
         if events.is_empty() {
             return;
@@ -225,7 +225,7 @@ impl Live {
         }
     }
 
-    /// Returns the message if it has text that was not saved, with the version of the run that it belongs to.
+    /// Returns the version of the run and its message if the message has unsaved text, and marks it as saved.
     pub fn take_unsaved(&self) -> Option<(i64, Message)> {
         let mut inner = lock(&self.inner);
         if !std::mem::take(&mut inner.is_unsaved) {
@@ -238,12 +238,12 @@ impl Live {
         Some((self.version(), progress.message.clone()?))
     }
 
-    /// Has the message saved again: its text was not stored.
+    /// Marks the message as unsaved, after saving it has failed.
     pub fn mark_unsaved(&self) {
         lock(&self.inner).is_unsaved = true;
     }
 
-    /// Begins to read, from where the transcript begins.
+    /// Creates a reader that starts where the transcript starts.
     pub fn subscribe(self: &Arc<Self>, transcript: Transcript) -> Listener {
         let mut changes = self.changes.subscribe();
         changes.mark_changed();
@@ -251,7 +251,7 @@ impl Live {
     }
 }
 
-/// Adds a piece to the snapshot; returns whether the message has grown.
+/// Adds a piece to the snapshot. Returns whether the message has grown.
 fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool {
     let Snapshot { progress, calls, text_pieces, refusal_pieces, .. } = snapshot;
     match event {
@@ -263,8 +263,8 @@ fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool
             }
             true
         }
-        TurnEvent::Refusal(words) => {
-            progress.append_refusal(words);
+        TurnEvent::Refusal(text) => {
+            progress.append_refusal(text);
             if has_listeners {
                 refusal_pieces.push(progress.refusal().len());
             }
@@ -293,7 +293,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Returns the next events, none when there is nothing new; says as well whether more will follow.
+    /// Returns the new events, if any, and whether more will follow.
     pub fn take(&mut self) -> (Vec<StreamEvent>, bool) {
         self.changes.mark_unchanged();
         let inner = lock(&self.live.inner);
@@ -304,20 +304,21 @@ impl Listener {
         (events, !self.transcript.is_closed())
     }
 
-    /// Waits until there may be more to take.
+    /// Waits until there may be new events.
     pub async fn wait(&mut self) {
-        // The sender is in the snapshot, which this holds: it cannot be gone.
+        // Cannot fail, because this reader holds the snapshot, which owns the sender.
         let _ = self.changes.changed().await;
     }
 
-    /// The snapshot that is read.
+    /// Returns the snapshot that is read.
     #[must_use]
     pub fn live(&self) -> &Arc<Live> {
         &self.live
     }
 }
 
-/// A panic while a lock was held leaves nothing half-changed here: every change is an assignment or one push.
+/// Locks a mutex, even if a thread panicked while it held the lock: every change is a single assignment or push, so the
+/// value is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! What readers of a run's stream are sent.
+//! The event streams of runs.
 //!
-//! A run has one snapshot ([`Live`]): what is stored of it and what its model is writing. Each reader has a
-//! [`Transcript`] of what it was sent, and gets the rest of the sequence that the snapshot implies. So a reader may join
-//! at any moment, be as slow as it likes, and follow a run that another server drives.
+//! A run has one snapshot ([`Live`]): its stored state and what its model is writing. Each reader has a [`Transcript`] of
+//! the events that it was sent, and receives the events that the snapshot adds. So a reader can join at any time, read
+//! slowly, and follow a run that another server drives.
 
 mod live;
 mod transcript;

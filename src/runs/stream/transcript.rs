@@ -1,15 +1,15 @@
-//! Computes the events that a reader of a stream is sent, for every history of the run. Pure.
+//! Computes the events to send to a reader of a stream. Pure.
 //!
-//! The sequence of a stream follows from the run's snapshot: the start, the steps in their order with the message's text,
-//! and the end. A reader has been sent the beginning of the sequence and gets the rest. What makes it more than a list:
+//! The snapshot of a run determines the sequence of events: the start, the steps in order with the text of the message,
+//! and the end. Each call returns the events that the reader was not sent yet. Special cases:
 //!
-//! - Strict readers allow one open step at a time. A step that begins while another one is open is not sent; a client learns of
-//!   calls during an open message by `thread.run.requires_action`.
-//! - Calls that the client must answer end the stream with `thread.run.requires_action`, also when the run has moved on.
-//! - A stream of `submit_tool_outputs` begins with the completed calls. A message that was open before is introduced
-//!   again, with the text so far, when it grows or ends.
-//! - When a run is claimed again after a failed attempt, text and calls of the unfinished turn are written anew. A reader
-//!   that was sent some of them gets an `error` event, and the stream ends.
+//! - Strict clients allow only one open step at a time. A step that starts while another one is open is not sent; the
+//!   client receives its calls with `thread.run.requires_action`.
+//! - Calls that require outputs end the stream with `thread.run.requires_action`, even if the run has continued since.
+//! - A stream of `submit_tool_outputs` starts with the completed calls. A message that was already open is sent as
+//!   created again, with its text so far, when it grows or ends.
+//! - If a run restarts after a failed attempt, the model writes the unfinished turn again. If part of that turn was
+//!   already sent, the stream ends with an `error` event.
 //!
 //! Source: `contract/events.md`, "Sequences" and "What strict clients enforce".
 
@@ -22,54 +22,54 @@ use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::{Message, Run, RunStep, RunStepId, StreamEvent, Thread, Timestamp, ToolCallId};
 use crate::runs::machine::{Progress, Settled};
 
-/// Maximum size of one delta, in bytes, where the text does not come in pieces.
+/// Maximum size of a delta, in bytes, if the pieces of the text are not known.
 const DELTA_BYTES_MAX: usize = 16 * 1024;
 
-/// A run at one moment: what is stored of it, and what its model is writing.
+/// The state of a run: what is stored, and what the model is writing.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// The thread, when the run's request created it.
+    /// The thread, if the request created it.
     pub thread: Option<Thread>,
     /// The run, its steps and its message with the newest text.
     pub progress: Progress,
-    /// The calls that the model is writing, of the open `tool_calls` step that has none stored.
+    /// The calls that the model is writing. They belong to the open `tool_calls` step, which has no stored calls yet.
     pub calls: Vec<LiveCall>,
-    /// The number of the lease under which this was written; it rises when the run is claimed again.
+    /// The number of the lease under which this was written. It increases when the run is claimed again.
     pub lease: i64,
-    /// Where the pieces of the text end, in bytes, ascending; may cover a part of the text only.
+    /// The ends of the text's pieces, in bytes, ascending. May cover only a part of the text.
     pub text_pieces: Vec<usize>,
-    /// The same of the refusal.
+    /// The ends of the refusal's pieces, in the same form.
     pub refusal_pieces: Vec<usize>,
-    /// The stream cannot go on: it ends with this error.
+    /// The error that ends the stream.
     pub error: Option<Error>,
 }
 
 /// A call that the model is writing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveCall {
-    /// Our id for it.
+    /// Our ID of the call.
     pub id: ToolCallId,
-    /// Which function.
+    /// The function name.
     pub name: String,
-    /// Its arguments so far.
+    /// The arguments so far.
     pub arguments: String,
-    /// Where the pieces of the arguments end, in bytes, ascending; may cover a part of them only.
+    /// The ends of the arguments' pieces, in bytes, ascending. May cover only a part of the arguments.
     pub pieces: Vec<usize>,
 }
 
-/// What one reader was sent.
+/// What was sent to a reader.
 #[derive(Debug)]
 pub struct Transcript {
     start: Start,
     sent: SentRun,
     is_closed: bool,
-    /// The lease of the newest snapshot seen.
+    /// The lease of the last snapshot.
     lease: Option<i64>,
     steps: Vec<SentStep>,
     message: SentMessage,
 }
 
-/// What was sent of the run itself, but for its end.
+/// The sent events of the run itself, except for its end.
 #[derive(Debug, Default)]
 struct SentRun {
     is_started: bool,
@@ -77,16 +77,16 @@ struct SentRun {
     is_cancelling: bool,
 }
 
-/// Where the stream begins.
+/// Where the stream starts.
 #[derive(Debug)]
 enum Start {
-    /// With the run.
+    /// At the creation of the run.
     Created,
-    /// With the outputs that a client has submitted.
+    /// At the submission of tool outputs.
     Resumed {
-        /// When the run was last claimed before.
+        /// When processing last started before the submission.
         started_at: Option<Timestamp>,
-        /// The steps that are not sent; the calls that were answered are sent as completed.
+        /// The earlier steps, which are not sent, except that the answered calls are sent as completed.
         before: Vec<(RunStepId, Before)>,
     },
 }
@@ -95,7 +95,7 @@ enum Start {
 enum Before {
     Ended,
     Answered,
-    /// The step of the open message, to be introduced again.
+    /// The step of the open message, which is sent as created again.
     Message,
 }
 
@@ -116,17 +116,17 @@ struct SentCall {
 /// How much of the message was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SentMessage {
-    /// Nothing; so much of it was written before the stream began.
+    /// Nothing. `before` is the part that was written before the stream started.
     Nothing { before: Settled },
-    /// Its step is not shown on this stream, nor is the message.
+    /// Nothing, because its step is not sent on this stream.
     Hidden,
-    /// So much of it.
+    /// A part of it.
     Open(Settled),
     /// All of it.
     Ended,
 }
 
-/// The reader has enough for now.
+/// The size limit of one call is reached.
 struct Full;
 
 /// The events of one call of [`Transcript::advance`].
@@ -159,13 +159,13 @@ impl Transcript {
         }
     }
 
-    /// A stream that begins with its run.
+    /// Creates the transcript of a stream that starts at the creation of the run.
     #[must_use]
     pub fn of_new_run() -> Self {
         Self::new(Start::Created, Settled::default())
     }
 
-    /// A stream that begins with the outputs of a run's calls; `before` is the run while it awaited them.
+    /// Creates the transcript of a stream that starts at the submission of tool outputs. `before` is the run before it.
     #[must_use]
     pub fn of_resumed_run(before: &Progress) -> Self {
         let kind = |step: &RunStep| match (step.is_open(), step.makes_message()) {
@@ -178,13 +178,13 @@ impl Transcript {
         Self::new(Start::Resumed { started_at: before.run.state.started_at(), before: steps }, written)
     }
 
-    /// Whether the last event was returned.
+    /// Returns whether the stream has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// Returns the events that follow; fewer of them, when the text would exceed about `max_bytes`.
+    /// Returns the next events, with about `max_bytes` of text at most.
     pub fn advance(&mut self, now: &Snapshot, max_bytes: usize) -> Vec<StreamEvent> {
         let mut events = Events { list: Vec::new(), bytes_left: max_bytes.max(1) };
         if self.is_closed {
@@ -205,7 +205,7 @@ impl Transcript {
         events.list
     }
 
-    /// Whether the run was claimed again, and what was sent of its unfinished turn is written anew.
+    /// Returns whether the run was claimed again and a part of the unfinished turn was already sent.
     fn was_restarted(&self, now: &Snapshot) -> bool {
         let progress = &now.progress;
         let stored = |id: &RunStepId| progress.steps.iter().find(|step| step.id == *id);
@@ -238,9 +238,9 @@ impl Transcript {
         self.send_start(now, events);
         let steps = &now.progress.steps;
         let position = |step: &&RunStep| self.before(&step.id).is_none() && step.turn.is_some();
-        // The calls that the client must answer: the stream ends with them.
-        let asked = steps.iter().find(position).cloned();
-        let until = asked.as_ref().and_then(|step| step.turn.as_ref()).map_or(
+        // The stream ends at the first calls that require outputs.
+        let pending = steps.iter().find(position).cloned();
+        let until = pending.as_ref().and_then(|step| step.turn.as_ref()).map_or(
             Settled { text: now.progress.text().len(), refusal: now.progress.refusal().len() },
             |turn| Settled {
                 text: now.progress.text().floor_char_boundary(turn.text_bytes),
@@ -251,16 +251,16 @@ impl Transcript {
             match self.before(&step.id) {
                 Some(Before::Ended | Before::Answered) => continue,
                 Some(Before::Message) | None if step.makes_message() => {
-                    self.send_message(now, step, until, asked.is_some(), events)?;
+                    self.send_message(now, step, until, pending.is_some(), events)?;
                 }
                 Some(Before::Message) | None => self.send_calls(now, step, events),
             }
-            if asked.as_ref().is_some_and(|asked| asked.id == step.id) {
+            if pending.as_ref().is_some_and(|pending| pending.id == step.id) {
                 break;
             }
         }
-        match asked {
-            Some(step) => self.ask(now, &step, events),
+        match pending {
+            Some(step) => self.send_requires_action(now, &step, events),
             None => self.send_end(now, events),
         }
         Ok(())
@@ -312,7 +312,7 @@ impl Transcript {
         }
     }
 
-    /// Whether the run was claimed since it was queued. A resumed run keeps the time of its earlier claim.
+    /// Returns whether the run was claimed since it was queued. A resumed run has the time of its earlier claim until then.
     fn has_started(&self, now: &Snapshot, queued_at: Option<Timestamp>) -> bool {
         let progress = &now.progress;
         match &progress.run.state {
@@ -332,8 +332,8 @@ impl Transcript {
         }
     }
 
-    /// Sends a step's beginning, unless another step is open. Returns whether the step is shown on this stream.
-    fn send_step_begin(&mut self, step: &RunStep, events: &mut Events) -> bool {
+    /// Sends the start of a step, unless another step is open. Returns whether the step is sent on this stream.
+    fn send_step_start(&mut self, step: &RunStep, events: &mut Events) -> bool {
         if let Some(sent) = self.steps.iter().find(|sent| sent.id == step.id) {
             return sent.is_shown;
         }
@@ -351,7 +351,7 @@ impl Transcript {
         is_shown
     }
 
-    /// Sends what the message has gained, up to the end of the turn that the stream ends with.
+    /// Sends the new part of the message, up to the end of the last turn of this stream.
     fn send_message(
         &mut self,
         now: &Snapshot,
@@ -369,7 +369,7 @@ impl Transcript {
             if !is_new && !has_grown && !has_ended {
                 return Ok(());
             }
-            if !self.send_step_begin(step, events) {
+            if !self.send_step_start(step, events) {
                 self.message = SentMessage::Hidden;
                 return Ok(());
             }
@@ -382,7 +382,7 @@ impl Transcript {
             events.push(StreamEvent::Message(MessageEvent::InProgress, started));
             self.message = SentMessage::Open(before);
         }
-        // In the order in which the parts began.
+        // In the order in which the parts started.
         for (part, index) in message.content.iter().zip(0_u32..) {
             match part {
                 Content::Text { text } => self.send_text(now, message, index, &text.value, until.text, events)?,
@@ -439,10 +439,10 @@ impl Transcript {
         Ok(())
     }
 
-    /// Sends what the calls of a step have gained, and the step's end, where it ends without the client.
+    /// Sends the new parts of a step's calls.
     fn send_calls(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
         let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
-        if !self.send_step_begin(step, events) {
+        if !self.send_step_start(step, events) {
             return;
         }
         let stored;
@@ -472,8 +472,8 @@ impl Transcript {
         }
     }
 
-    /// Ends the stream: the client must answer the calls of `step`.
-    fn ask(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
+    /// Ends the stream with the calls of `step`, which require outputs.
+    fn send_requires_action(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
         let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
         let calls = tool_calls
             .iter()
@@ -504,7 +504,7 @@ impl Transcript {
             self.message = SentMessage::Ended;
             events.push(StreamEvent::Message(event, message.clone()));
         }
-        // The message's step first, as recorded.
+        // The step of the message is first, as recorded.
         let steps = &now.progress.steps;
         let by_kind = steps.iter().filter(|step| step.makes_message());
         for step in by_kind.chain(steps.iter().filter(|step| !step.makes_message())) {
@@ -521,7 +521,7 @@ impl Transcript {
     }
 }
 
-/// A message's content as it was when so much of it was written.
+/// Returns the content of a message up to the lengths in `written`.
 fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
     let part = |part: &Content| match part {
         Content::Text { text } => {
@@ -537,7 +537,7 @@ fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
     content.iter().filter_map(part).collect()
 }
 
-/// The end of the next piece of a text, as it came; a part that did not come in pieces is cut where it is long.
+/// Returns the end of the next piece of a text. If the pieces are not known, the length is limited.
 fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize {
     let piece = pieces.get(pieces.partition_point(|end| *end <= from)).copied();
     if let Some(end) = piece.filter(|end| *end <= until && text.is_char_boundary(*end)) {
@@ -547,10 +547,10 @@ fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize 
     if end > from { end } else { until }
 }
 
-/// A stored call, in the pieces in which it was written where that is known.
+/// Returns a stored call, with its pieces if they are known.
 ///
-/// Arguments may have been repaired after they were streamed. Then the streamed ones stay as they are: the client is asked
-/// with the repaired ones.
+/// If the arguments were repaired after they were streamed, the streamed ones stay as they are; `requires_action` has the
+/// repaired ones.
 fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> LiveCall {
     let live = live.filter(|live| live.id == call.id);
     if let Some(live) = live.filter(|live| !call.function.arguments.starts_with(&live.arguments)) {

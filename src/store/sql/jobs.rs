@@ -1,4 +1,4 @@
-//! Leases, in any table of background work.
+//! Leases of background jobs, for the table of each kind.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ impl Jobs for Backend {
     async fn renew_leases(&self, kind: JobKind, leases: &[Lease], duration: Duration) -> Result<Vec<String>, Error> {
         let mut renewed = Vec::with_capacity(leases.len());
         for some in leases.chunks(LEASES_MAX) {
-            // In order, so that two servers lock rows in the same order.
+            // Sorted, so that all servers lock rows in the same order.
             let mut pairs: Vec<(&str, i64)> = some.iter().map(|lease| (lease.id.as_str(), lease.number)).collect();
             pairs.sort_unstable();
             let table = kind.table();

@@ -12,8 +12,7 @@ use crate::store::{ConversationCursor, ConversationPage, Error, Messages, from_j
 pub(super) const TABLE: &str = "messages";
 const COLUMNS: &str = "id, created_at, metadata, body";
 
-/// The columns take precedence over the body: the store may have moved the time, and a client may have changed the
-/// metadata.
+/// Reads a message. The columns override the body: the store may have changed the time, and a client the metadata.
 pub(super) fn from_row(row: &Row) -> Result<Message, Error> {
     let id: &str = row.try_get("id")?;
     let mut message: Message = from_json(TABLE, id, row.try_get("body")?)?;
@@ -21,7 +20,7 @@ pub(super) fn from_row(row: &Row) -> Result<Message, Error> {
     Ok(at(message, Timestamp(row.try_get("created_at")?)))
 }
 
-/// The message as stored at a time that may be later than its own: a message that a client created was complete then.
+/// Sets the time of a message, which is also the completion time of a message that a client created.
 fn at(mut message: Message, created_at: Timestamp) -> Message {
     if let (MessageState::Completed { at }, None) = (&mut message.state, &message.author) {
         *at = created_at;
@@ -73,7 +72,7 @@ impl Messages for Backend {
         rows: u32,
         bytes: usize,
     ) -> Result<ConversationPage, Error> {
-        // The inner query picks the rows by index, and the outer one leaves out the bodies beyond the bound.
+        // The inner query selects the rows by index; the outer one omits the bodies above the size limit.
         let before = before.unwrap_or(ConversationCursor { context_seq: i64::MAX, seq: i64::MAX });
         let found = sqlx::query::<Db>(
             "select id, created_at, metadata, body, context_seq, seq, count from (

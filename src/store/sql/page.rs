@@ -1,4 +1,4 @@
-//! Pages of lists: by keyset, never by offset, and bounded in bytes.
+//! Pages of lists: keyset pagination, with a size limit in bytes.
 
 use futures_util::TryStreamExt;
 use sqlx::{QueryBuilder, Row as _};
@@ -7,25 +7,25 @@ use super::{Backend, Db, Row};
 use crate::api::page::{Order, Page, PageQuery};
 use crate::store::Error;
 
-/// A page that holds more than this ends early, in bytes; the list goes on behind it.
+/// Maximum size of a page, in bytes. A larger page is cut, and the next page continues after it.
 const PAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// A list: the columns to read, the table, and the rows that belong to it.
+/// A list: the table, the columns to read, and the filter.
 pub(super) struct List<'a> {
     pub table: &'static str,
     pub columns: &'static str,
-    /// The column that can be large.
+    /// The column whose size counts towards the limit.
     pub body: &'static str,
-    /// Pairs of a column and the value that it must have.
+    /// The filter: pairs of a column and its value.
     pub scope: &'a [(&'static str, &'a str)],
 }
 
-/// Reads one page. One element more than requested shows whether there are more.
+/// Reads one page, and one more element to find out whether there are more.
 pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Result<Page<Row>, Error> {
     let after = cursor(db, list, query.after.as_deref()).await?;
     let before = cursor(db, list, query.before.as_deref()).await?;
 
-    // With `before` alone, the page is the one that ends at the cursor: it is read backwards and reversed.
+    // With only `before`, the page ends at the cursor: it is read backwards and then reversed.
     let backwards = before.is_some() && after.is_none();
     let newest_first = (query.order == Order::Descending) != backwards;
     let mut sql = scoped(list.columns, list);
@@ -49,7 +49,7 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
             if data.len() == query.limit as usize || !data.is_empty() && bytes > PAGE_BYTES_MAX {
                 has_more = true;
                 if data.len() < query.limit as usize {
-                    // The rest is not read; the connection is closed with it.
+                    // The connection is closed instead of reading the remaining rows.
                     break;
                 }
                 continue;
@@ -63,14 +63,14 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
     Ok(Page { data, has_more })
 }
 
-/// Converts the rows of a page; those that this release cannot read are left out.
+/// Converts the rows of a page. Skips unreadable rows.
 pub(super) fn read<T>(
     db: &Backend,
     rows: &Page<Row>,
     read: impl Fn(&Row) -> Result<T, Error>,
 ) -> Result<Page<T>, Error> {
     let data = db.unreadable.skip_all(rows.data.iter().map(read))?;
-    // A list goes on behind its last element.
+    // Without a last element, there is no cursor for the next page.
     let has_more = rows.has_more && !data.is_empty();
     Ok(Page { data, has_more })
 }

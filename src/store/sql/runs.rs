@@ -23,7 +23,7 @@ const RUNS: &str = "runs";
 const STEPS: &str = "run_steps";
 const RUN_COLUMNS: &str = "id, version, due_at, revision, claims, spec, state, metadata";
 
-/// The column `state`: what a commit changes of a run.
+/// The column `state`: the part of a run that commits change.
 #[derive(Serialize, Deserialize)]
 struct StateColumn<S> {
     state: S,
@@ -48,19 +48,19 @@ fn run_from_row(row: &Row) -> Result<Versioned, Error> {
     Ok(Versioned { run, version, due_at, revision, lease })
 }
 
-/// A commit that was written.
+/// The result of a commit.
 pub(super) struct Written {
     /// The number of the newest lease.
     pub lease: i64,
-    /// The `metadata` of the message that was changed.
+    /// The stored metadata of the changed message.
     pub metadata: Option<String>,
 }
 
-/// What a commit makes of the lease, as numbers for SQL: the kind, and a duration in seconds.
+/// Returns the change of the lease as SQL parameters: the kind, and a duration in seconds.
 pub(super) fn next_lease_columns(next: NextLease) -> (i64, i64) {
     match next {
         NextLease::Keep => (0, 0),
-        NextLease::Take(duration) => (1, seconds(duration)),
+        NextLease::Acquire(duration) => (1, seconds(duration)),
         NextLease::Due => (2, 0),
         NextLease::None => (3, 0),
     }
@@ -100,12 +100,12 @@ impl Runs for Backend {
             match self.insert_run(new).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(Error::Refused(sqlx::Error::Database(error))) if error.is_unique_violation() => {
-                    // A retry: the acknowledgement of the first one was lost.
+                Err(Error::Rejected(sqlx::Error::Database(error))) if error.is_unique_violation() => {
+                    // This is a retry, and the acknowledgement of an earlier commit was lost.
                     if self.run(&spec.thread_id, &spec.id).await?.is_some() {
                         return Ok(());
                     }
-                    return Err(Error::Refused(sqlx::Error::Database(error)));
+                    return Err(Error::Rejected(sqlx::Error::Database(error)));
                 }
                 Err(error) => return Err(error),
             }
@@ -200,7 +200,7 @@ impl Runs for Backend {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        // In order, so that two callers lock rows in the same order.
+        // Sorted, so that all servers lock rows in the same order.
         let mut texts = texts.to_vec();
         texts.sort_unstable_by(|one, other| one.run.as_str().cmp(other.run.as_str()));
         self.write_messages(&texts).await
@@ -219,8 +219,8 @@ impl Runs for Backend {
         Ok(rows.into_iter().map(|(id, version, revision)| (RunId::from_stored(id), version, revision)).collect())
     }
 
-    /// Rows are locked in the order of a commit: the run, then its thread. A run that was cancelled meanwhile leaves
-    /// nothing to promote; the cancellation promotes the next one.
+    /// Locks rows in the order of a commit: the run, then its thread. If the run was cancelled concurrently, promotes none,
+    /// because the cancellation promotes the next run.
     async fn promote_run(&self, thread: &ThreadId) -> Result<Option<RunId>, Error> {
         let mut tx = self.begin().await?;
         let next: Option<(String,)> = sqlx::query_as::<Db, _>(
@@ -324,7 +324,7 @@ impl Runs for Backend {
 }
 
 impl Backend {
-    /// Restores a run that was claimed and cannot be read: it is left to the servers that know it.
+    /// Undoes the claim of an unreadable run, so that a server with a newer release can claim it.
     async fn undo_claim(&self, row: &Row) -> Result<(), Error> {
         sqlx::query::<Db>(
             "update runs

@@ -55,8 +55,8 @@ impl Threads for Backend {
         }
     }
 
-    /// Rows are locked in the order in which a run's commit locks them: runs, then the thread, whose lock prevents new
-    /// messages and runs until the rest is deleted.
+    /// Locks rows in the order of a run's commit: the runs, then the thread. The lock of the thread prevents new messages
+    /// and runs until everything is deleted.
     async fn delete_thread(&self, id: &ThreadId) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
         sqlx::query::<Db>("update runs set due_at = null where thread_id = $1")
@@ -77,7 +77,7 @@ impl Threads for Backend {
 }
 
 impl Backend {
-    /// Fails with the reason why a thread accepts no message or no run; succeeds when it accepts them again.
+    /// Fails if the thread does not exist or is locked.
     pub(super) async fn check_lock(&self, id: &ThreadId) -> Result<(), Error> {
         let row: Option<(Option<String>,)> = sqlx::query_as::<Db, _>(
             "select coalesce(active_run, (select id from runs where thread_id = $1 and waits order by seq limit 1))

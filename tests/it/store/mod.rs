@@ -52,7 +52,7 @@ fn run(thread: &Thread) -> Run {
 
 /// Opens a store with a clock that is stopped at [`NOW`] until the test advances it.
 async fn open(database: &Database) -> (Arc<dyn Store>, Arc<Clock>) {
-    let clock = Arc::new(Clock::by_hand(NOW));
+    let clock = Arc::new(Clock::manual(NOW));
     (database.open_at(clock.clone()).await, clock)
 }
 
@@ -517,7 +517,7 @@ async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     store.close().await;
     drop(store);
 
-    let store = database.open_at(Arc::new(Clock::by_hand(NOW))).await;
+    let store = database.open_at(Arc::new(Clock::manual(NOW))).await;
     assert!(store.message(&thread, &written.id).await.unwrap().is_some(), "a store opens and reads on a full disk");
     disk.free();
     store.check().await.unwrap();

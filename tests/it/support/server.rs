@@ -28,7 +28,7 @@ impl Server {
 
     /// Starts a server whose clock is stopped; the test advances it.
     pub async fn with_manual_clock(database: &Database, upstream: &Upstream, settings: &[(&str, &str)]) -> Self {
-        Self::launch(database, upstream, settings, Clock::by_hand(Timestamp(1_000_000))).await
+        Self::launch(database, upstream, settings, Clock::manual(Timestamp(1_000_000))).await
     }
 
     async fn launch(database: &Database, upstream: &Upstream, settings: &[(&str, &str)], clock: Clock) -> Self {
