@@ -1,6 +1,6 @@
 //! assistd: the Assistants API, on your own machine.
 //!
-//! The way data travels:
+//! The flow of data:
 //!
 //! ```text
 //! write   JSON ──▶ api::CreateRun ──▶ runs::service ──▶ api::Run ──▶ store (row)
@@ -11,17 +11,17 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`api`] | the public API as plain values: ids, objects, requests with their rules, events; no I/O |
-//! | [`clock`] | the time of day, from one place; it follows the database's |
+//! | [`clock`] | the only source of the current time, synchronized with the database |
 //! | [`liveness`] | which background loops are down |
-//! | [`store`] | the contract of what is stored; `postgres` and `sqlite` behind it, with one `pool` and one SQL text in `store/sql` |
-//! | [`llm`] | model servers: the client, their streams, which model name goes where, tokens, the echo model |
-//! | [`work`] | durable background work: leases and their renewal, attempts, the supervisor of loops |
-//! | [`runs`] | the heart: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
+//! | [`store`] | the storage interface, with drivers for Postgres and SQLite that share a `pool` and the statements in `store/sql` |
+//! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
+//! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
+//! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
-//! | [`server`] | builds and joins the parts, starts and stops them |
+//! | [`server`] | builds, starts and stops the server |
 //!
-//! Who may use whom, left to right, never back (`tests/it/layers.rs` checks it):
+//! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
 //! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ work ▸ { store, llm } ▸ clock ▸ { liveness, api }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::machine::{Effect, Input, Progress};
 use super::stream::Live;
-use super::transition::{self, Current, Mover, Transitions};
+use super::transition::{self, Current, Initiator, Transitions};
 use super::{Dependencies, Settings, retry_pauses};
 use crate::api::error::{Error as ApiError, Kind};
 use crate::api::run::{ErrorCode, LastError, RunState};
@@ -236,9 +236,9 @@ impl Driver {
         let mut input = input;
         loop {
             let next_lease = if input_ends_driving(&input) { NextLease::None } else { NextLease::Keep };
-            let mover = Mover::Driver(attempt.stopping());
+            let initiator = Initiator::Driver(attempt.stopping());
             let usage = input.usage();
-            match self.transitions.apply(&run.current, vec![input], next_lease, mover).await {
+            match self.transitions.apply(&run.current, vec![input], next_lease, initiator).await {
                 Ok((current, effect)) => {
                     run.current = current;
                     if effect == Effect::Finish {
@@ -413,7 +413,7 @@ impl Job for Driver {
                 _ => return Ok(()),
             };
             let current = self.transitions.load(found).await?;
-            match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
+            match self.transitions.apply(&current, vec![input], NextLease::None, Initiator::Service).await {
                 Ok((current, _)) => {
                     tracing::warn!(attempts, cause, "run given up");
                     self.promote_next_run(&current.progress.run).await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::drive::{Driver, RunWork};
 use super::machine::{Effect, Input, Progress};
 use super::stream::{Listener, Registry, Transcript};
-use super::transition::{self, Current, Mover, Transitions};
+use super::transition::{self, Current, Initiator, Transitions};
 use super::{Dependencies, Settings, sweeper};
 use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
@@ -296,7 +296,7 @@ impl RunService {
             } else {
                 (vec![Input::CancelRequested, Input::Stopped { usage: Usage::default() }], NextLease::None)
             };
-            match self.transitions.apply(&current, inputs, next_lease, Mover::Service).await {
+            match self.transitions.apply(&current, inputs, next_lease, Initiator::Service).await {
                 Ok((current, effect)) => {
                     self.perform(effect, &current.progress.run).await;
                     // OpenAI's service returns `cancelling`, even if the run is already cancelled.
@@ -373,7 +373,7 @@ impl RunService {
             None => (vec![submitted], NextLease::Due),
         };
         let started_at = before.progress.run.state.started_at();
-        let (current, effect) = self.transitions.apply(before, inputs, next_lease, Mover::Service).await?;
+        let (current, effect) = self.transitions.apply(before, inputs, next_lease, Initiator::Service).await?;
         // Readers of the previous stream keep the previous snapshot; the resumed run has a new stream.
         let live = self.transitions.registry().renew(&before.progress.run.spec.id);
         live.publish(&current.progress, current.version, current.lease);
@@ -420,7 +420,7 @@ impl RunService {
     /// Ends a run without its driver. Returns `None` if it was changed concurrently.
     pub(super) async fn end(&self, found: Versioned, input: Input) -> Result<Option<Run>, store::Error> {
         let current = self.transitions.load(found).await?;
-        match self.transitions.apply(&current, vec![input], NextLease::None, Mover::Service).await {
+        match self.transitions.apply(&current, vec![input], NextLease::None, Initiator::Service).await {
             Ok((current, effect)) => {
                 self.perform(effect, &current.progress.run).await;
                 Ok(Some(current.progress.run))

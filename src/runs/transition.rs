@@ -43,14 +43,14 @@ pub enum Error {
 
 /// Who applies a transition. Determines how long a commit is retried while the database is unavailable, and who publishes.
 #[derive(Debug, Clone, Copy)]
-pub enum Mover<'a> {
+pub enum Initiator<'a> {
     /// A request. Retries for a short time. If a worker of this server drives the run, that worker publishes.
     Service,
     /// The worker that drives the run. Retries until the server stops.
     Driver(&'a CancellationToken),
 }
 
-impl Mover<'_> {
+impl Initiator<'_> {
     fn may_retry(self, began: Instant) -> bool {
         match self {
             Self::Service => began.elapsed() < REQUEST_TIMEOUT,
@@ -92,7 +92,7 @@ impl Transitions {
         let began = Instant::now();
         for pause in retry_pauses() {
             match self.dependencies.store.create_run(new).await {
-                Err(error @ store::Error::Unavailable(_)) if Mover::Service.may_retry(began) => {
+                Err(error @ store::Error::Unavailable(_)) if Initiator::Service.may_retry(began) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "failed to store a run; retrying");
                     tokio::time::sleep(pause).await;
                 }
@@ -112,22 +112,22 @@ impl Transitions {
         current: &Current,
         inputs: Vec<Input>,
         next_lease: NextLease,
-        mover: Mover<'_>,
+        initiator: Initiator<'_>,
     ) -> Result<(Current, Effect), Error> {
         let live = self.registry.get(&current.progress.run.spec.id);
         let _gate = match &live {
-            Some(live) => Some(mover.lock(live).await?),
+            Some(live) => Some(initiator.lock(live).await?),
             None => None,
         };
         let transition = self.step(&current.progress, inputs)?;
-        let committed = self.commit(&transition, current.version, next_lease, mover).await?;
+        let committed = self.commit(&transition, current.version, next_lease, initiator).await?;
         let Committed { version, lease, metadata } = committed;
         let transition = transition.with_metadata(metadata);
         let now = Current { progress: transition.progress, version, lease };
         if let Some(live) = &live {
-            match mover {
-                Mover::Service if live.is_driven() => live.changed.notify_one(),
-                Mover::Service | Mover::Driver(_) => live.publish(&now.progress, version, lease),
+            match initiator {
+                Initiator::Service if live.is_driven() => live.changed.notify_one(),
+                Initiator::Service | Initiator::Driver(_) => live.publish(&now.progress, version, lease),
             }
         }
         Ok((now, transition.effect))
@@ -153,7 +153,7 @@ impl Transitions {
         transition: &Transition,
         version: i64,
         next_lease: NextLease,
-        mover: Mover<'_>,
+        initiator: Initiator<'_>,
     ) -> Result<Committed, Error> {
         let began = Instant::now();
         let message = transition.message.as_ref();
@@ -173,7 +173,7 @@ impl Transitions {
                 Ok(committed) => return Ok(committed),
                 Err(store::Error::Stale) if may_be_written => return self.written(transition, version).await,
                 Err(store::Error::Stale) => return Err(Error::Stale),
-                Err(error @ store::Error::Unavailable(_)) if mover.may_retry(began) => {
+                Err(error @ store::Error::Unavailable(_)) if initiator.may_retry(began) => {
                     may_be_written = true;
                     tracing::warn!(error = &error as &dyn std::error::Error, "commit failed; retrying");
                     tokio::time::sleep(pause).await;

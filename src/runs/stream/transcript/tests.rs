@@ -1,4 +1,4 @@
-//! Exact sequences of the recorded flows, and random lives of a run that many readers watch.
+//! The exact event sequences of the recorded flows, and random histories of a run with many readers.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -14,7 +14,7 @@ use crate::runs::machine::{self, Input, MadeCall};
 const NOW: Timestamp = Timestamp(1_000);
 const ALL: usize = usize::MAX;
 
-/// A run and what its model is writing, as the driver and the registry hold them.
+/// A simulated run, with the output of its model.
 struct Sim {
     ids: Ids,
     now: Snapshot,
@@ -38,7 +38,7 @@ impl Sim {
         Self { ids, now }
     }
 
-    /// Applies an input where the run accepts it; a claim is a new lease.
+    /// Applies an input if the run accepts it. A claim creates a new lease.
     fn step(&mut self, input: Input) -> bool {
         let is_claim = input == Input::Claimed;
         let Ok(transition) = machine::step(&self.now.progress, input, NOW, &self.ids) else { return false };
@@ -60,10 +60,10 @@ impl Sim {
         }
     }
 
-    fn refuse(&mut self, words: &str) {
+    fn refuse(&mut self, text: &str) {
         self.step(Input::TextBegan);
         if self.can_write() {
-            self.now.progress.append_refusal(words);
+            self.now.progress.append_refusal(text);
             self.now.refusal_pieces.push(self.now.progress.refusal().len());
         }
     }
@@ -95,7 +95,7 @@ impl Sim {
         matches!(self.now.progress.run.state, RunState::InProgress { .. })
     }
 
-    /// Ends the turn, with the calls that were written.
+    /// Ends the turn with the calls that were written.
     fn reply(&mut self) {
         let is_calling = self.now.progress.open_calls().is_some();
         let made = self.now.calls.iter().filter(|_| is_calling).map(|call| MadeCall {
@@ -106,7 +106,7 @@ impl Sim {
         self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
     }
 
-    /// Submits the outputs; returns the run as it was before.
+    /// Submits the outputs. Returns the run as it was before.
     fn submit(&mut self) -> Option<Progress> {
         let RunState::RequiresAction { calls, .. } = &self.now.progress.run.state else { return None };
         let outputs = vec!["sunny".to_owned(); calls.len()];
@@ -124,49 +124,49 @@ fn failed() -> Input {
     Input::Failed { error, usage: usage() }
 }
 
-/// The names without their common beginning, such as `run.created`.
+/// Returns the names without their common prefix, such as `run.created`.
 fn names(events: &[StreamEvent]) -> Vec<&'static str> {
     events.iter().map(|event| event.name().trim_start_matches("thread.")).collect()
 }
 
-/// What a reader is sent that sees each moment.
-fn watch(moments: &[Snapshot], mut transcript: Transcript) -> Vec<StreamEvent> {
+/// Returns the events of a reader that reads each snapshot.
+fn read_all(snapshots: &[Snapshot], mut transcript: Transcript) -> Vec<StreamEvent> {
     let mut events = Vec::new();
-    for moment in moments {
-        events.extend(transcript.advance(moment, ALL));
+    for snapshot in snapshots {
+        events.extend(transcript.advance(snapshot, ALL));
     }
     events
 }
 
-const BEGUN: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
+const STARTED: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
 const WRITING: [&str; 4] = ["run.step.created", "run.step.in_progress", "message.created", "message.in_progress"];
 const CALLING: [&str; 2] = ["run.step.created", "run.step.in_progress"];
 
 #[test]
-fn plain_text_is_sent_in_the_recorded_order_by_pieces_and_to_a_late_reader_alike() {
+fn text_is_sent_in_pieces_in_the_recorded_order_even_to_a_late_reader() {
     let mut sim = Sim::new();
-    let mut moments = vec![sim.now.clone()];
+    let mut snapshots = vec![sim.now.clone()];
     sim.step(Input::Claimed);
     sim.write("Hel");
     sim.write("lo");
-    moments.push(sim.now.clone());
+    snapshots.push(sim.now.clone());
     sim.reply();
-    moments.push(sim.now.clone());
+    snapshots.push(sim.now.clone());
 
     let end = ["message.completed", "run.step.completed", "run.completed"];
-    let expected = [&BEGUN[..], &WRITING, &["message.delta", "message.delta"], &end].concat();
-    assert_eq!(names(&watch(&moments, Transcript::of_new_run())), expected);
-    assert_eq!(names(&watch(&moments[2..], Transcript::of_new_run())), expected, "late");
+    let expected = [&STARTED[..], &WRITING, &["message.delta", "message.delta"], &end].concat();
+    assert_eq!(names(&read_all(&snapshots, Transcript::of_new_run())), expected);
+    assert_eq!(names(&read_all(&snapshots[2..], Transcript::of_new_run())), expected, "late");
 }
 
 #[test]
-fn calls_end_the_stream_with_requires_action_also_when_the_run_has_moved_on() {
+fn calls_end_the_stream_with_requires_action_even_if_the_run_has_continued() {
     let mut sim = Sim::new();
     sim.step(Input::Claimed);
     sim.call("f", &["{\"a\"", ":1}"]);
     sim.call("g", &["{}"]);
     sim.reply();
-    let asked = sim.now.clone();
+    let waiting = sim.now.clone();
     let before = sim.submit().unwrap();
     sim.step(Input::Claimed);
     sim.write("Sunny");
@@ -174,28 +174,28 @@ fn calls_end_the_stream_with_requires_action_also_when_the_run_has_moved_on() {
     let ended = sim.now.clone();
 
     let deltas = ["run.step.delta"; 5];
-    let expected = [&BEGUN[..], &CALLING, &deltas, &["run.requires_action"]].concat();
-    assert_eq!(names(&watch(&[asked], Transcript::of_new_run())), expected);
-    let late = watch(std::slice::from_ref(&ended), Transcript::of_new_run());
+    let expected = [&STARTED[..], &CALLING, &deltas, &["run.requires_action"]].concat();
+    assert_eq!(names(&read_all(&[waiting], Transcript::of_new_run())), expected);
+    let late = read_all(std::slice::from_ref(&ended), Transcript::of_new_run());
     assert_eq!(names(&late).last(), Some(&"run.requires_action"));
     let Some(StreamEvent::Run(_, Run { state: RunState::RequiresAction { calls, .. }, .. })) = late.last() else {
-        panic!("the client is asked: {late:?}");
+        panic!("the stream does not end with requires_action: {late:?}");
     };
     assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), ["f", "g"]);
     let resumed = ["run.step.completed", "run.queued", "run.in_progress"];
     let end = ["message.delta", "message.completed", "run.step.completed", "run.completed"];
-    let after = watch(&[ended], Transcript::of_resumed_run(&before));
+    let after = read_all(&[ended], Transcript::of_resumed_run(&before));
     assert_eq!(names(&after), [&resumed[..], &WRITING, &end].concat());
 }
 
 #[test]
-fn a_message_that_is_open_while_the_client_is_asked_is_introduced_again_when_it_grows() {
+fn a_message_that_is_open_while_outputs_are_required_is_created_again_when_it_grows() {
     let mut sim = Sim::new();
     sim.step(Input::Claimed);
     sim.write("Wait. ");
     sim.call("f", &["{}"]);
     sim.reply();
-    let first = watch(std::slice::from_ref(&sim.now), Transcript::of_new_run());
+    let first = read_all(std::slice::from_ref(&sim.now), Transcript::of_new_run());
     let before = sim.submit().unwrap();
     sim.step(Input::Claimed);
     let mut reader = Transcript::of_resumed_run(&before);
@@ -203,16 +203,16 @@ fn a_message_that_is_open_while_the_client_is_asked_is_introduced_again_when_it_
     sim.write("Sunny");
     let grown = reader.advance(&sim.now, ALL);
 
-    let calls_are_not_shown = [&BEGUN[..], &WRITING, &["message.delta", "run.requires_action"]].concat();
-    assert_eq!(names(&first), calls_are_not_shown, "one open step at a time");
+    let without_calls = [&STARTED[..], &WRITING, &["message.delta", "run.requires_action"]].concat();
+    assert_eq!(names(&first), without_calls, "one open step at a time");
     assert_eq!(names(&resumed), ["run.step.completed", "run.queued", "run.in_progress"]);
     assert_eq!(names(&grown), [&WRITING[..], &["message.delta"]].concat());
-    let StreamEvent::Message(_, introduced) = &grown[2] else { panic!("{grown:?}") };
-    assert_eq!(introduced.content, [Content::text("Wait. ")]);
+    let StreamEvent::Message(_, created) = &grown[2] else { panic!("{grown:?}") };
+    assert_eq!(created.content, [Content::text("Wait. ")]);
 }
 
 #[test]
-fn each_end_closes_what_is_open_message_before_step_before_run() {
+fn a_run_ends_its_open_message_then_its_step_then_itself() {
     let ends = [
         (vec![failed()], vec!["message.incomplete", "run.step.failed", "run.failed"]),
         (
@@ -229,15 +229,15 @@ fn each_end_closes_what_is_open_message_before_step_before_run() {
         let mut sim = Sim::new();
         sim.step(Input::Claimed);
         sim.write("Hm");
-        let mut moments = vec![sim.now.clone()];
+        let mut snapshots = vec![sim.now.clone()];
         for input in inputs {
             assert!(sim.step(input));
-            moments.push(sim.now.clone());
+            snapshots.push(sim.now.clone());
         }
 
-        let expected = [&BEGUN[..], &WRITING, &["message.delta"], &end].concat();
-        assert_eq!(names(&watch(&moments, Transcript::of_new_run())), expected);
-        assert_eq!(names(&watch(&moments[moments.len() - 1..], Transcript::of_new_run())), expected, "late");
+        let expected = [&STARTED[..], &WRITING, &["message.delta"], &end].concat();
+        assert_eq!(names(&read_all(&snapshots, Transcript::of_new_run())), expected);
+        assert_eq!(names(&read_all(&snapshots[snapshots.len() - 1..], Transcript::of_new_run())), expected, "late");
     }
 }
 
@@ -247,21 +247,21 @@ fn a_run_that_ends_in_the_queue_was_never_in_progress() {
     sim.step(Input::CancelRequested);
     sim.step(Input::Stopped { usage: Usage::default() });
 
-    let events = watch(&[sim.now], Transcript::of_new_run());
+    let events = read_all(&[sim.now], Transcript::of_new_run());
     assert_eq!(names(&events), ["run.created", "run.queued", "run.cancelling", "run.cancelled"]);
 }
 
 #[test]
-fn a_failure_before_any_text_is_sent_of_the_run_alone() {
+fn a_failure_before_any_text_sends_only_the_event_of_the_run() {
     let mut sim = Sim::new();
     sim.step(Input::Claimed);
     sim.step(failed());
 
-    assert_eq!(names(&watch(&[sim.now], Transcript::of_new_run())), [&BEGUN[..], &["run.failed"]].concat());
+    assert_eq!(names(&read_all(&[sim.now], Transcript::of_new_run())), [&STARTED[..], &["run.failed"]].concat());
 }
 
 #[test]
-fn text_or_calls_of_a_turn_that_is_asked_again_end_the_stream_with_an_error() {
+fn text_or_calls_of_a_repeated_turn_end_the_stream_with_an_error() {
     for is_call in [false, true] {
         let mut sim = Sim::new();
         sim.step(Input::Claimed);
@@ -281,12 +281,12 @@ fn text_or_calls_of_a_turn_that_is_asked_again_end_the_stream_with_an_error() {
         assert_eq!(names(&reader.advance(&sim.now, ALL)), ["error"]);
         assert!(reader.is_closed());
         let rest = names(&unaware.advance(&sim.now, ALL));
-        assert_eq!(rest.last(), Some(&"run.completed"), "a reader that was sent none of it goes on");
+        assert_eq!(rest.last(), Some(&"run.completed"), "a reader that was sent none of it continues");
     }
 }
 
 #[test]
-fn a_long_text_comes_in_parts_and_a_short_take_is_continued() {
+fn a_long_text_is_sent_in_parts_and_a_limited_read_can_be_continued() {
     let mut sim = Sim::new();
     sim.step(Input::Claimed);
     sim.write(&"ü".repeat(50_000));
@@ -295,9 +295,9 @@ fn a_long_text_comes_in_parts_and_a_short_take_is_continued() {
     let mut reader = Transcript::of_new_run();
 
     let mut text = String::new();
-    let mut takes = 0;
+    let mut reads = 0;
     while !reader.is_closed() {
-        takes += 1;
+        reads += 1;
         for event in reader.advance(&sim.now, 10_000) {
             if let StreamEvent::MessageDelta(delta) = event {
                 assert_eq!(delta.first, text.is_empty());
@@ -307,11 +307,11 @@ fn a_long_text_comes_in_parts_and_a_short_take_is_continued() {
     }
 
     assert_eq!(text, sim.now.progress.text());
-    assert!(takes > 5, "{takes}");
+    assert!(reads > 5, "{reads}");
 }
 
-/// Checks a stream as openai-node does: one open step and one open message, in their order, no id twice; and that what
-/// was sent of the text is the text.
+/// Checks a stream as openai-node does: at most one open step and one open message, in order, without duplicate IDs. Also
+/// checks that the deltas add up to the text.
 fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
     let (mut created, mut open_step, mut open_message) = (Vec::new(), None::<RunStepId>, None::<Message>);
     let (mut text, mut refusal) = (String::new(), String::new());
@@ -326,7 +326,7 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
                 open_step = Some(step.id.clone());
             }
             StreamEvent::Step(StepEvent::InProgress, step) => prop_assert_eq!(Some(&step.id), open_step.as_ref()),
-            // The calls that a client has answered end at the head of the stream that follows.
+            // Calls whose outputs were submitted end at the start of the next stream.
             StreamEvent::Step(_, step) if open_step.is_none() => {
                 prop_assert!(!created.contains(&step.id.to_string()), "ended twice: {:?}", names(events));
             }
@@ -372,11 +372,11 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
     let sent = kinds.len();
     kinds.sort();
     kinds.dedup();
-    prop_assert_eq!(kinds.len(), sent, "a state of the run was sent twice: {:?}", names(events));
+    prop_assert_eq!(kinds.len(), sent, "a run event was sent twice: {:?}", names(events));
     Ok(())
 }
 
-/// Something that happens to a run.
+/// Performs a random action on a run. Returns the run before it was resumed, if the action submits outputs.
 fn act(sim: &mut Sim, action: u8) -> Option<Progress> {
     match action {
         0..=3 => drop(sim.step(Input::Claimed)),
@@ -403,32 +403,32 @@ fn act(sim: &mut Sim, action: u8) -> Option<Progress> {
     None
 }
 
-/// A reader that looks at some moments.
+/// A reader that reads some of the snapshots, selected by the bits of `mask`.
 struct Reader {
     transcript: Transcript,
     events: Vec<StreamEvent>,
-    looks: u64,
+    mask: u64,
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever happens to the run, and whichever moments a reader looks at: what it is sent is a stream that strict
-    /// clients accept, without anything twice, and it ends when the run does.
+    /// For every history of the run and every selection of snapshots, a reader receives a stream that strict clients
+    /// accept, without duplicates, and that ends when the run ends.
     #[test]
-    fn every_reader_gets_a_stream_that_strict_clients_accept(
+    fn every_reader_receives_a_stream_that_strict_clients_accept(
         actions in prop::collection::vec(0_u8..31, 0..40),
-        looks in prop::collection::vec(any::<u64>(), 4),
+        masks in prop::collection::vec(any::<u64>(), 4),
         max_bytes in 1_usize..40,
     ) {
         let mut sim = Sim::new();
-        let reader = |transcript, looks: u64| Reader { transcript, events: Vec::new(), looks };
-        let mut readers: Vec<Reader> = looks.iter().map(|looks| reader(Transcript::of_new_run(), *looks)).collect();
-        for (moment, action) in actions.into_iter().enumerate() {
+        let reader = |transcript, mask: u64| Reader { transcript, events: Vec::new(), mask };
+        let mut readers: Vec<Reader> = masks.iter().map(|mask| reader(Transcript::of_new_run(), *mask)).collect();
+        for (number, action) in actions.into_iter().enumerate() {
             if let Some(before) = act(&mut sim, action) {
-                readers.extend(looks.iter().map(|looks| reader(Transcript::of_resumed_run(&before), *looks)));
+                readers.extend(masks.iter().map(|mask| reader(Transcript::of_resumed_run(&before), *mask)));
             }
-            for reader in readers.iter_mut().filter(|reader| reader.looks >> (moment % 64) & 1 == 1) {
+            for reader in readers.iter_mut().filter(|reader| reader.mask >> (number % 64) & 1 == 1) {
                 let events = reader.transcript.advance(&sim.now, max_bytes);
                 reader.events.extend(events);
             }
@@ -444,7 +444,7 @@ proptest! {
                     break;
                 }
                 let events = reader.transcript.advance(&sim.now, max_bytes);
-                prop_assert!(!events.is_empty(), "the run is over, and the stream goes on: {:?}", names(&reader.events));
+                prop_assert!(!events.is_empty(), "the run has ended, but the stream has not: {:?}", names(&reader.events));
                 reader.events.extend(events);
             }
             prop_assert!(reader.transcript.is_closed());
