@@ -62,10 +62,10 @@ async fn at_the_connection_limit_only_health_checks_are_served() {
     // An idle connection of the client may still be open, and then it is closed in favor of the new one.
     let mut status = 200;
     for _ in 0..100 {
-        let refused = send("/v1/assistants").await;
-        status = refused.status().as_u16();
+        let rejected = send("/v1/assistants").await;
+        status = rejected.status().as_u16();
         if status == 503 {
-            assert_eq!(refused.headers()["retry-after"], "1");
+            assert_eq!(rejected.headers()["retry-after"], "1");
             break;
         }
     }
@@ -177,8 +177,8 @@ async fn a_chat_completion_may_finish_within_the_shutdown_grace_period() {
         while client.request(Method::GET, "/ready").send().await.unwrap().status().as_u16() != 503 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let refused = client.send(Method::POST, "/v1/chat/completions", Some(&body)).await;
-        assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+        let rejected = client.send(Method::POST, "/v1/chat/completions", Some(&body)).await;
+        assert_eq!((rejected.status, &rejected.headers["retry-after"]), (503, &"1".parse().unwrap()));
         tokio::time::sleep(Duration::from_millis(2_500)).await;
         upstream.resume();
     };

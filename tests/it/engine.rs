@@ -100,12 +100,12 @@ both_stores!(a_run_whose_outputs_were_submitted_without_a_stream_keeps_its_lease
     client.post(&format!("{run}/submit_tool_outputs"), outputs).await;
 
     upstream.wait_for_requests(2).await;
-    // Meanwhile the server compares its runs with the store, more than once.
+    // In the meantime, the server compares its runs with the store several times.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(client.get(&run).await["status"], "in_progress");
     upstream.resume();
     client.wait_for_status(&run, "completed").await;
-    assert_eq!(upstream.requests().len(), 2, "the model was asked once a turn");
+    assert_eq!(upstream.requests().len(), 2, "one model request for each turn");
 });
 
 both_stores!(a_run_completes_after_its_client_disconnects, async |database: Database| {

@@ -119,8 +119,8 @@ both_stores!(runs_may_finish_within_the_shutdown_grace_period, async |database: 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let body = json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}});
-        let refused = client.send(reqwest::Method::POST, "/v1/threads/runs", Some(&body)).await;
-        assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+        let rejected = client.send(reqwest::Method::POST, "/v1/threads/runs", Some(&body)).await;
+        assert_eq!((rejected.status, &rejected.headers["retry-after"]), (503, &"1".parse().unwrap()));
         upstream.resume();
     };
     let (text, (), ()) = tokio::join!(stream.text(), server.stop(), finish);
@@ -141,9 +141,9 @@ async fn an_unavailable_database_returns_503_until_it_recovers() {
 
     admin.execute(allow(false)).await.unwrap();
     admin.execute(sqlx::AssertSqlSafe(terminate)).await.unwrap();
-    let refused = server.client.send(reqwest::Method::GET, &format!("/v1/threads/{thread}"), None).await;
-    assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
-    assert_eq!(refused.body["error"]["type"], "server_error");
+    let rejected = server.client.send(reqwest::Method::GET, &format!("/v1/threads/{thread}"), None).await;
+    assert_eq!((rejected.status, &rejected.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!(rejected.body["error"]["type"], "server_error");
     admin.execute(allow(true)).await.unwrap();
 
     for _ in 0..1_000 {

@@ -187,7 +187,7 @@ both_stores!(a_run_is_incomplete_when_it_reaches_a_token_limit, async |database:
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await["id"].clone();
 
-    // The prompt exceeds the limit, whatever part of the thread is left out.
+    // The only message of the thread exceeds the limit.
     let thread = client.create_thread(&"many words ".repeat(300)).await;
     let events = client
         .stream(

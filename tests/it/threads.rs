@@ -88,7 +88,7 @@ both_stores!(creating_a_vector_store_is_rejected_instead_of_ignored, async |data
     let server = Server::start(&database, &Upstream::start().await).await;
     let body = json!({"tool_resources": {"file_search": {"vector_stores": [{"file_ids": ["file-1"]}]}}});
 
-    let complaint = server.client.post_rejected("/v1/threads", body).await;
+    let message = server.client.post_rejected("/v1/threads", body).await;
 
-    assert!(complaint.contains("vector stores are not supported yet"), "{complaint}");
+    assert!(message.contains("vector stores are not supported yet"), "{message}");
 });

@@ -116,7 +116,7 @@ def missing():
 
 
 def is_text_and_calls(text):
-    """Whether the stream asks for outputs with a message open, or begins with a message that has text."""
+    """Returns whether the stream requires outputs while a message is open, or starts with a message that has text."""
     is_open = False
     for frame in text.split("\n\n"):
         name, _, data = frame.removeprefix("event: ").partition("\ndata: ")

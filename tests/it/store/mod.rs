@@ -179,8 +179,8 @@ both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: 
     let (before, more, ..) = list(PageQuery { before: last, ..query(20, Order::Ascending) }).await;
     assert_eq!((before.as_str(), more), ("0", false));
     let unknown = PageQuery { after: Some("msg_x".into()), ..PageQuery::default() };
-    let refused = store.list_messages(&thread.id, None, &unknown).await;
-    assert!(matches!(refused, Err(Error::NoCursor(id)) if id == "msg_x"));
+    let rejected = store.list_messages(&thread.id, None, &unknown).await;
+    assert!(matches!(rejected, Err(Error::NoCursor(id)) if id == "msg_x"));
 });
 
 both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: Database| {
@@ -221,8 +221,8 @@ both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: 
     for (outcome, _) in rejected {
         assert!(matches!(&outcome, Err(Error::ThreadBusy(run)) if run == winner), "{outcome:?}");
     }
-    let refused = store.create_message(message(&thread, "x", NOW), false).await;
-    assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == *winner));
+    let rejected = store.create_message(message(&thread, "x", NOW), false).await;
+    assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == *winner));
 });
 
 both_stores!(a_finished_run_unlocks_its_thread, async |database: Database| {
@@ -500,18 +500,18 @@ async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     let written = store.create_message(message_on(&thread, "x"), true).await.unwrap();
     disk.fill();
 
-    let mut refused = 0;
+    let mut rejected = 0;
     for number in 0..50 {
         let metadata: Metadata = serde_json::from_value(json!({"k": format!("{number} {}", "v".repeat(500))})).unwrap();
         match store.modify_message(&thread, &written.id, &metadata).await {
             Ok(_) => assert_eq!(store.message(&thread, &written.id).await.unwrap().unwrap().metadata, metadata),
             Err(error) => {
                 assert!(matches!(error, Error::Unavailable(_)), "{error}");
-                refused += 1;
+                rejected += 1;
             }
         }
     }
-    assert!(refused > 0, "the disk was never full");
+    assert!(rejected > 0, "the disk was never full");
     assert!(matches!(store.claim_run(LEASE, "", &[], 9).await, Err(Error::Unavailable(_))), "a claim is a write");
     assert!(matches!(store.check().await, Err(Error::Unavailable(_))));
     store.close().await;
@@ -644,8 +644,8 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let claimed = claim(&store).await.unwrap();
     assert_eq!(claimed.versioned.run.spec.id, runs[2].spec.id);
     assert_eq!(claim(&store).await, None, "the next run still waits");
-    let refused = store.create_message(message(&thread, "x", NOW), false).await;
-    assert!(matches!(refused, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
+    let rejected = store.create_message(message(&thread, "x", NOW), false).await;
+    assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
 
     clock.advance(4_000);
     let overdue = store.overdue_runs(Duration::ZERO, 10).await.unwrap();

@@ -203,13 +203,13 @@ export default {
       const stream = runs.submitToolOutputsStream(run.id, { thread_id, tool_outputs });
       await assertRejected(stream.done(), BadRequestError, message);
     }
-    const over = await submitted(run);
-    assert.equal(over.status, 'completed');
+    const ended = await submitted(run);
+    assert.equal(ended.status, 'completed');
     const late = 'Runs in status "completed" do not accept tool outputs.';
     const params = { thread_id, tool_outputs: [weather, time] };
     await assertRejected(runs.submitToolOutputs(run.id, params), BadRequestError, late);
     await assertRejected(runs.submitToolOutputsStream(run.id, params).done(), BadRequestError, late);
-    assert.deepEqual(await runs.retrieve(run.id, { thread_id }), over);
+    assert.deepEqual(await runs.retrieve(run.id, { thread_id }), ended);
   },
 
   async 'a run that requires action can be cancelled'() {

@@ -77,9 +77,9 @@ class AsynchronousClient(Case):
             async with openai.AsyncOpenAI(max_retries=0, http_client=http_client) as client:
                 runs = client.beta.threads.runs
                 assistant_id, thread_id = function_assistant(model), thread_with("Hi")
-                asked = await runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_id, **QUICK)
+                waiting = await runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_id, **QUICK)
                 polled = await runs.submit_tool_outputs_and_poll(
-                    run_id=asked.id, thread_id=thread_id, tool_outputs=outputs_for(asked), **QUICK
+                    run_id=waiting.id, thread_id=thread_id, tool_outputs=outputs_for(waiting), **QUICK
                 )
                 handler = AsyncCollector(client)
                 async with runs.stream(

@@ -40,8 +40,8 @@ class ModelTest(Case):
         self.assertEqual(chunks[-1].usage.total_tokens, 19)
 
     def test_calls_a_function_in_a_chat_completion(self):
-        asked = [{"role": "user", "content": "Hi"}]
-        answer = client.chat.completions.create(model="tool", messages=asked, tools=FUNCTIONS)
+        messages = [{"role": "user", "content": "Hi"}]
+        answer = client.chat.completions.create(model="tool", messages=messages, tools=FUNCTIONS)
 
         self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
         self.assertEqual(answer.choices[0].message.tool_calls[0].function.arguments, WEATHER_ARGUMENTS)

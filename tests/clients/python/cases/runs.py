@@ -114,11 +114,11 @@ class PolledRun(Case):
         )
 
         cancelling = threads.runs.cancel(run.id, thread_id=thread_id)
-        over = threads.runs.poll(run.id, thread_id=thread_id, **QUICK)
+        ended = threads.runs.poll(run.id, thread_id=thread_id, **QUICK)
 
         self.assertEqual((cancelling.status, cancelling.cancelled_at), ("cancelling", None))
-        self.assertEqual(over.status, "cancelled")
-        self.assertIsNotNone(over.cancelled_at)
+        self.assertEqual(ended.status, "cancelled")
+        self.assertIsNotNone(ended.cancelled_at)
         self.assert_rejected(
             openai.BadRequestError,
             "Cannot cancel run with status 'cancelled'.",

@@ -101,7 +101,7 @@ class StreamedFunctionCall(Case):
             thread={"messages": [{"role": "user", "content": "Hi"}]},
             event_handler=handler,
         ) as stream:
-            asked = stream.get_final_run()
+            waiting = stream.get_final_run()
 
         self.assertEqual(
             handler.events,
@@ -111,7 +111,7 @@ class StreamedFunctionCall(Case):
         self.assertEqual([step.type for step in stream.get_final_run_steps()], ["tool_calls"])
 
         with threads.runs.submit_tool_outputs_stream(
-            run_id=asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked)
+            run_id=waiting.id, thread_id=waiting.thread_id, tool_outputs=outputs_for(waiting)
         ) as stream:
             text = "".join(stream.text_deltas)
             run = stream.get_final_run()
@@ -121,24 +121,24 @@ class StreamedFunctionCall(Case):
 
     def test_outputs_are_submitted_and_polled_after_the_stream(self):
         with threads.runs.stream(thread_id=thread_with("Hi"), assistant_id=function_assistant("talk")) as stream:
-            asked = stream.get_final_run()
+            waiting = stream.get_final_run()
 
         run = threads.runs.submit_tool_outputs_and_poll(
-            run_id=asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked), **QUICK
+            run_id=waiting.id, thread_id=waiting.thread_id, tool_outputs=outputs_for(waiting), **QUICK
         )
 
         self.assertEqual(run.status, "completed")
         self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
 
     def test_completes_when_its_client_disconnects_after_submitting(self):
-        asked = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=function_assistant("talk"), **QUICK)
+        waiting = threads.runs.create_and_poll(thread_id=thread_with("Hi"), assistant_id=function_assistant("talk"), **QUICK)
 
         stream = threads.runs.submit_tool_outputs(
-            asked.id, thread_id=asked.thread_id, tool_outputs=outputs_for(asked), stream=True
+            waiting.id, thread_id=waiting.thread_id, tool_outputs=outputs_for(waiting), stream=True
         )
         self.assertEqual(next(iter(stream)).event, "thread.run.step.completed")
         stream.close()
-        run = threads.runs.poll(asked.id, thread_id=asked.thread_id, **QUICK)
+        run = threads.runs.poll(waiting.id, thread_id=waiting.thread_id, **QUICK)
 
         self.assertEqual(run.status, "completed")
         self.assertEqual(texts_of(run.thread_id)[-1][1], "Let me see.\n\nThe tools say: sunny")
@@ -235,20 +235,20 @@ class StreamedFunctionCall(Case):
             ("thread.message.delta", "Let me see.\n\nword0"),
         ]:
             with self.subTest(moment=moment):
-                asked = threads.runs.create_and_poll(
+                waiting = threads.runs.create_and_poll(
                     thread_id=thread_with("Hi"), assistant_id=function_assistant("talk-slow"), **QUICK
                 )
                 answers = []
 
                 def cancel(event):
                     if event.event == moment and not answers:
-                        answers.append(threads.runs.cancel(asked.id, thread_id=asked.thread_id))
+                        answers.append(threads.runs.cancel(waiting.id, thread_id=waiting.thread_id))
 
                 handler = Collector(cancel)
                 with threads.runs.submit_tool_outputs_stream(
-                    run_id=asked.id,
-                    thread_id=asked.thread_id,
-                    tool_outputs=outputs_for(asked),
+                    run_id=waiting.id,
+                    thread_id=waiting.thread_id,
+                    tool_outputs=outputs_for(waiting),
                     event_handler=handler,
                 ) as stream:
                     stream.until_done()
@@ -258,11 +258,11 @@ class StreamedFunctionCall(Case):
                     ["thread.message.incomplete", "thread.run.step.cancelled", "thread.run.cancelled"],
                 )
                 self.assertIn("thread.run.cancelling", handler.events)
-                newest = threads.messages.list(asked.thread_id).data[0]
+                newest = threads.messages.list(waiting.thread_id).data[0]
                 self.assertEqual((newest.status, newest.incomplete_details.reason), ("incomplete", "run_cancelled"))
                 self.assertEqual(text_of(newest)[: len(begins)], begins)
                 self.assertEqual([text_of(message) for message in stream.get_final_messages()], [text_of(newest)])
-                steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id, order="asc").data
+                steps = threads.runs.steps.list(waiting.id, thread_id=waiting.thread_id, order="asc").data
                 self.assertEqual([step.status for step in steps], ["cancelled", "completed"])
 
     def test_with_text_sends_the_message_step_on_every_stream(self):

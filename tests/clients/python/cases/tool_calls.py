@@ -32,42 +32,42 @@ class PolledFunctionCall(Case):
         )
 
     def test_run_resumes_after_its_output(self):
-        asked = self.run_requiring_action("tool")
-        steps = threads.runs.steps.list(asked.id, thread_id=asked.thread_id).data
+        waiting = self.run_requiring_action("tool")
+        steps = threads.runs.steps.list(waiting.id, thread_id=waiting.thread_id).data
 
-        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS)])
+        self.assertEqual(calls_of(waiting), [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual([(step.type, step.status, step.usage) for step in steps], [("tool_calls", "in_progress", None)])
         call = steps[0].step_details.tool_calls[0]
         self.assertEqual((call.type, call.function.output), ("function", None))
-        self.assertEqual(call.id, asked.required_action.submit_tool_outputs.tool_calls[0].id)
-        self.assertEqual(texts_of(asked.thread_id), [("user", "Hi")])
+        self.assertEqual(call.id, waiting.required_action.submit_tool_outputs.tool_calls[0].id)
+        self.assertEqual(texts_of(waiting.thread_id), [("user", "Hi")])
 
-        run = self.submit_outputs(asked)
+        run = self.submit_outputs(waiting)
 
-        self.assertEqual((run.id, run.status, run.required_action), (asked.id, "completed", None))
+        self.assertEqual((run.id, run.status, run.required_action), (waiting.id, "completed", None))
         self.assertEqual(texts_of(run.thread_id), [("user", "Hi"), ("assistant", "The tools say: sunny")])
         self.assertEqual((run.usage.prompt_tokens, run.usage.completion_tokens, run.usage.total_tokens), (22, 7, 29))
         self.assert_steps(run, [("weather", "sunny")], "message")
 
     def test_parallel_calls_accept_outputs_in_any_order(self):
-        asked = self.run_requiring_action("tools")
+        waiting = self.run_requiring_action("tools")
 
-        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
+        self.assertEqual(calls_of(waiting), [("weather", WEATHER_ARGUMENTS), ("time", TIME_ARGUMENTS)])
 
-        run = self.submit_outputs(asked, outputs_for(asked)[::-1])
+        run = self.submit_outputs(waiting, outputs_for(waiting)[::-1])
 
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
         self.assertEqual(texts_of(run.thread_id)[-1], ("assistant", "The tools say: sunny, noon"))
         self.assert_steps(run, [("weather", "sunny"), ("time", "noon")], "message")
 
     def test_with_text_creates_one_message(self):
-        asked = self.run_requiring_action("talk")
-        partial = threads.messages.list(asked.thread_id).data[0]
+        waiting = self.run_requiring_action("talk")
+        partial = threads.messages.list(waiting.thread_id).data[0]
 
-        self.assertEqual(calls_of(asked), [("weather", WEATHER_ARGUMENTS)])
+        self.assertEqual(calls_of(waiting), [("weather", WEATHER_ARGUMENTS)])
         self.assertEqual((partial.status, text_of(partial)), ("in_progress", "Let me see."))
 
-        run = self.submit_outputs(asked)
+        run = self.submit_outputs(waiting)
 
         self.assertEqual((run.status, run.usage.total_tokens), ("completed", 32))
         self.assertEqual(
@@ -115,8 +115,8 @@ class PolledFunctionCall(Case):
         )
 
     def test_rejects_outputs_of_other_calls(self):
-        asked = self.run_requiring_action("tools")
-        weather, clock = outputs_for(asked)
+        waiting = self.run_requiring_action("tools")
+        weather, clock = outputs_for(waiting)
         ids = f"'{weather['tool_call_id']}', '{clock['tool_call_id']}'"
         unknown = {"tool_call_id": "call_x", "output": "x"}
 
@@ -132,13 +132,13 @@ class PolledFunctionCall(Case):
                         openai.BadRequestError,
                         f"Expected tool outputs for call_ids [{ids}], got [{got}]",
                         submit,
-                        asked.id,
-                        thread_id=asked.thread_id,
+                        waiting.id,
+                        thread_id=waiting.thread_id,
                         tool_outputs=outputs,
                     )
-        self.assertEqual(threads.runs.retrieve(asked.id, thread_id=asked.thread_id), asked)
+        self.assertEqual(threads.runs.retrieve(waiting.id, thread_id=waiting.thread_id), waiting)
 
-        self.assertEqual(self.submit_outputs(asked).status, "completed")
+        self.assertEqual(self.submit_outputs(waiting).status, "completed")
 
     @staticmethod
     def submit_streamed(run_id, **params):
@@ -146,20 +146,20 @@ class PolledFunctionCall(Case):
             stream.until_done()
 
     def test_accepts_outputs_once(self):
-        asked = self.run_requiring_action("tool")
-        outputs = outputs_for(asked)
-        queued = threads.runs.submit_tool_outputs(asked.id, thread_id=asked.thread_id, tool_outputs=outputs)
+        waiting = self.run_requiring_action("tool")
+        outputs = outputs_for(waiting)
+        queued = threads.runs.submit_tool_outputs(waiting.id, thread_id=waiting.thread_id, tool_outputs=outputs)
 
         self.assertEqual((queued.status, queued.required_action), ("queued", None))
-        run = threads.runs.poll(asked.id, thread_id=asked.thread_id, **QUICK)
+        run = threads.runs.poll(waiting.id, thread_id=waiting.thread_id, **QUICK)
         self.assertEqual(run.status, "completed")
         for submit in (threads.runs.submit_tool_outputs, self.submit_streamed):
             self.assert_rejected(
                 openai.BadRequestError,
                 'Runs in status "completed" do not accept tool outputs.',
                 submit,
-                asked.id,
-                thread_id=asked.thread_id,
+                waiting.id,
+                thread_id=waiting.thread_id,
                 tool_outputs=outputs,
             )
         self.assertEqual(threads.runs.retrieve(run.id, thread_id=run.thread_id), run)
@@ -177,20 +177,20 @@ class PolledFunctionCall(Case):
     def test_locks_its_thread_until_it_is_cancelled(self):
         for model, text in [("tool", None), ("talk", "Let me see.")]:
             with self.subTest(model=model):
-                asked = self.run_requiring_action(model)
-                thread_id = asked.thread_id
+                waiting = self.run_requiring_action(model)
+                thread_id = waiting.thread_id
 
                 self.assert_rejected(
                     openai.BadRequestError,
-                    f"Can't add messages to {thread_id} while a run {asked.id} is active.",
+                    f"Can't add messages to {thread_id} while a run {waiting.id} is active.",
                     threads.messages.create,
                     thread_id,
                     role="user",
                     content="Wait",
                 )
-                cancelling = threads.runs.cancel(asked.id, thread_id=thread_id)
-                run = threads.runs.poll(asked.id, thread_id=thread_id, **QUICK)
-                steps = threads.runs.steps.list(asked.id, thread_id=thread_id).data
+                cancelling = threads.runs.cancel(waiting.id, thread_id=thread_id)
+                run = threads.runs.poll(waiting.id, thread_id=thread_id, **QUICK)
+                steps = threads.runs.steps.list(waiting.id, thread_id=thread_id).data
 
                 self.assertEqual((cancelling.status, run.status), ("cancelling", "cancelled"))
                 self.assertEqual(run.required_action, None)
@@ -204,15 +204,15 @@ class PolledFunctionCall(Case):
                     openai.BadRequestError,
                     'Runs in status "cancelled" do not accept tool outputs.',
                     threads.runs.submit_tool_outputs,
-                    asked.id,
+                    waiting.id,
                     thread_id=thread_id,
-                    tool_outputs=outputs_for(asked),
+                    tool_outputs=outputs_for(waiting),
                 )
                 self.assert_rejected(
                     openai.BadRequestError,
                     "Cannot cancel run with status 'cancelled'.",
                     threads.runs.cancel,
-                    asked.id,
+                    waiting.id,
                     thread_id=thread_id,
                 )
                 threads.messages.create(thread_id, role="user", content="Go on")
