@@ -255,7 +255,7 @@ impl RunService {
     /// Changes a run's metadata.
     ///
     /// # Errors
-    /// 404 if the run does not exist; 400 if it is in progress, as recorded.
+    /// 404 if the run does not exist; 400 if it is in progress, as in the recordings of OpenAI's service.
     pub async fn modify_run(&self, thread: &ThreadId, id: &RunId, request: ModifyRun) -> Result<Run, Failure> {
         let mut run = self.run(thread, id).await?;
         if let RunState::InProgress { .. } = run.state {
@@ -558,8 +558,8 @@ pub enum Addition {
     Run,
 }
 
-/// Returns the client's error for a thread that does not exist or is locked. The texts are recorded, because clients match
-/// on them.
+/// Returns the client's error for a thread that does not exist or is locked. The messages are those of OpenAI's service,
+/// because clients match on them.
 #[must_use]
 pub fn busy_thread_error(error: store::Error, thread: &ThreadId, addition: Addition) -> Failure {
     match (error, addition) {

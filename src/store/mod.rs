@@ -130,7 +130,7 @@ pub trait Messages {
     /// Returns a page of a run's prompt context, newest first: messages up to the run's creation, with earlier replies
     /// placed after the messages they answered.
     ///
-    /// The page has at most `rows` messages and about `bytes` of text, but at least one message, if there is one.
+    /// The page has at most `rows` messages with a total size of about `bytes`, but at least one message, if there is one.
     async fn conversation_page(
         &self,
         thread: &ThreadId,

@@ -11,8 +11,7 @@
 //!
 //! A separate loop renews all leases in one statement, independently of the driven work. A lease that has expired because
 //! the database was unavailable is lost only when another server claims the job. Until then the work continues, and this
-//! server does not claim the job again. Jobs during which servers were lost repeatedly are driven a few at a time
-//! (`trials`).
+//! server does not claim the job again. Jobs whose server was lost repeatedly are driven a few at a time (`trials`).
 
 mod lease;
 mod supervisor;
@@ -291,7 +290,7 @@ impl<J: Job> Worker<J> {
         drop(slot);
     }
 
-    /// Claims a due job. Jobs during which servers were lost repeatedly are claimed only with a trial.
+    /// Claims a due job. Jobs whose server was lost repeatedly are claimed only with a trial.
     async fn claim(&self) -> Option<(Claim<J::Work>, Option<Trial>)> {
         let trial = Trials::begin(&self.trials);
         let attempts_max = if trial.is_some() { u32::MAX } else { trials::ATTEMPTS_MAX - 1 };

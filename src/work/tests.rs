@@ -153,7 +153,7 @@ async fn an_unfinished_job_is_released_when_the_server_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn jobs_during_which_servers_were_lost_repeatedly_are_driven_one_at_a_time() {
+async fn jobs_whose_server_was_lost_repeatedly_are_driven_one_at_a_time() {
     let fake = Fake::with(&[("waits", 2), ("waits too", 2), ("succeeds", 1)]);
     let worker = fake.worker();
     let claiming = TaskTracker::new().spawn(worker.clone().claim_due_jobs());

@@ -1,6 +1,6 @@
-//! Limits the concurrency of suspect jobs: jobs during which servers were lost repeatedly, any of which may crash the
-//! server. They are driven one at a time at first, and each that proves harmless allows one more. So a job that crashes
-//! servers does not use up the attempts of the others.
+//! Limits the concurrency of suspect jobs: jobs whose server was lost repeatedly, and which may crash it. At first, they are
+//! driven one at a time; each one that proves harmless raises the limit by one. So a job that crashes servers does not use
+//! up the attempts of the others.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
