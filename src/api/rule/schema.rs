@@ -37,7 +37,7 @@ fn nullable(mut schema: Value) -> Value {
     }
 }
 
-/// Returns the schema of an object whose other properties depend on its `type`; [`tagged`] parses it.
+/// Returns the schema of an object whose other properties depend on its `type`; [`super::tagged`] parses it.
 #[must_use]
 pub fn tagged_schema(variants: Vec<(&str, Value)>) -> Value {
     let variants: Vec<Value> = variants
