@@ -20,6 +20,7 @@ mod busy_thread;
 mod cancel;
 mod cli;
 mod compatibility;
+mod docs;
 mod engine;
 mod expiry;
 mod layers;
