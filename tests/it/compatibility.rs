@@ -13,25 +13,25 @@ use crate::support::contract;
 const INTRO: &str = "\
 # Compatibility
 
-Every operation of the Assistants API v2 and of the related APIs, and every request parameter, as of the service's last day,
-and how assistd handles it. A test generates this page from the service's API description and from assistd's own
-(`GET /openapi.json`), and fails when the page is out of date.
+Every operation and request parameter of OpenAI's Assistants API v2 and of the APIs that it uses, as of August 2026, and how
+assistd handles it. \"The service\" is OpenAI's. A test generates this page from the service's API description and from
+assistd's own (`GET /openapi.json`), and fails if the page is out of date.
 
-Responses have every property of the service's schemas, in the recorded order; the tests check each response against both
-descriptions. Limits are the service's unless noted.
+Responses have every property of the service's schemas. The tests check each response against both descriptions. Limits are
+those of the service, unless noted.
 ";
 
 /// Notes on parameters that both descriptions have.
 const NOTES: [(&str, &str); 20] = [
     (
         "tools",
-        "at most 128, also on a run (service: 20); functions are called; `code_interpreter` and `file_search` are stored and \
-         returned, but not offered to the model",
+        "function tools are supported; `code_interpreter` and `file_search` are stored and returned, but not offered to the \
+         model; at most 128, also on a run (service: 20)",
     ),
     ("tool_resources", "stored and returned; no effect until files are supported"),
     ("tool_resources.file_search.vector_stores", "rejected: vector stores are not supported yet"),
     ("attachments", "stored and returned; no effect until files are supported"),
-    ("content", "text and `image_url` are sent to the model; an `image_file` is replaced by a note"),
+    ("content", "text and `image_url` are sent to the model; instead of an `image_file`, the model is sent a note"),
     ("messages", "at most 1,000 (service: 32)"),
     ("additional_messages", "at most 1,000"),
     ("max_prompt_tokens", "1 or more, as the service accepted; its description says 256"),
@@ -41,8 +41,11 @@ const NOTES: [(&str, &str); 20] = [
     ("response_format", "forwarded to the model server"),
     ("temperature", "forwarded if set"),
     ("top_p", "forwarded if set"),
-    ("truncation_strategy", "`auto` truncates in the middle, if the model's context window is known"),
-    ("instructions", "256,000 characters"),
+    (
+        "truncation_strategy",
+        "`auto` leaves out messages in the middle if the prompt exceeds the model's context window, if that is known",
+    ),
+    ("instructions", "at most 256,000 characters"),
     ("tool_choice", "`required` and a named function apply to the first turn"),
     ("include[]", "accepted; no effect until `file_search` is supported"),
     ("stream", "server-sent events"),
@@ -101,50 +104,57 @@ fn parameters(document: &Value, operation: &Value) -> Vec<String> {
     names.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Returns the note on a parameter, if there is one.
-fn note(path: &str) -> Option<&'static str> {
-    NOTES.iter().find(|(name, _)| *name == path).map(|(_, note)| *note)
+/// Parameters that have no effect yet, by the start of their path.
+const WITHOUT_EFFECT: [&str; 3] = ["tools[].file_search", "tool_resources.", "attachments[]"];
+
+/// Returns the note on a parameter that both descriptions have. A nested thread has the notes of a thread.
+fn note(path: &str) -> &'static str {
+    let path = path.strip_prefix("thread.").unwrap_or(path);
+    match NOTES.iter().find(|(name, _)| *name == path) {
+        Some((_, note)) => note,
+        None if WITHOUT_EFFECT.iter().any(|start| path.starts_with(start)) => "stored and returned; no effect yet",
+        None => "supported",
+    }
 }
 
 /// Renders the page. Omits the parameters of operations that are rejected as a whole, and of those that are
 /// forwarded to model servers unchanged.
 fn page(official: &Value, ours: &Value) -> String {
     let mut page = INTRO.to_owned();
-    page.push_str("\n## Operations\n\n| operation | |\n| --- | --- |\n");
+    page.push_str("\n## Operations\n\n| operation | assistd |\n| --- | --- |\n");
     let mut tables = String::new();
     let (mut served, mut all) = (0, 0);
     for (path, item) in official["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap().iter().filter(|(_, value)| value.is_object()) {
             let name = format!("`{} {path}`", method.to_uppercase());
+            all += 1;
             let Some(own) = own_operation(ours, method, path) else {
-                all += 1;
                 writeln!(page, "| {name} | not yet |").unwrap();
                 continue;
             };
-            all += 1;
-            served += 1;
             let is_proxied = path.starts_with("/chat/") || path == "/embeddings";
             let what = match (is_proxied, method.as_str(), path.as_str()) {
                 (true, ..) => "forwarded to the model server; aliases apply",
                 (_, "delete", "/models/{model}") => "rejected: models belong to their servers",
                 _ => "supported",
             };
+            served += usize::from(!what.starts_with("rejected"));
             writeln!(page, "| {name} | {what} |").unwrap();
             let theirs = parameters(official, operation);
             if is_proxied || theirs.is_empty() {
                 continue;
             }
             let known = parameters(ours, own);
-            write!(tables, "\n### {name}\n\n| parameter | |\n| --- | --- |\n").unwrap();
+            write!(tables, "\n### {name}\n\n| parameter | assistd |\n| --- | --- |\n").unwrap();
             for member in theirs.into_iter().filter(|member| !member.contains("vector_stores[]")) {
                 // Unknown query parameters are ignored.
                 let is_known = known.contains(&member) || member == "include[]";
-                let what = if is_known { note(&member).unwrap_or("yes") } else { "no: rejected as unknown" };
+                let what = if is_known { note(&member) } else { "rejected as unknown" };
                 writeln!(tables, "| `{member}` | {what} |").unwrap();
             }
         }
     }
-    write!(page, "\n{served} of {all} are supported. In addition, `GET /v1/threads` lists all threads.\n").unwrap();
+    write!(page, "\n{served} of {all} are served. In addition, `GET /v1/threads` lists all threads.\n").unwrap();
     page.push_str("\n## Request parameters\n");
     page.push_str(&tables);
     page
