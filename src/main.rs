@@ -19,15 +19,14 @@ use assistd::{health, store};
 /// Maximum wait for blocking tasks on exit.
 const BLOCKING_STOP_MAX: Duration = Duration::from_secs(2);
 
-/// The Assistants API, on your own machine.
+/// OpenAI's Assistants API v2 on your own machine, with any model behind it.
 ///
-/// Serves OpenAI's Assistants API v2 with any model. Settings come from a file and environment variables; `assistd config`
-/// prints all of them.
+/// Settings come from a file and from environment variables with the prefix `ASSISTD_`. `assistd config` prints all of them.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// The settings file. If omitted, the defaults and the environment apply.
-    #[arg(long, env = "ASSISTD_CONFIG", global = true)]
+    /// Settings file in TOML. Environment variables override it.
+    #[arg(long, value_name = "FILE", env = "ASSISTD_CONFIG", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -35,13 +34,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server (the default command).
+    /// Run the server (default).
     Serve,
     /// Print the settings in effect, with secrets masked.
     Config,
-    /// Migrate the database schema to the current version, and exit.
+    /// Migrate the database schema and exit; the server does this at start as well.
     Migrate,
-    /// Check the health of the server on this machine; exit with 1 if it does not respond. For container health checks.
+    /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
 }
 
@@ -129,6 +128,6 @@ Try it:
       \\\"thread\\\": {{\\\"messages\\\": [{{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"Hello\\\"}}]}}, \\\"stream\\\": true}}\"
 ",
         version = env!("CARGO_PKG_VERSION"),
-        key_text = if with_keys { "one of api_keys" } else { "any (api_keys is empty; only this machine can connect)" },
+        key_text = if with_keys { "one of api_keys" } else { "any (no api_keys are set: only this machine can connect)" },
     )
 }
