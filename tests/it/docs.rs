@@ -1,5 +1,5 @@
-//! The documentation: its links resolve, the settings that it names exist, and its diagram of a run matches the state
-//! machine. `tests/clients/python/examples.py` runs its examples.
+//! The documentation: its links resolve, the settings and versions that it names exist, and its diagram of a run matches
+//! the state machine. `tests/clients/python/examples.py` runs its examples.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -110,6 +110,28 @@ fn settings_in_the_documentation_exist() {
     }
 
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn the_readme_names_the_tested_versions_of_the_sdks() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let readme = read("README.md").replace('\n', " ");
+    let python = read("tests/clients/python/requirements.txt");
+    let node: serde_json::Value = serde_json::from_str(&read("tests/clients/node/package.json")).unwrap();
+    let rust: toml::Table = read("Cargo.toml").parse().unwrap();
+    let pinned = |name: &str| python.lines().find_map(|line| line.strip_prefix(&format!("{name}=="))).unwrap();
+
+    for client in [
+        format!("openai-python {}", pinned("openai")),
+        format!("azure-ai-agents {}", pinned("azure-ai-agents")),
+        format!("openai-node {}", node["dependencies"]["openai"].as_str().unwrap()),
+        format!(
+            "async-openai {}",
+            rust["dev-dependencies"]["async-openai"]["version"].as_str().unwrap().trim_matches('=')
+        ),
+    ] {
+        assert!(readme.contains(&client), "the README does not name {client}");
+    }
 }
 
 /// The moves of a run: (state before, input, state after).
