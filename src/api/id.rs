@@ -80,8 +80,8 @@ macro_rules! ids {
             }
         }
 
-        impl Make for $name {
-            fn make(ids: &Ids) -> Self {
+        impl Generate for $name {
+            fn generate(ids: &Ids) -> Self {
                 Self(format!("{}{}", $prefix, ids.unique().simple()))
             }
         }
@@ -108,9 +108,9 @@ ids! {
 }
 
 /// An identifier type that [`Ids`] can generate.
-pub trait Make {
+pub trait Generate {
     /// Returns a new, unique identifier.
-    fn make(ids: &Ids) -> Self;
+    fn generate(ids: &Ids) -> Self;
 }
 
 /// Generates identifiers: a prefix and the 32 hex digits of a version 7 UUID, so that they sort by time.
@@ -133,8 +133,8 @@ impl Ids {
     }
 
     /// Generates an identifier.
-    pub fn make<T: Make>(&self) -> T {
-        T::make(self)
+    pub fn generate<T: Generate>(&self) -> T {
+        T::generate(self)
     }
 
     fn unique(&self) -> Uuid {
@@ -156,8 +156,8 @@ mod tests {
     fn an_identifier_is_its_prefix_and_32_digits_and_sorts_by_time() {
         let ids = Ids::unique_everywhere();
 
-        let first: ThreadId = ids.make();
-        let second: ThreadId = ids.make();
+        let first: ThreadId = ids.generate();
+        let second: ThreadId = ids.generate();
 
         assert_eq!(first.as_str().len(), "thread_".len() + 32);
         assert!(first < second);

@@ -126,7 +126,7 @@ pub enum Content {
 impl Content {
     /// Returns the text of a text part.
     #[must_use]
-    pub fn words(&self) -> Option<&str> {
+    pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text { text } => Some(&text.value),
             Self::ImageUrl { .. } | Self::ImageFile { .. } | Self::Refusal { .. } => None,
@@ -135,7 +135,7 @@ impl Content {
 
     /// Returns the text of a refusal part.
     #[must_use]
-    pub fn refusal(&self) -> Option<&str> {
+    pub fn as_refusal(&self) -> Option<&str> {
         match self {
             Self::Refusal { refusal } => Some(refusal),
             Self::Text { .. } | Self::ImageUrl { .. } | Self::ImageFile { .. } => None,
@@ -270,7 +270,7 @@ impl CreateMessage {
     #[must_use]
     pub fn into_message(self, ids: &Ids, thread_id: &ThreadId, now: Timestamp) -> Message {
         Message {
-            id: ids.make(),
+            id: ids.generate(),
             created_at: now,
             thread_id: thread_id.clone(),
             author: None,
@@ -288,7 +288,7 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
         Value::String(_) => Ok(vec![Content::text(string(0, TEXT_CHARS_MAX).read(value, at)?)]),
         Value::Array(_) => {
             let parts = parts().read(value, at)?;
-            let characters = parts.iter().filter_map(Content::words).map(|words| words.chars().count()).sum();
+            let characters = parts.iter().filter_map(Content::as_text).map(|words| words.chars().count()).sum();
             if characters > TEXT_CHARS_MAX {
                 return Err(too_long(at, TEXT_CHARS_MAX, characters));
             }

@@ -121,7 +121,7 @@ pub enum StepState {
 impl RunStep {
     /// Creates a step of `run` in progress.
     #[must_use]
-    pub fn begin(id: RunStepId, run: &Run, details: StepDetails, now: Timestamp) -> Self {
+    pub fn start(id: RunStepId, run: &Run, details: StepDetails, now: Timestamp) -> Self {
         Self {
             id,
             created_at: now,
@@ -138,7 +138,7 @@ impl RunStep {
 
     /// Returns whether the step creates the run's message.
     #[must_use]
-    pub fn makes_message(&self) -> bool {
+    pub fn creates_message(&self) -> bool {
         matches!(self.details, StepDetails::MessageCreation { .. })
     }
 

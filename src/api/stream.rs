@@ -107,7 +107,7 @@ pub struct StepDelta {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallGrowth {
     /// The call started.
-    Begun {
+    Started {
         /// Our ID of the call.
         id: ToolCallId,
         /// The function name.
@@ -159,7 +159,7 @@ impl StreamEvent {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Run(event, run) => *event == RunEvent::RequiresAction || run.state.is_over(),
+            Self::Run(event, run) => *event == RunEvent::RequiresAction || run.state.has_ended(),
             Self::Error(_) => true,
             Self::ThreadCreated(_)
             | Self::Step(..)
@@ -279,7 +279,7 @@ struct FunctionDelta<'a> {
 impl<'a> From<&'a StepDelta> for StepDeltaObject<'a> {
     fn from(delta: &'a StepDelta) -> Self {
         let (id, function) = match &delta.growth {
-            CallGrowth::Begun { id, name } => {
+            CallGrowth::Started { id, name } => {
                 (Some(id), FunctionDelta { name: Some(name), arguments: "", output: Some(()) })
             }
             CallGrowth::Arguments(arguments) => (None, FunctionDelta { name: None, arguments, output: None }),
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn only_the_first_delta_of_a_part_has_annotations() {
-        let message_id: MessageId = Ids::counting().make();
+        let message_id: MessageId = Ids::counting().generate();
         let delta = |value: &str, first| {
             data(&StreamEvent::MessageDelta(MessageDelta {
                 message_id: message_id.clone(),
@@ -338,11 +338,11 @@ mod tests {
     #[test]
     fn only_the_first_delta_of_a_call_has_its_id_and_name() {
         let ids = Ids::counting();
-        let (step_id, id): (RunStepId, ToolCallId) = (ids.make(), ids.make());
+        let (step_id, id): (RunStepId, ToolCallId) = (ids.generate(), ids.generate());
         let delta = |growth| data(&StreamEvent::StepDelta(StepDelta { step_id: step_id.clone(), index: 0, growth }));
 
         assert_eq!(
-            delta(CallGrowth::Begun { id, name: "f".into() }),
+            delta(CallGrowth::Started { id, name: "f".into() }),
             r#"{"id":"step_00000000000000000000000000000001","object":"thread.run.step.delta","delta":{"step_details":{"type":"tool_calls","tool_calls":[{"index":0,"id":"call_00000000000000000000000000000002","type":"function","function":{"name":"f","arguments":"","output":null}}]}}}"#
         );
         assert_eq!(

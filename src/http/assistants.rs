@@ -38,7 +38,7 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn create_assistant(State(app): State<App>, Json(request): Json<CreateAssistant>) -> Result<Response, Error> {
-    let assistant = request.into_assistant(app.ids.make(), app.clock.now());
+    let assistant = request.into_assistant(app.ids.generate(), app.clock.now());
     app.store.create_assistant(&assistant).await?;
     Ok(object(&AssistantObject::from(&assistant)))
 }

@@ -79,7 +79,7 @@ fn run_or_stream_response(app: &App, created: CreatedRun) -> Response {
 
 fn run_response(run: &Run) -> Response {
     let mut response = object(&RunObject::from(run));
-    if !run.state.is_over() {
+    if !run.state.has_ended() {
         response.headers_mut().insert(POLL_AFTER_MS, POLL_AFTER);
     }
     response

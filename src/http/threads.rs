@@ -32,7 +32,7 @@ pub(super) fn routes() -> Routes {
 
 async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>) -> Result<Response, Error> {
     let now = app.clock.now();
-    let (thread, messages) = request.into_thread(app.ids.make(), now);
+    let (thread, messages) = request.into_thread(app.ids.generate(), now);
     let messages: Vec<_> =
         messages.into_iter().map(|message| message.into_message(&app.ids, &thread.id, now)).collect();
     app.store.create_thread(&thread, &messages).await?;

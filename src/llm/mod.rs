@@ -139,7 +139,7 @@ pub enum Error {
     Unavailable(String),
     /// The server rejected the request; a retry does not help.
     #[error("{0}")]
-    Refused(String),
+    Rejected(String),
 }
 
 /// A response that is forwarded unchanged.

@@ -162,7 +162,7 @@ impl Driver {
                 self.transitions.registry().forget(&work.run.spec.id, &run.live);
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let Run { state, usage, .. } = &run.current.progress.run;
-                let what = if state.is_over() { "run ended" } else { "run requires action" };
+                let what = if state.has_ended() { "run ended" } else { "run requires action" };
                 tracing::info!(status = state.status(), duration_ms, tokens = usage.total_tokens, "{what}");
                 Ok(())
             }
@@ -288,7 +288,7 @@ impl Driver {
             run.live.publish(&run.current.progress, run.current.version, run.current.lease);
             return Ok(Input::Stopped { usage });
         }
-        if found.run.state.is_over() {
+        if found.run.state.has_ended() {
             run.current = self.retry(|| self.transitions.load(found.clone())).await?;
             let _gate = run.live.gate.lock().await;
             run.live.publish(&run.current.progress, run.current.version, run.current.lease);
@@ -351,9 +351,11 @@ impl Driver {
 /// Returns whether the run needs no driver after this input.
 fn input_ends_driving(input: &Input) -> bool {
     match input {
-        Input::Claimed | Input::TextBegan | Input::CallsBegan | Input::OutputsSubmitted(_) | Input::CancelRequested => {
-            false
-        }
+        Input::Claimed
+        | Input::TextStarted
+        | Input::CallsStarted
+        | Input::OutputsSubmitted(_)
+        | Input::CancelRequested => false,
         Input::ModelReplied { .. }
         | Input::LimitReached(_)
         | Input::Stopped { .. }

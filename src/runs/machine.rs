@@ -2,11 +2,11 @@
 //!
 //! What each input does in each state; a dash is refused with [`InvalidTransition`]:
 //!
-//! | input \ state      | queued      | in progress | requires action | cancelling | over |
-//! |--------------------|-------------|-------------|-----------------|------------|------|
+//! | input \ state      | queued      | in progress | requires action | cancelling | ended |
+//! |--------------------|-------------|-------------|-----------------|------------|-------|
 //! | `Claimed`          | in progress | in progress | –               | –          | –    |
-//! | `TextBegan`        | –           | in progress | –               | –          | –    |
-//! | `CallsBegan`       | –           | in progress | –               | –          | –    |
+//! | `TextStarted`      | –           | in progress | –               | –          | –    |
+//! | `CallsStarted`     | –           | in progress | –               | –          | –    |
 //! | `ModelReplied`     | –           | completed, incomplete, requires action | – | – | –    |
 //! | `OutputsSubmitted` | –           | –           | queued          | –          | –    |
 //! | `CancelRequested`  | cancelling  | cancelling  | cancelling      | –          | –    |
@@ -55,7 +55,7 @@ pub struct Progress {
 
 /// A function call that the model has finished writing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MadeCall {
+pub struct CompletedCall {
     /// The call as clients see it.
     pub call: FunctionCall,
     /// The model's own id for it.
@@ -81,9 +81,9 @@ impl Progress {
     /// Appends to the message's text part, which begins with the first text.
     ///
     /// # Panics
-    /// If there is no message: text comes only after [`Input::TextBegan`].
+    /// If there is no message: text comes only after [`Input::TextStarted`].
     pub fn append(&mut self, text: &str) {
-        let content = &mut self.message.as_mut().expect("text comes after TextBegan").content;
+        let content = &mut self.message.as_mut().expect("text comes after TextStarted").content;
         match content.iter_mut().find_map(text_part) {
             Some(value) => value.push_str(text),
             None => content.push(Content::text(text)),
@@ -95,7 +95,7 @@ impl Progress {
     /// # Panics
     /// If there is no message, as [`Progress::append`].
     pub fn append_refusal(&mut self, words: &str) {
-        let content = &mut self.message.as_mut().expect("a refusal comes after TextBegan").content;
+        let content = &mut self.message.as_mut().expect("a refusal comes after TextStarted").content;
         match content.iter_mut().find_map(refusal_part) {
             Some(refusal) => refusal.push_str(words),
             None => content.push(Content::Refusal { refusal: words.to_owned() }),
@@ -105,13 +105,13 @@ impl Progress {
     /// The text written so far.
     #[must_use]
     pub fn text(&self) -> &str {
-        self.parts().find_map(Content::words).unwrap_or_default()
+        self.parts().find_map(Content::as_text).unwrap_or_default()
     }
 
     /// The refusal written so far.
     #[must_use]
     pub fn refusal(&self) -> &str {
-        self.parts().find_map(Content::refusal).unwrap_or_default()
+        self.parts().find_map(Content::as_refusal).unwrap_or_default()
     }
 
     fn parts(&self) -> impl Iterator<Item = &Content> {
@@ -121,13 +121,13 @@ impl Progress {
     /// The step whose calls the model is writing, or the client is answering.
     #[must_use]
     pub fn open_calls(&self) -> Option<&RunStep> {
-        self.steps.iter().find(|step| !step.makes_message() && step.is_open())
+        self.steps.iter().find(|step| !step.creates_message() && step.is_open())
     }
 
     /// How many turns have called tools.
     #[must_use]
     pub fn rounds(&self) -> usize {
-        self.steps.iter().filter(|step| !step.makes_message()).count()
+        self.steps.iter().filter(|step| !step.creates_message()).count()
     }
 
     /// Cuts the message back to this much text and refusal, and opens it again.
@@ -177,17 +177,17 @@ pub enum Input {
     /// A worker has claimed it.
     Claimed,
     /// The model has started to write text.
-    TextBegan,
+    TextStarted,
     /// The model has started to call tools.
-    CallsBegan,
+    CallsStarted,
     /// The model has ended its answer; the text is in the message already.
     ModelReplied {
         /// Tokens of the turn.
         usage: Usage,
         /// Why it ended.
         finish: FinishReason,
-        /// The calls that it made, after [`Input::CallsBegan`].
-        calls: Vec<MadeCall>,
+        /// The calls that it made, after [`Input::CallsStarted`].
+        calls: Vec<CompletedCall>,
         /// Members of a turn with calls that the model needs back.
         replay: Option<Box<ReplayedMembers>>,
     },
@@ -304,10 +304,10 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
     let started_at = progress.run.state.started_at();
     match (&progress.run.state, input) {
         (Queued { .. } | InProgress { .. }, Input::Claimed) => Ok(change.claim()),
-        (InProgress { .. }, Input::TextBegan) if progress.message.is_none() => {
+        (InProgress { .. }, Input::TextStarted) if progress.message.is_none() => {
             Ok(change.begin_message(ids).done(Effect::ReadAnswer))
         }
-        (InProgress { .. }, Input::CallsBegan) if progress.open_calls().is_none() => {
+        (InProgress { .. }, Input::CallsStarted) if progress.open_calls().is_none() => {
             Ok(change.begin_calls(ids).done(Effect::ReadAnswer))
         }
         (InProgress { started_at }, Input::ModelReplied { usage, finish, calls, replay }) => {
@@ -360,8 +360,8 @@ impl Input {
             | Self::Failed { usage, .. }
             | Self::DeadlinePassed { usage } => *usage,
             Self::Claimed
-            | Self::TextBegan
-            | Self::CallsBegan
+            | Self::TextStarted
+            | Self::CallsStarted
             | Self::OutputsSubmitted(_)
             | Self::LimitReached(_)
             | Self::CancelRequested => Usage::default(),
@@ -373,8 +373,8 @@ impl Input {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Claimed => "Claimed",
-            Self::TextBegan => "TextBegan",
-            Self::CallsBegan => "CallsBegan",
+            Self::TextStarted => "TextStarted",
+            Self::CallsStarted => "CallsStarted",
             Self::OutputsSubmitted(_) => "OutputsSubmitted",
             Self::LimitReached(_) => "LimitReached",
             Self::ModelReplied { .. } => "ModelReplied",
@@ -452,8 +452,8 @@ impl Change {
         let steps = &mut self.progress.steps;
         let place = steps
             .iter()
-            .position(|step| !step.makes_message() && step.is_open() && step.usage.is_none())
-            .or_else(|| steps.iter().position(|step| step.makes_message() && step.is_open()));
+            .position(|step| !step.creates_message() && step.is_open() && step.usage.is_none())
+            .or_else(|| steps.iter().position(|step| step.creates_message() && step.is_open()));
         if let Some(step) = place.map(|place| &mut steps[place]) {
             *step.usage.get_or_insert_default() += usage;
         }
@@ -471,7 +471,7 @@ impl Change {
         self = self.spend(usage);
         let at = self.now;
         // Model servers may ignore a bound; the run's end shows that it was exceeded.
-        let limit = self.progress.run.limit_passed();
+        let limit = self.progress.run.limit_exceeded();
         let cut = match finish {
             FinishReason::Stop if limit == Some(RunIncompleteReason::MaxCompletionTokens) => {
                 Some(IncompleteReason::MaxTokens)
@@ -498,9 +498,10 @@ impl Change {
 
     fn fail(mut self, started_at: Option<Timestamp>, error: LastError, usage: Usage, ids: &Ids) -> Transition {
         let at = self.now;
-        if !self.progress.steps.iter().any(RunStep::makes_message) {
-            let details = StepDetails::MessageCreation { message_creation: MessageCreation { message_id: ids.make() } };
-            self.progress.steps.push(RunStep::begin(ids.make(), &self.progress.run, details, at));
+        if !self.progress.steps.iter().any(RunStep::creates_message) {
+            let details =
+                StepDetails::MessageCreation { message_creation: MessageCreation { message_id: ids.generate() } };
+            self.progress.steps.push(RunStep::start(ids.generate(), &self.progress.run, details, at));
         }
         let state = StepState::Failed { at, error: error.clone() };
         self.spend(usage)
@@ -512,7 +513,7 @@ impl Change {
 
     fn begin_calls(mut self, ids: &Ids) -> Self {
         let details = StepDetails::ToolCalls { tool_calls: Vec::new() };
-        let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
+        let step = RunStep::start(ids.generate(), &self.progress.run, details, self.now);
         self.steps.push(step.clone());
         self.progress.steps.push(step);
         self
@@ -522,14 +523,14 @@ impl Change {
         mut self,
         started_at: Timestamp,
         usage: Usage,
-        made: Vec<MadeCall>,
+        made: Vec<CompletedCall>,
         replay: Option<Box<ReplayedMembers>>,
     ) -> Transition {
         self = self.spend(usage);
         let (text_bytes, refusal_bytes) = (self.progress.text().len(), self.progress.refusal().len());
         let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
             made.into_iter().map(|made| (made.call, made.upstream_id)).unzip();
-        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.makes_message() && step.is_open()) {
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
             let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
             step.details = StepDetails::ToolCalls { tool_calls };
             step.usage = Some(usage);
@@ -545,7 +546,7 @@ impl Change {
 
     fn resume(mut self, started_at: Timestamp, outputs: &[String]) -> Transition {
         let at = self.now;
-        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.makes_message() && step.is_open()) {
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
             if let StepDetails::ToolCalls { tool_calls } = &mut step.details {
                 for (call, output) in tool_calls.iter_mut().zip(outputs) {
                     call.function.output = Some(output.clone());
@@ -567,7 +568,7 @@ impl Change {
         });
         let spec = &self.progress.run.spec;
         let message = Message {
-            id: existing_id.clone().unwrap_or_else(|| ids.make()),
+            id: existing_id.clone().unwrap_or_else(|| ids.generate()),
             created_at: self.now,
             thread_id: spec.thread_id.clone(),
             author: Some(Author { assistant_id: spec.assistant_id.clone(), run_id: spec.id.clone() }),
@@ -587,7 +588,7 @@ impl Change {
         } else {
             let message_creation = MessageCreation { message_id: message.id.clone() };
             let details = StepDetails::MessageCreation { message_creation };
-            let step = RunStep::begin(ids.make(), &self.progress.run, details, self.now);
+            let step = RunStep::start(ids.generate(), &self.progress.run, details, self.now);
             self.steps.push(step.clone());
             self.progress.steps.push(step);
         }

@@ -359,8 +359,8 @@ impl Driver {
 fn begins(event: &TurnEvent, run: &LeasedRun) -> Option<Input> {
     let progress = &run.current.progress;
     match event {
-        TurnEvent::Text(_) | TurnEvent::Refusal(_) => progress.message.is_none().then_some(Input::TextBegan),
-        TurnEvent::Call(..) => progress.open_calls().is_none().then_some(Input::CallsBegan),
+        TurnEvent::Text(_) | TurnEvent::Refusal(_) => progress.message.is_none().then_some(Input::TextStarted),
+        TurnEvent::Call(..) => progress.open_calls().is_none().then_some(Input::CallsStarted),
     }
 }
 
@@ -400,12 +400,12 @@ fn failed(message: String, usage: Usage) -> Input {
 fn last_error(error: &llm::Error) -> LastError {
     let code = match error {
         llm::Error::RateLimited(_) => ErrorCode::RateLimitExceeded,
-        llm::Error::Unavailable(_) | llm::Error::Refused(_) => ErrorCode::ServerError,
+        llm::Error::Unavailable(_) | llm::Error::Rejected(_) => ErrorCode::ServerError,
     };
     // Clients know the service's text for errors that may pass, and some retry when they read it.
     let message = match error {
         llm::Error::Unavailable(cause) => format!("Sorry, something went wrong. {cause}"),
-        llm::Error::RateLimited(cause) | llm::Error::Refused(cause) => cause.clone(),
+        llm::Error::RateLimited(cause) | llm::Error::Rejected(cause) => cause.clone(),
     };
     LastError { code, message }
 }

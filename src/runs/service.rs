@@ -130,7 +130,7 @@ impl RunService {
         let Dependencies { store, clock, ids, .. } = &self.dependencies;
         let (thread, run, tool_resources) = request.split();
         let thread = thread.unwrap_or(CreateThread { messages: None, tool_resources: None, metadata: None });
-        let (thread, messages) = thread.into_thread(ids.make(), clock.now());
+        let (thread, messages) = thread.into_thread(ids.generate(), clock.now());
         let context =
             RunContext { has_messages: !messages.is_empty(), ..store.run_context(None, &run.assistant_id).await? };
         let run = CreateRun { additional_messages: Some(messages), ..run };
@@ -284,7 +284,7 @@ impl RunService {
                 self.expire(found).await?;
                 continue;
             }
-            if found.run.state.is_over() || matches!(found.run.state, RunState::Cancelling { .. }) {
+            if found.run.state.has_ended() || matches!(found.run.state, RunState::Cancelling { .. }) {
                 let status = found.run.state.status();
                 return Err(Error::invalid(format!("Cannot cancel run with status '{status}'.")).into());
             }
@@ -498,7 +498,7 @@ fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progres
     let mut before = progress.clone();
     before.steps.truncate(index + 1);
     before.steps[index].state = StepState::InProgress;
-    for step in before.steps.iter_mut().filter(|step| step.makes_message()) {
+    for step in before.steps.iter_mut().filter(|step| step.creates_message()) {
         step.state = StepState::InProgress;
     }
     let calls = tool_calls
@@ -511,7 +511,7 @@ fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progres
         .collect();
     let started_at = progress.run.state.started_at().unwrap_or(progress.run.spec.created_at);
     before.run.state = RunState::RequiresAction { started_at, calls };
-    if before.steps.iter().any(crate::api::RunStep::makes_message) {
+    if before.steps.iter().any(crate::api::RunStep::creates_message) {
         before.truncate(turn.text_bytes, turn.refusal_bytes);
     } else {
         before.message = None;

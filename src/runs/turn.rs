@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::machine::MadeCall;
+use super::machine::CompletedCall;
 use crate::api::run::FinishReason;
 use crate::api::run_step::ReplayedMembers;
 use crate::api::stream::CallGrowth;
@@ -82,7 +82,7 @@ pub enum TurnEvent {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Calls {
     /// The calls, in order.
-    pub made: Vec<MadeCall>,
+    pub made: Vec<CompletedCall>,
     /// What the model needs back with them.
     pub replay: Option<Box<ReplayedMembers>>,
 }
@@ -134,7 +134,7 @@ impl Turn {
                 // Pieces without a name before the first call carry nothing.
                 let Some(name) = piece.name.clone() else { return Vec::new() };
                 self.calls.push(Call {
-                    id: ids.make(),
+                    id: ids.generate(),
                     index: piece.index,
                     upstream_id: piece.id.clone(),
                     name,
@@ -201,7 +201,7 @@ impl Turn {
         let call = &mut self.calls[index];
         let name = known.or_else(|| must_begin.then(|| call.name.clone())).filter(|_| !call.is_published)?;
         call.is_published = true;
-        Some(TurnEvent::Call(number(index), CallGrowth::Begun { id: call.id.clone(), name }))
+        Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
     }
 
     fn takes_arguments(&self, index: usize) -> bool {
@@ -277,7 +277,7 @@ impl Turn {
             let arguments = lenient::arguments(&call.arguments, function.takes_arguments);
             let upstream_id = call.upstream_id.unwrap_or_else(|| call.id.to_string());
             let call_made = FunctionCall { id: call.id, name: function.name, arguments };
-            made.push(MadeCall { call: call_made, upstream_id });
+            made.push(CompletedCall { call: call_made, upstream_id });
             call_members.push(call.members);
         }
         if call_members.iter().all(Map::is_empty) {
@@ -381,7 +381,7 @@ mod tests {
         let mut calls: Vec<(String, String)> = Vec::new();
         for event in events {
             match event {
-                TurnEvent::Call(index, CallGrowth::Begun { name, .. }) => {
+                TurnEvent::Call(index, CallGrowth::Started { name, .. }) => {
                     assert_eq!(*index as usize, calls.len(), "calls begin in order");
                     calls.push((name.clone(), String::new()));
                 }

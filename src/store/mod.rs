@@ -8,7 +8,7 @@
 //! the version that it was computed from. If a cancellation, the sweeper or another server has changed the run since, the
 //! commit writes nothing and fails with [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
 //!
-//! A row with a variant that this release does not know is skipped with a warning (`docs/migrations.md`).
+//! A row with a variant that this release does not know is skipped with a warning (`docs/upgrading.md`).
 
 mod jobs;
 mod pool;

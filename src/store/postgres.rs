@@ -379,7 +379,7 @@ impl Backend {
         let query = sqlx::query_as::<Db, _>(sql)
             .bind(commit.run.spec.id.as_str())
             .bind(commit.version)
-            .bind(!commit.run.state.is_over())
+            .bind(!commit.run.state.has_ended())
             .bind(next_lease)
             .bind(runs::state_column(commit.run))
             .bind(new.map(|message| message.id.as_str()))

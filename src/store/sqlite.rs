@@ -296,7 +296,7 @@ impl Backend {
     /// Writes a commit. Returns `None` if the run is no longer at the commit's version.
     async fn write_commit(&self, commit: &Commit<'_>) -> Result<Option<Written>, Error> {
         let run = &commit.run.spec;
-        let active = !commit.run.state.is_over();
+        let active = !commit.run.state.has_ended();
         let (next_lease, lease) = runs::next_lease_columns(commit.next_lease);
         let mut tx = self.begin().await?;
         let claims: Option<(i64,)> = sqlx::query_as::<Db, _>(concat!(

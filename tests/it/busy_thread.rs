@@ -155,7 +155,7 @@ async fn every_server_is_notified_of_a_changed_run() {
     let Some(database) = Database::postgres().await else { return };
     let (sender, receiver) = (database.open().await, database.open().await);
     let mut changes = receiver.run_changes();
-    let run: RunId = Ids::unique_everywhere().make();
+    let run: RunId = Ids::unique_everywhere().generate();
 
     let notified = tokio::spawn(async move { changes.next().await });
     // Notifications are lost until the receiver listens.

@@ -235,8 +235,8 @@ both_stores!(retrying_a_submission_of_tool_outputs_is_idempotent, async |databas
 both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |database: Database| {
     let run = {
         let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
-        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), now);
-        let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.make(), now);
+        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
+        let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
         let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
         store.create_thread(&thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();

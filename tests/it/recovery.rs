@@ -21,9 +21,9 @@ use crate::support::upstream::{Answer, Upstream};
 /// Returns the run's path.
 async fn create_interrupted_run(database: &Database) -> String {
     let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
-    let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), now);
+    let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
     store.create_assistant(&assistant).await.unwrap();
-    let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.make(), now);
+    let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
     let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
     store.create_thread(&thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
@@ -31,7 +31,7 @@ async fn create_interrupted_run(database: &Database) -> String {
     store.create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due }).await.unwrap();
     let mut progress = Progress::new(run);
     let mut version = FIRST_VERSION;
-    for input in [Input::Claimed, Input::TextBegan] {
+    for input in [Input::Claimed, Input::TextStarted] {
         let transition = machine::step(&progress, input, now, &ids).unwrap();
         version = store.commit(commit(&transition, version, NextLease::Due)).await.unwrap().version;
         progress = transition.progress;

@@ -222,7 +222,7 @@ impl RunState {
 
     /// Returns whether the run has ended. Until then it locks its thread.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         match self {
             Self::Queued { .. } | Self::InProgress { .. } | Self::RequiresAction { .. } | Self::Cancelling { .. } => {
                 false
@@ -261,7 +261,7 @@ impl RunState {
 impl Run {
     /// Returns the token limit that the run has exceeded, if any.
     #[must_use]
-    pub fn limit_passed(&self) -> Option<RunIncompleteReason> {
+    pub fn limit_exceeded(&self) -> Option<RunIncompleteReason> {
         self.limit(|used, max| used > max)
     }
 
@@ -271,18 +271,18 @@ impl Run {
         self.limit(|used, max| used >= max)
     }
 
-    fn limit(&self, is_over: fn(u32, u32) -> bool) -> Option<RunIncompleteReason> {
+    fn limit(&self, is_above: fn(u32, u32) -> bool) -> Option<RunIncompleteReason> {
         let (spec, used) = (&self.spec, &self.usage);
-        if spec.max_completion_tokens.is_some_and(|max| is_over(used.completion_tokens, max)) {
+        if spec.max_completion_tokens.is_some_and(|max| is_above(used.completion_tokens, max)) {
             return Some(RunIncompleteReason::MaxCompletionTokens);
         }
-        let is_prompt_over = spec.max_prompt_tokens.is_some_and(|max| is_over(used.prompt_tokens, max));
-        is_prompt_over.then_some(RunIncompleteReason::MaxPromptTokens)
+        let is_prompt_above = spec.max_prompt_tokens.is_some_and(|max| is_above(used.prompt_tokens, max));
+        is_prompt_above.then_some(RunIncompleteReason::MaxPromptTokens)
     }
 
     /// Returns whether the run is past its deadline and has not ended.
     #[must_use]
     pub fn is_overdue(&self, now: Timestamp) -> bool {
-        !self.state.is_over() && now >= self.spec.expires_at
+        !self.state.has_ended() && now >= self.spec.expires_at
     }
 }

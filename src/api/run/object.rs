@@ -78,7 +78,7 @@ struct IncompleteDetails {
 impl<'a> From<&'a Run> for RunObject<'a> {
     fn from(run: &'a Run) -> Self {
         let spec = &*run.spec;
-        let over = run.state.is_over();
+        let over = run.state.has_ended();
         let mut object = Self {
             id: &spec.id,
             object: "thread.run",

@@ -176,7 +176,7 @@ impl CreateRun {
             instructions.push_str(&more);
         }
         let spec = RunSpec {
-            id: ids.make(),
+            id: ids.generate(),
             created_at: now,
             expires_at: now.plus(expires_after),
             thread_id: thread_id.clone(),

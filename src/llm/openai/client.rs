@@ -256,7 +256,7 @@ impl Upstream {
                 let text = format!("{} failed during its answer: {}", self.subject(), self.masked(&report.text()));
                 match report.status {
                     _ if report.is_rate_limit() => Error::RateLimited(text),
-                    400..500 => Error::Refused(text),
+                    400..500 => Error::Rejected(text),
                     _ => Error::Unavailable(text),
                 }
             }
@@ -279,7 +279,7 @@ impl Upstream {
         match report.status {
             429 => Error::RateLimited(text),
             500.. => Error::Unavailable(text),
-            _ => Error::Refused(text),
+            _ => Error::Rejected(text),
         }
     }
 

@@ -12,9 +12,10 @@ use crate::api::{Assistant, CreateAssistant, CreateRun};
 const NOW: Timestamp = Timestamp(1_000);
 
 fn run(ids: &Ids) -> Run {
-    let assistant: Assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), NOW);
+    let assistant: Assistant =
+        CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-    request.into_run(ids, &ids.make(), &assistant, ToolResources::default(), NOW, 600).0
+    request.into_run(ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600).0
 }
 
 fn usage(tokens: u32) -> Usage {
@@ -42,12 +43,12 @@ fn replied(finish: FinishReason) -> Input {
 }
 
 fn call(ids: &Ids) -> FunctionCall {
-    FunctionCall { id: ids.make(), name: "f".to_owned(), arguments: "{}".to_owned() }
+    FunctionCall { id: ids.generate(), name: "f".to_owned(), arguments: "{}".to_owned() }
 }
 
 fn called() -> Input {
     let call = call(&Ids::counting());
-    let calls = vec![MadeCall { call, upstream_id: "call_up".to_owned() }];
+    let calls = vec![CompletedCall { call, upstream_id: "call_up".to_owned() }];
     Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls, replay: None }
 }
 
@@ -58,8 +59,8 @@ fn answered() -> Input {
 fn inputs() -> Vec<Input> {
     vec![
         Input::Claimed,
-        Input::TextBegan,
-        Input::CallsBegan,
+        Input::TextStarted,
+        Input::CallsStarted,
         replied(FinishReason::Stop),
         answered(),
         Input::LimitReached(RunIncompleteReason::MaxPromptTokens),
@@ -88,7 +89,7 @@ fn states() -> Vec<RunState> {
 
 #[test]
 fn the_table_at_the_head_of_the_file_is_true() {
-    // Claimed, TextBegan, CallsBegan, ModelReplied, OutputsSubmitted, LimitReached, CancelRequested, Stopped, Failed,
+    // Claimed, TextStarted, CallsStarted, ModelReplied, OutputsSubmitted, LimitReached, CancelRequested, Stopped, Failed,
     // DeadlinePassed; a dash is refused.
     let over = "- - - - - - - - - -";
     let table = [
@@ -121,7 +122,7 @@ fn walk(inputs: Vec<Input>) -> Progress {
     let ids = Ids::counting();
     let mut progress = Progress::new(run(&ids));
     for input in inputs {
-        let began = input == Input::TextBegan;
+        let began = input == Input::TextStarted;
         progress = step(&progress, input, NOW, &ids).unwrap().progress;
         if began {
             progress.append("Hi");
@@ -132,7 +133,7 @@ fn walk(inputs: Vec<Input>) -> Progress {
 
 #[test]
 fn an_answer_completes_its_message_its_step_and_the_run() {
-    let progress = walk(vec![Input::Claimed, Input::TextBegan, replied(FinishReason::Stop)]);
+    let progress = walk(vec![Input::Claimed, Input::TextStarted, replied(FinishReason::Stop)]);
 
     assert_eq!(progress.run.state, RunState::Completed { started_at: NOW, at: NOW });
     assert_eq!(progress.run.usage, usage(5));
@@ -152,7 +153,7 @@ fn each_early_end_keeps_the_text_and_records_its_reason_and_the_usage_of_the_tur
         (vec![Input::CancelRequested, stopped()], IncompleteReason::RunCancelled, "cancelled", usage(11)),
     ];
     for (inputs, reason, status, spent) in cuts {
-        let progress = walk([vec![Input::Claimed, Input::TextBegan], inputs].concat());
+        let progress = walk([vec![Input::Claimed, Input::TextStarted], inputs].concat());
 
         assert_eq!((progress.run.state.status(), progress.run.usage), (status, spent));
         assert_eq!(progress.steps[0].usage, Some(spent));
@@ -193,7 +194,7 @@ fn an_answer_without_text_has_a_message_with_an_empty_text() {
 
 #[test]
 fn a_run_that_is_claimed_again_writes_into_the_same_message_from_its_beginning() {
-    let before = walk(vec![Input::Claimed, Input::TextBegan]);
+    let before = walk(vec![Input::Claimed, Input::TextStarted]);
     let ids = Ids::counting();
 
     let mut after = step(&before, Input::Claimed, Timestamp(2_000), &ids).unwrap().progress;
@@ -208,7 +209,7 @@ fn a_run_that_is_claimed_again_writes_into_the_same_message_from_its_beginning()
 #[test]
 fn a_refusal_is_written_once_although_the_run_is_claimed_again() {
     let mut before =
-        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+        walk(vec![Input::Claimed, Input::TextStarted, Input::CallsStarted, called(), answered(), Input::Claimed]);
     before.append_refusal("I cannot");
     let ids = Ids::counting();
 
@@ -220,21 +221,21 @@ fn a_refusal_is_written_once_although_the_run_is_claimed_again() {
 
 #[test]
 fn calls_that_were_not_complete_are_removed_when_the_run_is_claimed_again() {
-    let before = walk(vec![Input::Claimed, Input::CallsBegan]);
+    let before = walk(vec![Input::Claimed, Input::CallsStarted]);
     let ids = Ids::counting();
 
     let claimed = step(&before, Input::Claimed, NOW, &ids).unwrap();
 
     assert_eq!(claimed.removed_steps, [before.steps[0].id.clone()]);
     assert_eq!(claimed.progress.steps, Vec::new());
-    let began = step(&claimed.progress, Input::TextBegan, NOW, &ids).unwrap().progress;
+    let began = step(&claimed.progress, Input::TextStarted, NOW, &ids).unwrap().progress;
     let ended = step(&began, replied(FinishReason::Stop), NOW, &ids).unwrap().progress;
     assert_eq!(ended.run.state.status(), "completed", "the model may answer in text now");
 }
 
 #[test]
 fn an_answer_in_text_ends_a_run_whose_calls_an_older_server_left_unfinished() {
-    let before = walk(vec![Input::Claimed, Input::CallsBegan]);
+    let before = walk(vec![Input::Claimed, Input::CallsStarted]);
 
     let ended = step(&before, replied(FinishReason::Stop), NOW, &Ids::counting()).unwrap();
 
@@ -246,11 +247,11 @@ fn an_answer_in_text_ends_a_run_whose_calls_an_older_server_left_unfinished() {
 fn a_run_continues_with_the_outputs_of_its_calls() {
     let progress = walk(vec![
         Input::Claimed,
-        Input::CallsBegan,
+        Input::CallsStarted,
         called(),
         answered(),
         Input::Claimed,
-        Input::TextBegan,
+        Input::TextStarted,
         replied(FinishReason::Stop),
     ]);
 
@@ -266,27 +267,27 @@ fn a_run_continues_with_the_outputs_of_its_calls() {
 fn a_message_that_began_before_the_calls_stays_open_and_is_the_only_one() {
     let progress = walk(vec![
         Input::Claimed,
-        Input::TextBegan,
-        Input::CallsBegan,
+        Input::TextStarted,
+        Input::CallsStarted,
         called(),
         answered(),
         Input::Claimed,
         replied(FinishReason::Stop),
     ]);
 
-    assert_eq!(progress.steps.iter().filter(|step| step.makes_message()).count(), 1);
+    assert_eq!(progress.steps.iter().filter(|step| step.creates_message()).count(), 1);
     assert_eq!(progress.text(), "Hi");
 }
 
 #[test]
 fn a_message_that_its_client_deleted_is_created_anew_with_the_text_of_later_turns_alone() {
     let mut progress =
-        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+        walk(vec![Input::Claimed, Input::TextStarted, Input::CallsStarted, called(), answered(), Input::Claimed]);
     let deleted = progress.message.take().unwrap();
     let ids = Ids::counting();
     assert_eq!(progress.settled(), Settled::default());
 
-    let began = step(&progress, Input::TextBegan, NOW, &ids).unwrap();
+    let began = step(&progress, Input::TextStarted, NOW, &ids).unwrap();
 
     assert!(began.message_is_new);
     assert_eq!(began.message.as_ref().map(|message| &message.id), Some(&deleted.id));
@@ -302,7 +303,7 @@ fn an_end_while_the_run_awaits_its_client_closes_the_calls() {
         (vec![Input::CancelRequested, Input::Stopped { usage: none }], StepState::Cancelled { at: NOW }),
         (vec![Input::DeadlinePassed { usage: none }], StepState::Expired { at: NOW }),
     ] {
-        let progress = walk([vec![Input::Claimed, Input::CallsBegan, called()], inputs].concat());
+        let progress = walk([vec![Input::Claimed, Input::CallsStarted, called()], inputs].concat());
 
         assert_eq!(progress.steps.iter().map(|step| &step.state).collect::<Vec<_>>(), [&state]);
         assert_eq!(progress.run.usage, usage(3), "the turn that called was paid");
@@ -312,7 +313,7 @@ fn an_end_while_the_run_awaits_its_client_closes_the_calls() {
 #[test]
 fn text_that_was_written_since_the_last_calls_is_removed_when_the_run_is_claimed_again() {
     let mut before =
-        walk(vec![Input::Claimed, Input::TextBegan, Input::CallsBegan, called(), answered(), Input::Claimed]);
+        walk(vec![Input::Claimed, Input::TextStarted, Input::CallsStarted, called(), answered(), Input::Claimed]);
     before.append(" and half an ans");
     let ids = Ids::counting();
 
@@ -324,7 +325,7 @@ fn text_that_was_written_since_the_last_calls_is_removed_when_the_run_is_claimed
 #[test]
 fn outputs_that_are_not_one_for_each_call_are_refused() {
     let ids = Ids::counting();
-    let progress = walk(vec![Input::Claimed, Input::CallsBegan, called()]);
+    let progress = walk(vec![Input::Claimed, Input::CallsStarted, called()]);
 
     assert!(step(&progress, Input::OutputsSubmitted(Vec::new()), NOW, &ids).is_err());
 }
@@ -334,7 +335,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         [
             inputs(),
             // What makes a run continue, more often than what ends it.
-            vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsBegan, Input::TextBegan],
+            vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsStarted, Input::TextStarted],
             vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)],
         ]
         .concat(),
@@ -347,7 +348,7 @@ fn reach(inputs: &[(Input, u8)], ids: &Ids) -> Progress {
     for (input, chance) in inputs {
         let Ok(transition) = step(&progress, input.clone(), NOW, ids) else { continue };
         progress = transition.progress;
-        if progress.message.is_some() && !progress.run.state.is_over() {
+        if progress.message.is_some() && !progress.run.state.has_ended() {
             match chance % 5 {
                 0 => progress.append("text ü"),
                 1 => progress.append_refusal("refusal ü"),
@@ -371,7 +372,7 @@ proptest! {
         let mut messages = std::collections::BTreeSet::new();
         let mut spent = Usage::default();
         for (input, _) in inputs {
-            let was_over = progress.run.state.is_over();
+            let was_over = progress.run.state.has_ended();
             let usage = input.usage();
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
             spent += usage;
@@ -381,14 +382,14 @@ proptest! {
             prop_assert!(!transition.progress.steps.iter().any(is_removed));
             prop_assert_eq!(transition.message_is_new, progress.message.is_none() && transition.message.is_some());
             messages.extend(transition.message.iter().map(|message| message.id.clone()));
-            let is_over = transition.progress.run.state.is_over();
+            let is_over = transition.progress.run.state.has_ended();
             prop_assert_eq!(transition.effect == Effect::Finish, is_over);
             progress = transition.progress;
         }
-        let message_steps = progress.steps.iter().filter(|step| step.makes_message()).count();
+        let message_steps = progress.steps.iter().filter(|step| step.creates_message()).count();
         prop_assert!(message_steps <= 1 && messages.len() <= 1);
         prop_assert_eq!(progress.run.usage, spent);
-        if progress.run.state.is_over() {
+        if progress.run.state.has_ended() {
             let mut sum = Usage::default();
             progress.steps.iter().for_each(|step| sum += step.usage.unwrap_or_default());
             prop_assert!(sum.total_tokens <= spent.total_tokens);
@@ -405,7 +406,7 @@ proptest! {
     ) {
         let ids = Ids::counting();
         let reached = reach(&inputs, &ids);
-        if reached.run.state.is_over() {
+        if reached.run.state.has_ended() {
             return Ok(());
         }
         let end = |inputs: Vec<Input>| {
@@ -418,9 +419,9 @@ proptest! {
             progress.run.state.status()
         };
 
-        let answered = end(vec![answered(), Input::Claimed, Input::TextBegan, replied(FinishReason::Stop), stopped()]);
+        let answered = end(vec![answered(), Input::Claimed, Input::TextStarted, replied(FinishReason::Stop), stopped()]);
         prop_assert!(["completed", "cancelled"].contains(&answered), "{answered}");
-        let called = end(vec![Input::Claimed, Input::CallsBegan, called()]);
+        let called = end(vec![Input::Claimed, Input::CallsStarted, called()]);
         prop_assert!(["requires_action", "cancelling"].contains(&called), "{called}");
         prop_assert_eq!(end(vec![Input::CancelRequested, stopped()]), "cancelled");
         let expired = end(vec![deadline()]);

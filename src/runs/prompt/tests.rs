@@ -25,18 +25,18 @@ fn of_model(tokens: usize) -> Budget {
 /// A run with the instructions "be kind" and these further members.
 fn progress(ids: &Ids, members: &Value) -> Progress {
     let assistant = json!({"model": "m", "instructions": "be kind"});
-    let assistant: Assistant = CreateAssistant::parse(assistant).unwrap().into_assistant(ids.make(), NOW);
+    let assistant: Assistant = CreateAssistant::parse(assistant).unwrap().into_assistant(ids.generate(), NOW);
     let mut request = json!({"assistant_id": assistant.id});
     request.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
     let request = CreateRun::parse(request).unwrap();
-    Progress::new(request.into_run(ids, &ids.make(), &assistant, ToolResources::default(), NOW, 600).0)
+    Progress::new(request.into_run(ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600).0)
 }
 
 fn message(ids: &Ids, content: Vec<Content>) -> Message {
     Message {
-        id: ids.make(),
+        id: ids.generate(),
         created_at: NOW,
-        thread_id: ids.make(),
+        thread_id: ids.generate(),
         author: None,
         role: Role::User,
         content,
@@ -234,10 +234,11 @@ fn pictures_are_sent_for_users_only() {
 
 /// Adds a completed turn that called the function `f` when the run's text had this many bytes.
 fn add_round(ids: &Ids, progress: &mut Progress, text_bytes: usize, output: &str) {
-    let call = FunctionCall { id: ids.make(), name: "f".to_owned(), arguments: "{}".to_owned() };
+    let call = FunctionCall { id: ids.generate(), name: "f".to_owned(), arguments: "{}".to_owned() };
     let mut call = ToolCall::unanswered(&call);
     call.function.output = Some(output.to_owned());
-    let mut step = RunStep::begin(ids.make(), &progress.run, StepDetails::ToolCalls { tool_calls: vec![call] }, NOW);
+    let mut step =
+        RunStep::start(ids.generate(), &progress.run, StepDetails::ToolCalls { tool_calls: vec![call] }, NOW);
     step.state = StepState::Completed { at: NOW };
     step.turn =
         Some(TurnRecord { text_bytes, refusal_bytes: 0, call_ids: vec![format!("upstream_{output}")], replay: None });

@@ -270,7 +270,7 @@ fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool
             }
             true
         }
-        TurnEvent::Call(_, CallGrowth::Begun { id, name }) => {
+        TurnEvent::Call(_, CallGrowth::Started { id, name }) => {
             calls.push(LiveCall { id: id.clone(), name: name.clone(), arguments: String::new(), pieces: Vec::new() });
             false
         }

@@ -168,7 +168,7 @@ impl Transcript {
     /// Creates the transcript of a stream that starts at the submission of tool outputs. `before` is the run before it.
     #[must_use]
     pub fn of_resumed_run(before: &Progress) -> Self {
-        let kind = |step: &RunStep| match (step.is_open(), step.makes_message()) {
+        let kind = |step: &RunStep| match (step.is_open(), step.creates_message()) {
             (false, _) => Before::Ended,
             (true, true) => Before::Message,
             (true, false) => Before::Answered,
@@ -250,7 +250,7 @@ impl Transcript {
         for step in steps {
             match self.before(&step.id) {
                 Some(Before::Ended | Before::Answered) => continue,
-                Some(Before::Message) | None if step.makes_message() => {
+                Some(Before::Message) | None if step.creates_message() => {
                     self.send_message(now, step, until, pending.is_some(), events)?;
                 }
                 Some(Before::Message) | None => self.send_calls(now, step, events),
@@ -458,7 +458,7 @@ impl Transcript {
             let position = index as usize;
             if position >= sent.calls.len() {
                 sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0 });
-                let growth = CallGrowth::Begun { id: call.id.clone(), name: call.name.clone() };
+                let growth = CallGrowth::Started { id: call.id.clone(), name: call.name.clone() };
                 events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
             }
             let sent = &mut sent.calls[position].argument_bytes;
@@ -506,8 +506,8 @@ impl Transcript {
         }
         // The step of the message is first, as recorded.
         let steps = &now.progress.steps;
-        let by_kind = steps.iter().filter(|step| step.makes_message());
-        for step in by_kind.chain(steps.iter().filter(|step| !step.makes_message())) {
+        let by_kind = steps.iter().filter(|step| step.creates_message());
+        for step in by_kind.chain(steps.iter().filter(|step| !step.creates_message())) {
             let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
             if let (Some(sent), Some(event)) = (sent, step_end(step)) {
                 sent.is_open = false;

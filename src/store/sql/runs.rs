@@ -152,7 +152,7 @@ impl Runs for Backend {
             .fetch_all(self.reader())
             .await?;
         let steps = rows.iter().map(step_from_row).collect::<Result<Vec<_>, Error>>()?;
-        if !steps.iter().any(RunStep::makes_message) {
+        if !steps.iter().any(RunStep::creates_message) {
             return Ok((steps, None));
         }
         let row = sqlx::query::<Db>("select id, created_at, metadata, body from messages where run_id = $1")

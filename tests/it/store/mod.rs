@@ -32,11 +32,11 @@ fn ids() -> &'static Ids {
 }
 
 fn assistant(name: &str) -> Assistant {
-    CreateAssistant::parse(json!({"model": "m", "name": name})).unwrap().into_assistant(ids().make(), NOW)
+    CreateAssistant::parse(json!({"model": "m", "name": name})).unwrap().into_assistant(ids().generate(), NOW)
 }
 
 fn thread() -> Thread {
-    CreateThread::parse(json!({})).unwrap().into_thread(ids().make(), NOW).0
+    CreateThread::parse(json!({})).unwrap().into_thread(ids().generate(), NOW).0
 }
 
 fn message(thread: &Thread, text: &str, at: Timestamp) -> Message {
@@ -91,7 +91,7 @@ fn deadline() -> Input {
 /// Commits the transition that `input` causes on a new run.
 async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -> Result<i64, Error> {
     let transition = machine::step(&Progress::new(run.clone()), input, NOW, ids()).unwrap();
-    let is_over = transition.progress.run.state.is_over();
+    let is_over = transition.progress.run.state.has_ended();
     let next_lease = if is_over { NextLease::None } else { NextLease::Keep };
     store.commit(transition::commit(&transition, version, next_lease)).await.map(|committed| committed.version)
 }
@@ -421,7 +421,7 @@ both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Databas
     store.create_run(&new).await.unwrap();
 
     assert_eq!(conversation(&store, &thread).await.len(), 1);
-    let with_thread = CreateThread::parse(json!({})).unwrap().into_thread(ids().make(), NOW).0;
+    let with_thread = CreateThread::parse(json!({})).unwrap().into_thread(ids().generate(), NOW).0;
     let run = self::run(&with_thread);
     let new = NewRun { thread: Some(&with_thread), ..new_run(&run, Start::Leased(LEASE)) };
     store.create_run(&new).await.unwrap();
@@ -599,7 +599,7 @@ both_stores!(message_metadata_survives_a_concurrent_text_update, async |database
     create(&store, &queued).await.unwrap();
     let mut progress = Progress::new(queued);
     let mut version = FIRST_VERSION;
-    for input in [Input::Claimed, Input::TextBegan] {
+    for input in [Input::Claimed, Input::TextStarted] {
         let transition = machine::step(&progress, input, NOW, ids()).unwrap();
         version = store.commit(transition::commit(&transition, version, NextLease::Keep)).await.unwrap().version;
         progress = transition.progress;
@@ -667,7 +667,7 @@ both_stores!(a_run_answers_the_messages_that_existed_when_it_was_created, async 
     assert_eq!(read(&first, 99).await, "1");
     let mut progress = Progress::new(first.clone());
     let mut version = FIRST_VERSION;
-    for input in [Input::Claimed, Input::TextBegan, deadline()] {
+    for input in [Input::Claimed, Input::TextStarted, deadline()] {
         let mut transition = machine::step(&progress, input, NOW, ids()).unwrap();
         if let Some(message) = transition.message.as_mut().filter(|message| message.content.is_empty()) {
             message.content.push(assistd::api::message::Content::text("a"));

@@ -9,7 +9,7 @@ use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason};
 use crate::api::tool::ToolResources;
 use crate::api::usage::Usage;
 use crate::api::{CreateAssistant, CreateRun, Ids};
-use crate::runs::machine::{self, Input, MadeCall};
+use crate::runs::machine::{self, CompletedCall, Input};
 
 const NOW: Timestamp = Timestamp(1_000);
 const ALL: usize = usize::MAX;
@@ -23,9 +23,9 @@ struct Sim {
 impl Sim {
     fn new() -> Self {
         let ids = Ids::counting();
-        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.make(), NOW);
+        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-        let (run, _) = request.into_run(&ids, &ids.make(), &assistant, ToolResources::default(), NOW, 600);
+        let (run, _) = request.into_run(&ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600);
         let now = Snapshot {
             thread: None,
             progress: Progress::new(run),
@@ -53,7 +53,7 @@ impl Sim {
     }
 
     fn write(&mut self, text: &str) {
-        self.step(Input::TextBegan);
+        self.step(Input::TextStarted);
         if self.can_write() {
             self.now.progress.append(text);
             self.now.text_pieces.push(self.now.progress.text().len());
@@ -61,7 +61,7 @@ impl Sim {
     }
 
     fn refuse(&mut self, text: &str) {
-        self.step(Input::TextBegan);
+        self.step(Input::TextStarted);
         if self.can_write() {
             self.now.progress.append_refusal(text);
             self.now.refusal_pieces.push(self.now.progress.refusal().len());
@@ -73,7 +73,7 @@ impl Sim {
     }
 
     fn call(&mut self, name: &str, arguments: &[&str]) {
-        if self.step(Input::CallsBegan) {
+        if self.step(Input::CallsStarted) {
             self.now.calls.clear();
         }
         if self.now.progress.open_calls().is_none() || !self.is_writing() {
@@ -84,7 +84,7 @@ impl Sim {
             Some(*end)
         });
         self.now.calls.push(LiveCall {
-            id: self.ids.make(),
+            id: self.ids.generate(),
             name: name.to_owned(),
             arguments: arguments.concat(),
             pieces: pieces.collect(),
@@ -98,7 +98,7 @@ impl Sim {
     /// Ends the turn with the calls that were written.
     fn reply(&mut self) {
         let is_calling = self.now.progress.open_calls().is_some();
-        let made = self.now.calls.iter().filter(|_| is_calling).map(|call| MadeCall {
+        let made = self.now.calls.iter().filter(|_| is_calling).map(|call| CompletedCall {
             call: FunctionCall { id: call.id.clone(), name: call.name.clone(), arguments: call.arguments.clone() },
             upstream_id: "up".to_owned(),
         });
@@ -332,15 +332,15 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
             }
             StreamEvent::Step(_, step) => {
                 prop_assert_eq!(Some(&step.id), open_step.as_ref());
-                prop_assert!(open_message.is_none() || !step.makes_message(), "{:?}", names(events));
+                prop_assert!(open_message.is_none() || !step.creates_message(), "{:?}", names(events));
                 open_step = None;
             }
             StreamEvent::StepDelta(delta) => prop_assert_eq!(Some(&delta.step_id), open_step.as_ref()),
             StreamEvent::Message(MessageEvent::Created, message) => {
                 prop_assert!(open_message.is_none() && !created.contains(&message.id.to_string()));
                 created.push(message.id.to_string());
-                text = message.content.iter().find_map(Content::words).unwrap_or_default().to_owned();
-                refusal = message.content.iter().find_map(Content::refusal).unwrap_or_default().to_owned();
+                text = message.content.iter().find_map(Content::as_text).unwrap_or_default().to_owned();
+                refusal = message.content.iter().find_map(Content::as_refusal).unwrap_or_default().to_owned();
                 open_message = Some(message.clone());
             }
             StreamEvent::Message(MessageEvent::InProgress, message) => {
@@ -348,8 +348,8 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
             }
             StreamEvent::Message(_, message) => {
                 prop_assert_eq!(Some(&message.id), open_message.as_ref().map(|open| &open.id));
-                prop_assert_eq!(message.content.iter().find_map(Content::words).unwrap_or_default(), &text);
-                prop_assert_eq!(message.content.iter().find_map(Content::refusal).unwrap_or_default(), &refusal);
+                prop_assert_eq!(message.content.iter().find_map(Content::as_text).unwrap_or_default(), &text);
+                prop_assert_eq!(message.content.iter().find_map(Content::as_refusal).unwrap_or_default(), &refusal);
                 open_message = None;
             }
             StreamEvent::MessageDelta(delta) => {
@@ -390,7 +390,7 @@ fn act(sim: &mut Sim, action: u8) -> Option<Progress> {
         27 => drop(sim.step(failed())),
         28 => drop(sim.step(Input::DeadlinePassed { usage: usage() })),
         29 => {
-            if !sim.now.progress.run.state.is_over()
+            if !sim.now.progress.run.state.has_ended()
                 && matches!(sim.now.progress.run.state, RunState::RequiresAction { .. })
             {
                 sim.now.progress.message = None;
@@ -433,7 +433,7 @@ proptest! {
                 reader.events.extend(events);
             }
         }
-        if !sim.now.progress.run.state.is_over() {
+        if !sim.now.progress.run.state.has_ended() {
             sim.step(Input::CancelRequested);
             sim.step(Input::Stopped { usage: usage() });
         }
