@@ -22,8 +22,10 @@ pub enum LogFormat {
 /// # Errors
 /// If the filter is invalid.
 pub fn start(filter: &str, format: LogFormat) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // Dependencies that log too much at level "info" are limited to warnings.
-    let filter = EnvFilter::builder().parse(format!("{filter},sqlx=warn,hyper=warn"))?;
+    // Dependencies are limited to warnings: some log too much at level "info", and HTTP clients log the addresses of model
+    // servers.
+    let limits = "sqlx=warn,hyper=warn,hyper_util=warn,reqwest=warn,h2=warn,rustls=warn";
+    let filter = EnvFilter::builder().parse(format!("{filter},{limits}"))?;
     // Errors of the log itself, such as a full disk, are not reported, because standard error is the log.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);

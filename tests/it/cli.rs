@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
+use crate::support::upstream::Upstream;
 
 /// Returns a command that runs the binary with these settings and no others from the environment.
 fn assistd(settings: &[(&str, &str)]) -> Command {
@@ -29,7 +31,10 @@ async fn output(command: &mut Command) -> (bool, String, String) {
 
 /// Starts a server; returns its process, its address, and the rest of its standard output.
 async fn serve(settings: &[(&str, &str)]) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
-    let mut command = assistd(settings);
+    start(&mut assistd(settings)).await
+}
+
+async fn start(command: &mut Command) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -121,6 +126,45 @@ async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
 }
 
 #[tokio::test]
+async fn model_servers_on_loopback_need_no_proxy_and_the_log_has_no_address_or_key() {
+    let (folder, upstream) = (Folder::new(), Upstream::start().await);
+    let url = upstream.url.replace("http://", "http://user:pa55@");
+    let settings = [
+        ("LISTEN", "127.0.0.1:0"),
+        ("DATA_DIR", folder.0.to_str().unwrap()),
+        ("UPSTREAM_URL", &url),
+        ("UPSTREAM_API_KEY", "sk-secret"),
+        ("LOG", "trace"),
+    ];
+    let mut command = assistd(&settings);
+    for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env(name, "http://127.0.0.1:9");
+    }
+    for name in ["NO_PROXY", "no_proxy"] {
+        command.env_remove(name);
+    }
+    let (mut child, address, _out) = start(&mut command).await;
+    let mut log = child.stderr.take().unwrap();
+    let reading = tokio::spawn(async move {
+        let mut text = String::new();
+        log.read_to_string(&mut text).await.unwrap();
+        text
+    });
+    let client = Client::new(address.parse().unwrap());
+
+    let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;
+    client.wait_for_status(&run, "completed").await;
+    child.kill().await.unwrap();
+
+    let log = reading.await.unwrap();
+    let upstream_address = upstream.url.trim_start_matches("http://").trim_end_matches("/v1");
+    for secret in ["sk-secret", "pa55", upstream_address] {
+        assert!(!log.contains(secret), "{secret}: {log}");
+    }
+    assert!(log.contains("\"level\":\"DEBUG\""), "{log}");
+}
+
+#[tokio::test]
 async fn a_server_runs_although_its_output_cannot_be_written() {
     let (folder, full) = (Folder::new(), std::path::Path::new("/dev/full"));
     if !full.exists() {
@@ -136,7 +180,7 @@ async fn a_server_runs_although_its_output_cannot_be_written() {
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let file = || std::fs::File::options().write(true).open(full).unwrap();
     let mut server = assistd(&settings).stdout(file()).stderr(file()).spawn().unwrap();
-    let client = crate::support::client::Client::new(address);
+    let client = Client::new(address);
 
     let mut is_up = false;
     while !is_up {
