@@ -1,6 +1,6 @@
 //! The lifecycle of a run: its state and an input go in, a transition comes out. Pure; imports `api` alone.
 //!
-//! What each input does in each state; a dash is refused with [`InvalidTransition`]:
+//! What each input does in each state; a dash is rejected with [`InvalidTransition`]:
 //!
 //! | input \ state      | queued      | in progress | requires action | cancelling | ended |
 //! |--------------------|-------------|-------------|-----------------|------------|-------|
@@ -15,8 +15,8 @@
 //! | `LimitReached`     | –           | incomplete  | –               | –          | –    |
 //! | `DeadlinePassed`   | expired     | expired     | expired         | cancelled  | –    |
 //!
-//! `Claimed` in progress is a second attempt, after the first one ended without a result. What each kind of unfinished
-//! work becomes, before the model is called again:
+//! `Claimed` in progress is a further attempt, after one that ended without a result. Unfinished work is cleaned up before
+//! the model is called again:
 //!
 //! | unfinished when the run is claimed          | becomes                                                      |
 //! |---------------------------------------------|--------------------------------------------------------------|
@@ -24,13 +24,13 @@
 //! | a `tool_calls` step without calls           | removed                                                      |
 //! | a `tool_calls` step whose outputs came in   | completed already; nothing changes                           |
 //!
-//! An end closes what is open in the recorded order: the message, the steps, the run.
+//! The end of a run ends its open parts in the recorded order: the message, the steps, the run.
 //!
-//! A run has at most one message and one `message_creation` step, however many turns it takes; they begin with the
-//! model's first text. Each turn that calls tools has a `tool_calls` step beside it. Where a turn has both, the message
-//! and its step stay open while the tools run, and a later turn's text continues in it; `stream::transcript` decides
-//! how a stream shows that. A run that fails before any text ends with its step failed and no message; the step's
-//! message id is only reserved.
+//! A run has at most one message and one `message_creation` step, however many turns it takes; they are created with the
+//! model's first text. Each turn that calls tools has a `tool_calls` step as well. If a turn has both text and calls, the
+//! message and its step stay open while the tools run, and the text of a later turn is appended to the message;
+//! `stream::transcript` decides how a stream shows that. A run that fails before any text has a failed `message_creation`
+//! step and no message: the message ID of the step is reserved and not used.
 //!
 //! The usage of a turn is recorded however the turn ends: with its reply, or with the failure, cancellation or
 //! expiration that stopped it.
@@ -42,14 +42,14 @@ use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::usage::Usage;
 use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
 
-/// A run and what it has done.
+/// A run with its steps and its message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     /// The run.
     pub run: Run,
-    /// Its steps, in the order in which they began.
+    /// Its steps, in the order of their creation.
     pub steps: Vec<RunStep>,
-    /// Its message; none before it is created, and after a client has deleted it.
+    /// Its message; `None` before it is created, and after a client has deleted it.
     pub message: Option<Message>,
 }
 
@@ -58,11 +58,11 @@ pub struct Progress {
 pub struct CompletedCall {
     /// The call as clients see it.
     pub call: FunctionCall,
-    /// The model's own id for it.
+    /// The model's ID of the call.
     pub upstream_id: String,
 }
 
-/// How much of a run's message belongs to turns that have ended, in bytes.
+/// The length of the text and refusal that turns before the current one wrote, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settled {
     /// Bytes of the text part.
@@ -72,13 +72,13 @@ pub struct Settled {
 }
 
 impl Progress {
-    /// A run that has done nothing yet.
+    /// Creates the progress of a new run.
     #[must_use]
     pub fn new(run: Run) -> Self {
         Self { run, steps: Vec::new(), message: None }
     }
 
-    /// Appends to the message's text part, which begins with the first text.
+    /// Appends to the text part of the message, and creates it if necessary.
     ///
     /// # Panics
     /// If there is no message: text comes only after [`Input::TextStarted`].
@@ -90,10 +90,10 @@ impl Progress {
         }
     }
 
-    /// Appends to the message's refusal part, which begins with the first words of a refusal.
+    /// Appends to the refusal part of the message, and creates it if necessary.
     ///
     /// # Panics
-    /// If there is no message, as [`Progress::append`].
+    /// If there is no message, like [`Progress::append`].
     pub fn append_refusal(&mut self, words: &str) {
         let content = &mut self.message.as_mut().expect("a refusal comes after TextStarted").content;
         match content.iter_mut().find_map(refusal_part) {
@@ -102,13 +102,13 @@ impl Progress {
         }
     }
 
-    /// The text written so far.
+    /// Returns the text so far.
     #[must_use]
     pub fn text(&self) -> &str {
         self.parts().find_map(Content::as_text).unwrap_or_default()
     }
 
-    /// The refusal written so far.
+    /// Returns the refusal so far.
     #[must_use]
     pub fn refusal(&self) -> &str {
         self.parts().find_map(Content::as_refusal).unwrap_or_default()
@@ -118,19 +118,19 @@ impl Progress {
         self.message.iter().flat_map(|message| &message.content)
     }
 
-    /// The step whose calls the model is writing, or the client is answering.
+    /// Returns the open `tool_calls` step: the model is writing its calls, or the client is executing them.
     #[must_use]
     pub fn open_calls(&self) -> Option<&RunStep> {
         self.steps.iter().find(|step| !step.creates_message() && step.is_open())
     }
 
-    /// How many turns have called tools.
+    /// Returns the number of turns with tool calls.
     #[must_use]
     pub fn rounds(&self) -> usize {
         self.steps.iter().filter(|step| !step.creates_message()).count()
     }
 
-    /// Cuts the message back to this much text and refusal, and opens it again.
+    /// Truncates the text and the refusal of the message to these lengths, and reopens it.
     pub(super) fn truncate(&mut self, text_bytes: usize, refusal_bytes: usize) {
         let settled = Settled {
             text: self.text().floor_char_boundary(text_bytes),
@@ -152,8 +152,8 @@ impl Progress {
         });
     }
 
-    /// How much of the message belongs to turns that have ended: never more than there is, since a client may have
-    /// deleted the message.
+    /// Returns the length of what earlier turns wrote; at most the present length, because a client may have deleted the
+    /// message.
     #[must_use]
     pub fn settled(&self) -> Settled {
         let turns = || self.steps.iter().filter_map(|step| step.turn.as_ref());
@@ -180,7 +180,7 @@ pub enum Input {
     TextStarted,
     /// The model has started to call tools.
     CallsStarted,
-    /// The model has ended its answer; the text is in the message already.
+    /// The model has completed its answer; the text is already in the message.
     ModelReplied {
         /// Tokens of the turn.
         usage: Usage,
@@ -193,11 +193,11 @@ pub enum Input {
     },
     /// The client has submitted the outputs of all calls, in their order.
     OutputsSubmitted(Vec<String>),
-    /// The run has used all the tokens that it may read or write.
+    /// The run has reached its limit on prompt or completion tokens.
     LimitReached(RunIncompleteReason),
     /// A client has asked to cancel it.
     CancelRequested,
-    /// The model call of a run that is being cancelled was stopped.
+    /// The model call of a run in status `cancelling` was stopped.
     Stopped {
         /// Tokens of the turn that was stopped.
         usage: Usage,
@@ -216,20 +216,20 @@ pub enum Input {
     },
 }
 
-/// What an input changed.
+/// The result of an input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
-    /// The run now.
+    /// The run after the transition.
     pub progress: Progress,
-    /// Steps to write, new or changed.
+    /// New and changed steps, to be stored.
     pub steps: Vec<RunStep>,
     /// Steps to delete.
     pub removed_steps: Vec<RunStepId>,
-    /// The message to write, when it has changed.
+    /// The message to be stored, if it has changed.
     pub message: Option<Message>,
-    /// Whether this creates the message.
+    /// Whether the message is new.
     pub message_is_new: bool,
-    /// Whether the run is further than any attempt before has brought it: attempts are counted anew.
+    /// Whether the run has advanced further than in earlier attempts; if so, the count of attempts is reset.
     pub made_progress: bool,
     /// What to do next.
     pub effect: Effect,
@@ -240,15 +240,15 @@ pub struct Transition {
 pub enum Effect {
     /// The worker that drives the run calls the model.
     CallModel,
-    /// The worker reads on in the model's answer.
+    /// The worker continues to read the model's answer.
     ReadAnswer,
-    /// The service has the worker that drives the run stop its model call.
+    /// The service tells the worker that drives the run to stop its model call.
     StopModel,
-    /// The service makes the run due for a worker.
+    /// The service makes the run due, so that a worker claims it.
     Enqueue,
-    /// Nobody drives the run until the client submits outputs.
+    /// The worker releases the run until the client submits outputs.
     AwaitClient,
-    /// The run is over: its thread is free for the next one.
+    /// The run has ended, and its thread can have another active run.
     Finish,
 }
 
@@ -262,7 +262,7 @@ impl Transition {
         self
     }
 
-    /// Joins this transition and the one that follows it into one commit.
+    /// Merges this transition and the next one into one commit.
     #[must_use]
     pub fn and(self, next: Self) -> Self {
         let mut steps = self.steps;
@@ -291,14 +291,14 @@ pub struct InvalidTransition {
     pub input: &'static str,
 }
 
-/// Returns what becomes of a run when something happens to it, as the table at the head of this file says.
+/// Returns the transition of a run for an input, according to the table at the top of this file.
 ///
 /// # Errors
 /// [`InvalidTransition`] where the table has a dash.
 pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Result<Transition, InvalidTransition> {
     use RunState::{Cancelling, InProgress, Queued, RequiresAction};
 
-    // A server whose clock is behind never writes a time before the run's creation.
+    // The clock of this server may be behind: no time is before the run's creation.
     let now = now.max(progress.run.spec.created_at);
     let change = Change::new(progress.clone(), now);
     let started_at = progress.run.state.started_at();
@@ -351,7 +351,7 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
 }
 
 impl Input {
-    /// The tokens of the turn that this input ends; none for one that ends no turn.
+    /// Returns the tokens of the turn that this input ends; zero for an input that does not end a turn.
     #[must_use]
     pub fn usage(&self) -> Usage {
         match self {
@@ -368,7 +368,7 @@ impl Input {
         }
     }
 
-    /// The input's name, for logs and errors.
+    /// Returns the input's name, for logs and errors.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -386,7 +386,7 @@ impl Input {
     }
 }
 
-/// A transition that is being built.
+/// A transition under construction.
 struct Change {
     progress: Progress,
     steps: Vec<RunStep>,
@@ -422,7 +422,7 @@ impl Change {
         }
     }
 
-    /// Removes what an attempt before has left unfinished, so that the model can be called again.
+    /// Removes unfinished work of an earlier attempt, so that the model can be called again.
     fn claim(mut self) -> Transition {
         self = self.remove_unfinished_calls();
         let Settled { text, refusal } = self.progress.settled();
@@ -431,7 +431,7 @@ impl Change {
         self.run(RunState::InProgress { started_at }).done(Effect::CallModel)
     }
 
-    /// Removes the `tool_calls` step of a turn that ended before its calls were whole.
+    /// Removes the `tool_calls` step of a turn that ended before its calls were complete.
     fn remove_unfinished_calls(mut self) -> Self {
         let is_unfinished = |step: &RunStep| {
             let has_no_calls = matches!(&step.details, StepDetails::ToolCalls { tool_calls } if tool_calls.is_empty());
@@ -443,24 +443,24 @@ impl Change {
         self
     }
 
-    /// Records the tokens of a turn: for the run, and for the step that belongs to the turn.
+    /// Adds the tokens of a turn to the run and to the step of the turn.
     fn spend(mut self, usage: Usage) -> Self {
         if usage == Usage::default() {
             return self;
         }
         self.progress.run.usage += usage;
         let steps = &mut self.progress.steps;
-        let place = steps
+        let index = steps
             .iter()
             .position(|step| !step.creates_message() && step.is_open() && step.usage.is_none())
             .or_else(|| steps.iter().position(|step| step.creates_message() && step.is_open()));
-        if let Some(step) = place.map(|place| &mut steps[place]) {
+        if let Some(step) = index.map(|index| &mut steps[index]) {
             *step.usage.get_or_insert_default() += usage;
         }
         self
     }
 
-    /// An answer without text is still an answer: it gets its message, with an empty text.
+    /// Ends the run with the model's answer. An answer without text has a message with an empty text.
     fn reply(mut self, started_at: Timestamp, usage: Usage, finish: FinishReason, ids: &Ids) -> Transition {
         if self.progress.message.is_none() {
             self = self.begin_message(ids);
@@ -470,7 +470,7 @@ impl Change {
         }
         self = self.spend(usage);
         let at = self.now;
-        // Model servers may ignore a bound; the run's end shows that it was exceeded.
+        // Model servers may ignore a limit; the run's status shows that it was exceeded.
         let limit = self.progress.run.limit_exceeded();
         let cut = match finish {
             FinishReason::Stop if limit == Some(RunIncompleteReason::MaxCompletionTokens) => {
@@ -538,7 +538,7 @@ impl Change {
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
         }
-        // Text that was written before the calls is stored with them, so that it outlives this server.
+        // Text before the calls is stored in the same commit, so that it is not lost with this server.
         self.message.clone_from(&self.progress.message);
         self.made_progress = true;
         self.run(RunState::RequiresAction { started_at, calls }).done(Effect::AwaitClient)
@@ -559,8 +559,8 @@ impl Change {
         self.run(RunState::Queued { started_at: Some(started_at) }).done(Effect::Enqueue)
     }
 
-    /// Begins the message and its step. A step whose message was deleted by a client creates it anew, and what earlier
-    /// turns had written is no part of the new one.
+    /// Creates the message and its step. If a client has deleted the message, the existing step gets a new one, which does
+    /// not contain the text of earlier turns.
     fn begin_message(mut self, ids: &Ids) -> Self {
         let existing_id = self.progress.steps.iter().find_map(|step| match &step.details {
             StepDetails::MessageCreation { message_creation } => Some(message_creation.message_id.clone()),

@@ -1,4 +1,4 @@
-//! One model call: reads the thread, builds the prompt within its bounds, and takes the answer into the run.
+//! One model call: reads the thread, builds the prompt within its limits, and applies the answer to the run.
 
 use std::sync::Arc;
 
@@ -20,33 +20,33 @@ use crate::llm::{self, Route};
 use crate::store::{ConversationPage, Versioned};
 use crate::work::Attempt;
 
-/// Maximum size of one answer, in bytes, its calls' arguments included; a model that writes more is stopped.
+/// Maximum size of one answer, in bytes, including the arguments of its calls. A longer answer is cancelled.
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Messages read from the store at a time.
+/// Maximum number of messages per read of the store.
 const PAGE_ROWS: u32 = 100;
-/// Bytes of messages read from the store at a time: what a run holds in addition to its prompt.
+/// Maximum size of the messages per read of the store, in bytes: the memory of a run in addition to its prompt.
 const PAGE_BYTES: usize = 1024 * 1024;
-/// A page up to this size is added to the prompt where it was read: a task of its own costs more.
+/// A page up to this size, in bytes, is added to the prompt on the current task, because a blocking task costs more.
 const INLINE_BYTES: usize = 32 * 1024;
-/// A prompt up to this size needs no share of the memory for large prompts.
+/// A prompt up to this size, in bytes, does not reserve memory for large prompts.
 const SMALL_PROMPT_BYTES: usize = 256 * 1024;
 
-/// What stops a turn from outside.
+/// An event that interrupts a turn.
 enum Interruption {
-    /// Somebody has changed the run, or deleted it.
+    /// The run was changed or deleted concurrently.
     Changed(Option<Box<Versioned>>),
     DeadlinePassed,
     Stopping,
 }
 
-/// What is known of a prompt's tokens while the model answers.
+/// The tokens of a prompt while the model answers: counted, or estimated from a sample if they are needed.
 enum PromptTokens {
     Counted(usize),
     Sampled(Arc<PromptSample>),
 }
 
 impl Driver {
-    /// Calls the model, and returns what came of it.
+    /// Calls the model, and returns the outcome as an input for the machine.
     pub(super) async fn model_turn(&self, run: &mut LeasedRun, attempt: &Attempt) -> Result<Input, DriveError> {
         if let Some(reason) = run.current.progress.run.limit_reached() {
             return Ok(Input::LimitReached(reason));
@@ -100,7 +100,7 @@ impl Driver {
                 }
                 deltas = answer.next() => deltas,
             };
-            // The model server has the prompt: nothing of it is held here any more.
+            // The model server has received the prompt, which is no longer in memory here.
             memory.take();
             match deltas {
                 None => return self.replied(run, turn, &route, &prompt_tokens).await,
@@ -124,7 +124,7 @@ impl Driver {
         }
     }
 
-    /// Waits until something stops the turn: a concurrent change, the deadline, or the shutdown of this server.
+    /// Waits for a concurrent change, the deadline, or the shutdown of this server.
     async fn interrupted(&self, spec: &RunSpec, live: Arc<Live>, stopping: &CancellationToken) -> Interruption {
         loop {
             tokio::select! {
@@ -138,9 +138,9 @@ impl Driver {
             match self.dependencies.store.run(&spec.thread_id, &spec.id).await {
                 Ok(found) if found.as_ref().is_some_and(|found| found.version <= live.version()) => {}
                 Ok(found) => return Interruption::Changed(found.map(Box::new)),
-                // It is looked at again soon.
+                // The next comparison with the store finds the change.
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a change of the run cannot be read");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "failed to read a changed run");
                 }
             }
         }
@@ -159,8 +159,8 @@ impl Driver {
         }
     }
 
-    /// Builds the prompt from the newest message backwards, and reads no more of the thread than it needs. Returns none
-    /// when what must be in it exceeds the run's own budget.
+    /// Builds the prompt from the newest message backwards, and reads only as much of the thread as it needs. Returns
+    /// `None` if its mandatory parts exceed the run's own budget.
     async fn build_prompt(
         &self,
         run: &LeasedRun,
@@ -173,7 +173,7 @@ impl Driver {
         let mut builder = PromptBuilder::new(&run.current.progress, model, budget);
         let mut memory = None;
         let mut read_bytes = 0;
-        // Ends the work on another thread when this future is dropped.
+        // Cancels the blocking task when this future is dropped.
         let cancelled = CancellationToken::new();
         let _cancel = cancelled.clone().drop_guard();
         if let Some(thread) = thread {
@@ -183,7 +183,7 @@ impl Driver {
             let mut before = None;
             loop {
                 let rows = builder.wanted().map_or(PAGE_ROWS, |wanted| {
-                    // One of them may be the run's own message.
+                    // One of the messages may be the run's own.
                     u32::try_from(wanted.saturating_add(1)).unwrap_or(PAGE_ROWS).min(PAGE_ROWS)
                 });
                 let ConversationPage { messages, next } =
@@ -209,7 +209,7 @@ impl Driver {
         Ok(finished.ok().map(|prompt| (prompt, memory)))
     }
 
-    /// Adds messages to a prompt, newest first; says as well whether it is full.
+    /// Adds messages to a prompt, newest first. Also returns whether the prompt is full.
     async fn push(
         &self,
         builder: PromptBuilder,
@@ -223,7 +223,7 @@ impl Driver {
             for message in newest_first {
                 match builder.push(&message, &|| cancelled.is_cancelled()) {
                     Next::More => {}
-                    // After a cancellation the result is not used.
+                    // After a cancellation, the result is not used.
                     Next::Full | Next::Cancelled => return (builder, true),
                 }
             }
@@ -232,7 +232,7 @@ impl Driver {
         if bytes <= INLINE_BYTES { Ok(push()) } else { in_background(push).await }
     }
 
-    /// Waits for a share of the memory that large prompts have together: as much as one may need.
+    /// Reserves memory for a large prompt of the maximum size. Waits until other large prompts have released enough.
     async fn large_prompt_memory(&self) -> Result<OwnedSemaphorePermit, DriveError> {
         let wanted = self.settings.prompt_bytes_max.min(self.settings.prompt_memory_max) / 1024;
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
@@ -240,7 +240,7 @@ impl Driver {
         permit.map_err(|_| DriveError::Stopping)
     }
 
-    /// What the end of the model's answer means for the run.
+    /// Returns the input for an answer that has ended.
     async fn replied(
         &self,
         run: &LeasedRun,
@@ -263,13 +263,13 @@ impl Driver {
         }
         let has_incomplete_call = turn.has_incomplete_call();
         let (made, replay) = match turn.into_calls(&route.model) {
-            // A call that the token limit cut off is not made.
+            // A call that the token limit has cut off is dropped.
             Ok(_) if finish == FinishReason::Length && has_incomplete_call => (Vec::new(), None),
             Err(_) if finish == FinishReason::Length => (Vec::new(), None),
             Err(cause) => return Ok(failed(cause, usage)),
             Ok(Calls { made, replay }) => (made, replay),
         };
-        // After tool calls, a model may have nothing to add. Before, an empty answer is a failure of its server.
+        // After tool calls, a model may have nothing to add. Before them, an empty answer is an error of the model server.
         let is_empty = made.is_empty() && progress.text().is_empty() && progress.refusal().is_empty();
         if is_empty && finish == FinishReason::Stop && rounds == 0 {
             let error = llm::Error::Unavailable("The model server sent no answer.".to_owned());
@@ -278,7 +278,7 @@ impl Driver {
         Ok(Input::ModelReplied { usage, finish, calls: made, replay })
     }
 
-    /// Takes what the model has sent into the run, and publishes what one read has brought at once.
+    /// Applies the events of one read to the run, and publishes them together.
     async fn apply_deltas(
         &self,
         run: &mut LeasedRun,
@@ -296,7 +296,7 @@ impl Driver {
             let progress = &mut run.current.progress;
             written.push(match event {
                 TurnEvent::Text(text) => {
-                    // A later turn continues the text of the turns before after an empty line.
+                    // A later turn continues the text of earlier turns after an empty line.
                     let continues = std::mem::take(is_first_text) && !progress.text().is_empty();
                     let text = if continues { format!("\n\n{text}") } else { text };
                     progress.append(&text);
@@ -313,7 +313,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Moves the run in the middle of a turn. If a concurrent change has ended the run, the turn ends as well.
+    /// Commits an input during a turn. If a concurrent change has ended the run, the turn ends as well.
     async fn begin(&self, run: &mut LeasedRun, attempt: &Attempt, input: Input) -> Result<(), DriveError> {
         match Box::pin(self.apply(run, attempt, input)).await? {
             Effect::ReadAnswer | Effect::CallModel => Ok(()),
@@ -323,7 +323,7 @@ impl Driver {
         }
     }
 
-    /// The tokens of a turn that was stopped: none if the model server has not started to answer.
+    /// Returns the tokens of an interrupted turn: none if the model server has not started to answer.
     async fn spent_if_answered(
         &self,
         run: &LeasedRun,
@@ -333,7 +333,7 @@ impl Driver {
         if is_answered(turn, run) { self.spent(run, turn, prompt).await } else { Ok(Usage::default()) }
     }
 
-    /// The tokens of a turn: as the model server reports them, else by our own count.
+    /// Returns the tokens of a turn: as the model server reports them, or else by our own count.
     async fn spent(&self, run: &LeasedRun, turn: &Turn, prompt: &PromptTokens) -> Result<Usage, DriveError> {
         if let Some(usage) = turn.usage {
             return Ok(usage);
@@ -355,7 +355,7 @@ impl Driver {
     }
 }
 
-/// The input that must be committed before an event of the turn can be taken into the run.
+/// Returns the input that must be committed before an event can be applied to the run.
 fn begins(event: &TurnEvent, run: &LeasedRun) -> Option<Input> {
     let progress = &run.current.progress;
     match event {
@@ -375,20 +375,23 @@ fn is_answered(turn: &Turn, run: &LeasedRun) -> bool {
         || progress.refusal().len() > settled.refusal
 }
 
-/// Runs work off the threads that serve others.
+/// Runs CPU-bound work on the threads for blocking tasks.
 ///
 /// # Errors
-/// When the work panics: the attempt fails, and says so.
+/// [`DriveError::Failed`] if the work panics.
 async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, DriveError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| DriveError::Failed(format!("work on the prompt did not end: {error}")))
+        .map_err(|error| DriveError::Failed(format!("a task that worked on the prompt failed: {error}")))
 }
 
-/// What the stop of an endless answer means for the run: calls that are not complete cannot be made.
+/// Returns the input for an answer that exceeds the maximum size. Incomplete calls cannot be executed.
 fn too_long(run: &LeasedRun, usage: Usage) -> Input {
     if run.current.progress.open_calls().is_some() {
-        return failed("The model called a function and did not come to an end.".to_owned(), usage);
+        return failed(
+            "The model called a function with arguments that exceed the maximum size of an answer.".to_owned(),
+            usage,
+        );
     }
     Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new(), replay: None }
 }
@@ -402,7 +405,7 @@ fn last_error(error: &llm::Error) -> LastError {
         llm::Error::RateLimited(_) => ErrorCode::RateLimitExceeded,
         llm::Error::Unavailable(_) | llm::Error::Rejected(_) => ErrorCode::ServerError,
     };
-    // Clients know the service's text for errors that may pass, and some retry when they read it.
+    // Some clients retry when they see this text of OpenAI's service for temporary errors.
     let message = match error {
         llm::Error::Unavailable(cause) => format!("Sorry, something went wrong. {cause}"),
         llm::Error::RateLimited(cause) | llm::Error::Rejected(cause) => cause.clone(),

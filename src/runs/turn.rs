@@ -1,7 +1,7 @@
 //! Assembles one answer of the model from its deltas, in any dialect. Pure.
 //!
 //! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. A new name
-//! under a new ID or index begins the next call. Names and arguments are repaired where there is one reading.
+//! with a new ID or index starts the next call. Names and arguments are repaired if there is only one reading.
 
 use serde_json::{Map, Value};
 
@@ -26,7 +26,7 @@ pub struct KnownFunction {
     pub takes_arguments: bool,
 }
 
-/// What a model has sent so far.
+/// The answer so far.
 #[derive(Debug, Default)]
 pub struct Turn {
     calls: Vec<Call>,
@@ -67,14 +67,14 @@ struct Call {
     is_whole: bool,
 }
 
-/// What a piece of the answer adds to the run.
+/// A part of the answer that is added to the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TurnEvent {
-    /// More text.
+    /// Further text.
     Text(String),
-    /// More of a refusal.
+    /// Further text of a refusal.
     Refusal(String),
-    /// More of a call: its index, and what was added.
+    /// A new part of a call: the index of the call, and the part.
     Call(u32, CallGrowth),
 }
 
@@ -88,13 +88,13 @@ pub struct Calls {
 }
 
 impl Turn {
-    /// A turn without any content; with `one_call`, calls after the first are ignored.
+    /// Creates a turn without content. With `one_call`, calls after the first are ignored.
     #[must_use]
     pub fn new(known: Vec<KnownFunction>, one_call: bool) -> Self {
         Self { known, one_call, ..Self::default() }
     }
 
-    /// Applies the next piece, and returns what it adds to the run.
+    /// Applies a delta, and returns what it adds to the run.
     pub fn apply(&mut self, delta: ChatDelta, ids: &Ids) -> Vec<TurnEvent> {
         match delta {
             ChatDelta::Text(text) => vec![TurnEvent::Text(text)],
@@ -111,7 +111,7 @@ impl Turn {
             }
             ChatDelta::Finish(reason) => {
                 self.finish = Some(reason);
-                // What was held back of a name or of arguments is not held back any longer.
+                // Names and arguments that were held back are published now.
                 (0..self.calls.len()).flat_map(|index| self.publish(index, true)).collect()
             }
             ChatDelta::Usage(usage) => {
@@ -131,7 +131,7 @@ impl Turn {
             }
             None if self.calls.len() >= CALLS_MAX => return Vec::new(),
             None => {
-                // Pieces without a name before the first call carry nothing.
+                // A piece without a name cannot start a call.
                 let Some(name) = piece.name.clone() else { return Vec::new() };
                 self.calls.push(Call {
                     id: ids.generate(),
@@ -161,7 +161,7 @@ impl Turn {
         self.publish(index, false)
     }
 
-    /// Continues a name that the server sends in pieces: only if the result begins the name of a function.
+    /// Appends to a name that the server sends in pieces, if the result is a prefix of a function's name.
     fn extend_name(&mut self, index: usize, piece: &str) {
         let call = &mut self.calls[index];
         let longer = format!("{}{piece}", call.name);
@@ -171,8 +171,8 @@ impl Turn {
         }
     }
 
-    /// Publishes what is new of a call, once its name is known. Holds back what may be a repetition of the arguments, and
-    /// an empty object, which the real arguments may follow; nothing once the turn `has_ended`.
+    /// Publishes new parts of a call after its name is known. Until the turn `has_ended`, holds back text that may repeat
+    /// the arguments, and an empty object, which the real arguments may follow.
     fn publish(&mut self, index: usize, has_ended: bool) -> Vec<TurnEvent> {
         if index > 0 && self.one_call {
             return Vec::new();
@@ -195,11 +195,11 @@ impl Turn {
         events
     }
 
-    /// Publishes a call, if it is not published and its name is known or `must_begin`.
-    fn publish_name(&mut self, index: usize, must_begin: bool) -> Option<TurnEvent> {
+    /// Publishes a call that is not published yet, if its name is known or `must_start`.
+    fn publish_name(&mut self, index: usize, must_start: bool) -> Option<TurnEvent> {
         let known = self.function(&self.calls[index].name).map(|function| function.name.clone());
         let call = &mut self.calls[index];
-        let name = known.or_else(|| must_begin.then(|| call.name.clone())).filter(|_| !call.is_published)?;
+        let name = known.or_else(|| must_start.then(|| call.name.clone())).filter(|_| !call.is_published)?;
         call.is_published = true;
         Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
     }
@@ -208,7 +208,7 @@ impl Turn {
         self.function(&self.calls[index].name).is_none_or(|function| function.takes_arguments)
     }
 
-    /// The index of the call that a piece belongs to; none when it begins a new one.
+    /// Returns the index of the call that a piece continues; `None` if it starts a new call.
     fn call_index(&self, piece: &CallPiece) -> Option<usize> {
         let last = self.calls.len().checked_sub(1)?;
         let found = match piece.index {
@@ -224,7 +224,7 @@ impl Turn {
         (!is_named_again).then_some(found)
     }
 
-    /// Returns the function that a name means. Some models write `functions.f`, ` f` or `f<|channel|>commentary`.
+    /// Returns the function that a name refers to. Some models write `functions.f`, ` f` or `f<|channel|>commentary`.
     fn function(&self, name: &str) -> Option<&KnownFunction> {
         let exact = |name: &str| self.known.iter().find(|function| function.name == name);
         let before_token = name.split("<|").next().unwrap_or_default().trim();
@@ -237,7 +237,7 @@ impl Turn {
         })
     }
 
-    /// The parts of the answer that are not text of the message: calls, thinking, and other members.
+    /// Returns the parts of the answer that are not text of the message: calls, thinking, and other members.
     #[must_use]
     pub fn other_texts(&self) -> Vec<String> {
         let calls = self.calls.iter().flat_map(|call| [call.name.clone(), call.arguments.clone()]);
@@ -248,7 +248,7 @@ impl Turn {
         calls.chain(members).chain([self.hidden.clone()]).filter(|text| !text.is_empty()).collect()
     }
 
-    /// The size of everything so far that is not text of the message, in bytes.
+    /// Returns the size of the parts that are not text of the message, in bytes.
     #[must_use]
     pub fn other_bytes(&self) -> usize {
         self.calls.iter().map(|call| call.arguments.len()).sum::<usize>() + self.member_bytes + self.hidden.len()
@@ -260,11 +260,11 @@ impl Turn {
         self.calls.iter().any(|call| !call.is_whole && lenient::parse(&call.arguments).is_none())
     }
 
-    /// The calls that the turn of `model` made, once it has ended. Arguments that are not a JSON object and cannot be repaired are
-    /// unchanged: the client decides.
+    /// Returns the calls of a turn of `model` that has ended. Arguments that are not a JSON object and cannot be repaired
+    /// are returned unchanged: the client decides.
     ///
     /// # Errors
-    /// A sentence for the run's `last_error`, for a call of a function that the run does not have.
+    /// A text for the run's `last_error` if the model called a function that the run does not have.
     pub fn into_calls(self, model: &str) -> Result<Calls, String> {
         let counted = if self.one_call { 1 } else { CALLS_MAX };
         let functions: Vec<Option<KnownFunction>> =
@@ -291,7 +291,7 @@ impl Turn {
 }
 
 impl Call {
-    /// Returns the arguments that can be published now, after those that were.
+    /// Returns further arguments that can be published now.
     fn new_arguments(&mut self, has_ended: bool, takes_arguments: bool) -> String {
         let mut start = self.published.end;
         let mut end = self.scanned;
@@ -313,7 +313,7 @@ impl Call {
         }
         self.scanned = end;
         if has_ended {
-            // The rest follows where the repaired arguments continue the published ones.
+            // The rest is published if the published part is a prefix of the repaired arguments.
             let whole = lenient::arguments(&self.arguments, takes_arguments);
             let shown = &self.arguments[self.published.clone()];
             let more = whole.strip_prefix(shown).unwrap_or_default().to_owned();
@@ -328,7 +328,7 @@ impl Call {
     }
 }
 
-/// Whether arguments may be an empty object that the real ones follow.
+/// Returns whether this may be an empty object that the real arguments follow.
 fn is_start_of_empty_object(arguments: &str) -> bool {
     let mut rest = arguments.trim_start().chars();
     matches!((rest.next(), rest.as_str().trim()), (None, _) | (Some('{'), "" | "}"))
@@ -355,7 +355,7 @@ mod tests {
         Turn::new(vec![function("f", true), function("g", false), function("get_time", true)], one_call)
     }
 
-    /// The names and arguments of the calls that the pieces make.
+    /// Returns the names and arguments of the calls in these pieces.
     fn calls(pieces: Vec<ChatDelta>, one_call: bool) -> Result<Vec<(String, String)>, String> {
         let ids = Ids::counting();
         let mut turn = turn(one_call);
@@ -366,7 +366,7 @@ mod tests {
         let calls = turn.into_calls("m")?.made;
         let calls: Vec<(String, String)> =
             calls.into_iter().map(|made| (made.call.name, made.call.arguments)).collect();
-        // What is published is what the client is asked, but for repairs in the middle of the arguments.
+        // The published arguments equal those of the call, except for repairs inside of the arguments.
         let published = published(&events);
         assert_eq!(published.len(), calls.len());
         for ((name, arguments), (shown_name, shown)) in calls.iter().zip(&published) {
@@ -376,7 +376,7 @@ mod tests {
         Ok(calls)
     }
 
-    /// The names and arguments of the calls that these events publish.
+    /// Returns the names and arguments of the published calls.
     fn published(events: &[TurnEvent]) -> Vec<(String, String)> {
         let mut calls: Vec<(String, String)> = Vec::new();
         for event in events {
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn each_servers_dialect_makes_the_same_two_calls() {
         let dialects = [
-            // In fragments, by index: OpenAI, Azure, vLLM, llama.cpp.
+            // In fragments, with an index: OpenAI, Azure, vLLM, llama.cpp.
             vec![
                 piece(Some(0), "a", "f", ""),
                 piece(Some(0), "", "", "{\"a\""),
@@ -407,17 +407,17 @@ mod tests {
                 piece(Some(1), "b", "g", ""),
                 piece(Some(1), "", "", "{}"),
             ],
-            // Each call whole in one chunk: Ollama, Mistral.
+            // Each call complete in one chunk: Ollama, Mistral.
             vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(1), "b", "g", "{}")],
-            // All of them numbered 0.
+            // All with index 0.
             vec![piece(Some(0), "a", "f", "{\"a\":1}"), piece(Some(0), "b", "g", "{}")],
             // Without an index.
             vec![piece(None, "a", "f", "{\"a\":1}"), piece(None, "b", "g", "{}")],
-            // Without an id.
+            // Without an ID.
             vec![piece(Some(0), "", "f", "{\"a\":1}"), piece(Some(1), "", "g", "")],
             // With neither.
             vec![piece(None, "", "f", "{\"a\":"), piece(None, "", "", "1}"), piece(None, "", "g", "null")],
-            // Id and name repeated in each fragment.
+            // ID and name repeated in each fragment.
             vec![
                 piece(Some(0), "a", "f", "{\"a\":"),
                 piece(Some(0), "a", "f", "1}"),

@@ -345,7 +345,7 @@ both_stores!(a_call_with_unbounded_arguments_fails_its_run, async |database: Dat
 
     assert_eq!(names(&events).last_chunk::<3>().unwrap(), &["run.step.failed", "run.failed", "done"]);
     let error = server.client.get(&run).await["last_error"]["message"].clone();
-    assert_eq!(error, "The model called a function and did not come to an end.");
+    assert_eq!(error, "The model called a function with arguments that exceed the maximum size of an answer.");
 });
 
 both_stores!(a_run_that_requires_action_can_be_cancelled, async |database: Database| {

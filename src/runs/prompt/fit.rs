@@ -1,10 +1,10 @@
 //! Fits a thread into the budget of a prompt, from its newest message. Pure.
 //!
-//! A [`PromptBuilder`] takes the messages of a thread one by one, newest first, and says when it needs no more. Its time
+//! A [`PromptBuilder`] takes the messages of a thread one by one, newest first, and reports when it needs no more. Its time
 //! and memory depend on the budget, not on the length of the thread.
 //!
-//! A prompt that is too long loses messages from the middle of the thread: the first and the newest stay longest, then
-//! the newest alone. The instructions, the tools and the run's own rounds always stay.
+//! A prompt that is too long omits messages from the middle of the thread: the first message and the newest ones stay. If
+//! that is not enough, only the newest message stays. The instructions, the tools and the run's own turns always stay.
 
 use super::{chat_message, content_bytes, empty_request, has_content, last_messages, rounds, system_message};
 use crate::api::{Message, RunId};
@@ -19,7 +19,7 @@ const ANSWER_TOKENS: usize = 4_096;
 /// The limits of a run's next prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// What is left of the run's `max_prompt_tokens`.
+    /// Tokens that are left of the run's `max_prompt_tokens`.
     pub of_run: Option<usize>,
     /// Tokens of the model's context window that are not reserved for the answer.
     pub of_model: Option<usize>,
@@ -54,13 +54,13 @@ impl Budget {
         Self { of_run: scaled(self.of_run), of_model: scaled(self.of_model), bytes: self.bytes }
     }
 
-    /// Maximum number of tokens of a prompt that drops messages to fit.
+    /// Returns the maximum number of tokens of a prompt that can still omit messages.
     fn tokens(&self) -> Option<usize> {
         self.of_run.into_iter().chain(self.of_model).min()
     }
 
-    /// Maximum number of tokens of a prompt that can drop no more messages. Only the run's own budget is enforced:
-    /// our count may be too high for the model, so that one is left to the model to reject.
+    /// Returns the maximum number of tokens of a prompt that cannot omit any more messages. Only the run's own budget is
+    /// enforced: our count may be higher than the model's, so the model server decides about its context window.
     fn tokens_max(&self) -> Option<usize> {
         self.of_run.or(self.of_model)
     }
@@ -114,7 +114,7 @@ pub struct PromptBuilder {
     /// How many further messages `last_messages` allows.
     remaining: Option<usize>,
     state: State,
-    /// The oldest message so far, once messages are left out. With `last_messages` it becomes the first one.
+    /// The oldest message so far, if messages were left out. With `last_messages`, it becomes the first message.
     oldest: Option<Kept>,
 }
 
@@ -122,9 +122,9 @@ pub struct PromptBuilder {
 enum State {
     /// All messages so far fit.
     Fits,
-    /// A message did not fit, so that it and all older ones are left out, but for the first.
+    /// A message did not fit: it and all older ones are left out, except the first.
     Overflowed,
-    /// The newest message does not fit, so that it is the only one.
+    /// The newest message does not fit, and is the only one.
     NewestOnly,
 }
 
@@ -145,8 +145,8 @@ enum Fit {
 struct Cancelled;
 
 impl PromptBuilder {
-    /// Starts the prompt for the next turn of a run by `model` with what it always has: the instructions, the tools, and the run's own
-    /// rounds.
+    /// Creates the prompt for the next turn of a run by `model` with its fixed parts: the instructions, the tools, and the
+    /// run's own turns.
     #[must_use]
     pub fn new(progress: &Progress, model: &str, budget: Budget) -> Self {
         let spec = &progress.run.spec;
@@ -174,16 +174,16 @@ impl PromptBuilder {
         }
     }
 
-    /// Returns how many further messages are worth reading; `None` means any number. Messages that the builder does
+    /// Returns the maximum number of further messages that can be added; `None` means any number. Messages that the builder does
     /// not [accept](Self::accepts) do not count.
     #[must_use]
     pub fn wanted(&self) -> Option<usize> {
         if self.is_full() { Some(0) } else { self.remaining }
     }
 
-    /// Whether a message can be in the prompt: the run did not write it itself, and it has content.
+    /// Returns whether a message can be in the prompt: it has content, and is not the run's own message.
     ///
-    /// The run's own text stands with its calls; what followed the last call is about to be written again.
+    /// The run's own text is included with its calls; the text after the last call is about to be written again.
     #[must_use]
     pub fn accepts(&self, message: &Message) -> bool {
         message.author.as_ref().is_none_or(|author| author.run_id != self.run_id) && has_content(message)
@@ -191,7 +191,7 @@ impl PromptBuilder {
 
     /// Adds the next older message of the thread. Ignores one that it does not [accept](Self::accepts).
     ///
-    /// Calls `is_cancelled` now and then while it counts tokens.
+    /// Calls `is_cancelled` regularly while it counts tokens.
     pub fn push(&mut self, message: &Message, is_cancelled: &dyn Fn() -> bool) -> Next {
         if self.is_full() {
             return Next::Full;
@@ -244,7 +244,8 @@ impl PromptBuilder {
         }
     }
 
-    /// Whether a message fits in addition to those that are kept. Counts tokens only if the upper bound does not suffice.
+    /// Returns whether a message fits in addition to the present ones. Counts tokens only if the upper bound does not
+    /// suffice.
     fn fit(&mut self, message: &ChatMessage, is_cancelled: &dyn Fn() -> bool) -> Result<Fit, Cancelled> {
         let (Some(max), Some(newest_max)) = (self.budget.tokens(), self.budget.tokens_max()) else {
             return Ok(Fit::Fits(0));
@@ -340,8 +341,8 @@ impl PromptBuilder {
         Ok(Prompt { request, counted })
     }
 
-    /// Adds the first message of the thread and drops the oldest others until it fits. If it does not fit beside the
-    /// newest one, keeps the newest alone.
+    /// Adds the first message of the thread, and removes the oldest others until it fits. If it does not fit together with
+    /// the newest one, only the newest stays.
     fn add_first(&mut self, mut first: Kept) {
         let Some(newest) = self.kept.first() else { return };
         let newest_bytes = self.fixed_bytes + newest.bytes;
@@ -369,14 +370,14 @@ impl PromptBuilder {
             && self.bytes.saturating_add(bytes) <= self.budget.bytes
     }
 
-    /// Returns the tokens of the first message if it fits beside the newest one alone.
+    /// Returns the tokens of the first message if it fits together with the newest one.
     fn first_tokens(&mut self, first: &ChatMessage, max: usize) -> Option<usize> {
         if !self.is_counted {
             let at_most = tokens::at_most(first);
             if self.tokens.saturating_add(at_most) <= max {
                 return Some(at_most);
             }
-            // Those that are kept fit by their upper bounds, so that they fit by their counts.
+            // The present messages fit by their upper bounds, so they fit by their counts.
             self.count(max, &|| false).ok()?;
         }
         let newest = self.fixed_tokens + self.kept.first().map_or(0, |kept| kept.tokens);
@@ -387,7 +388,7 @@ impl PromptBuilder {
     }
 }
 
-/// Returns the size of the instructions or of a message of the run's own rounds, in bytes.
+/// Returns the size of the instructions or of a message of the run's own turns, in bytes.
 fn chat_bytes(message: &ChatMessage) -> usize {
     let content = message.content.as_str().map_or(0, str::len);
     content + message.tool_calls.iter().chain(message.members.values()).map(tokens::json_bytes).sum::<usize>()

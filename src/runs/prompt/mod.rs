@@ -1,6 +1,6 @@
 //! Converts a run and its thread into the request for the model. Pure.
 //!
-//! [`fit`] decides which messages of the thread the request has.
+//! [`fit`] decides which messages of the thread the request contains.
 
 pub mod fit;
 
@@ -91,7 +91,7 @@ fn function(tool: &Tool) -> Option<Value> {
     }
 }
 
-/// `required` and a named function apply to the first turn only: otherwise the run could not end.
+/// Returns the tool choice. `required` and a named function apply to the first turn only: otherwise the run could not end.
 fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
     match &spec.tool_choice {
         ToolChoice::Mode(ToolMode::None) => Some(json!("none")),
@@ -101,11 +101,11 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
     }
 }
 
-/// Returns the run's own rounds: for each turn with calls, the assistant's text and calls, then the outputs. `model` gets
-/// back the members that it wrote.
+/// Returns the messages of the run's earlier turns: for each turn with calls, the assistant's text and calls, then the
+/// outputs. Members that `model` wrote are included.
 ///
-/// A client may have deleted the run's message, and a later turn may have begun it again: then the stored lengths of
-/// earlier turns do not belong to the present text, and those turns have no text.
+/// A client may have deleted the run's message, and a later turn may have created it again. Then the stored lengths of
+/// earlier turns do not refer to the present text, and those turns have no text.
 fn rounds(progress: &Progress, model: &str) -> Vec<ChatMessage> {
     let text = progress.text();
     let turns: Vec<_> = progress
@@ -164,7 +164,7 @@ fn outputs(step: &RunStep) -> Vec<ChatMessage> {
 }
 
 /// Returns a message in the form of chat completions: a string if it has only text, a list of parts otherwise. Returns
-/// `None` if nothing of it can be sent, such as a message that was cut before its first word.
+/// `None` if nothing of it can be sent, such as a message that was truncated to nothing.
 fn chat_message(message: &Message) -> Option<ChatMessage> {
     if !has_content(message) {
         return None;
@@ -173,7 +173,7 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
         Role::User => ChatRole::User,
         Role::Assistant => ChatRole::Assistant,
     };
-    let content = if has_pictures(message) {
+    let content = if has_images(message) {
         Value::Array(message.content.iter().filter_map(chat_part).collect())
     } else {
         let texts: Vec<Cow<'_, str>> = message.content.iter().filter_map(part_text).collect();
@@ -182,10 +182,10 @@ fn chat_message(message: &Message) -> Option<ChatMessage> {
     Some(ChatMessage::new(role, content))
 }
 
-/// Whether anything of a message can be sent.
+/// Returns whether any part of a message can be sent.
 fn has_content(message: &Message) -> bool {
     let mut texts = message.content.iter().filter_map(part_text);
-    has_pictures(message)
+    has_images(message)
         || match (texts.next(), texts.next()) {
             (Some(only), None) => !only.is_empty(),
             (Some(_), Some(_)) => true,
@@ -193,24 +193,24 @@ fn has_content(message: &Message) -> bool {
         }
 }
 
-/// Whether a message has pictures that are sent: only users may send pictures to a model.
-fn has_pictures(message: &Message) -> bool {
+/// Returns whether a message has images that are sent: only user messages may contain images.
+fn has_images(message: &Message) -> bool {
     message.role == Role::User && message.content.iter().any(|part| matches!(part, Content::ImageUrl { .. }))
 }
 
-/// Returns the size of a message's content that is sent, in bytes.
+/// Returns the size of the parts of a message that are sent, in bytes.
 #[must_use]
 pub fn content_bytes(message: &Message) -> usize {
-    let has_pictures = has_pictures(message);
+    let has_images = has_images(message);
     let part = |part: &Content| match part {
-        Content::ImageUrl { image_url } if has_pictures => image_url.url.len(),
+        Content::ImageUrl { image_url } if has_images => image_url.url.len(),
         other => part_text(other).map_or(0, |text| text.len()),
     };
     message.content.iter().map(part).sum()
 }
 
-/// Returns the text of a part. A picture among the files cannot be sent, since this server stores no files yet; the
-/// model reads that there is one.
+/// Returns the text of a part. An image file cannot be sent, because files are not supported yet; the text says that there
+/// is one.
 fn part_text(part: &Content) -> Option<Cow<'_, str>> {
     match part {
         Content::Text { text } => Some(Cow::Borrowed(&text.value)),
