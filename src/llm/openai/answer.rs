@@ -46,6 +46,7 @@ pub struct AnswerReader {
     finish: Option<FinishReason>,
     /// A finish reason that we do not know.
     unknown_finish: Option<String>,
+    /// Whether the usage has come with the finish reason or after it. Before, it may be of a part of the answer.
     has_usage: bool,
     /// Whether the server has said that nothing follows.
     is_done: bool,
@@ -226,6 +227,7 @@ impl AnswerReader {
 
     fn read_value(&mut self, value: Value, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         let chunk = chunk::read(value)?;
+        let is_last = self.finish.is_some() || chunk.finish.is_some();
         for delta in chunk.deltas {
             match delta {
                 ChatDelta::Text(text) => {
@@ -242,7 +244,7 @@ impl AnswerReader {
                     deltas.push(delta);
                 }
                 ChatDelta::Usage(_) => {
-                    self.has_usage = true;
+                    self.has_usage |= is_last;
                     deltas.push(delta);
                 }
                 ChatDelta::Member(..) | ChatDelta::Hidden(_) | ChatDelta::Finish(_) => deltas.push(delta),

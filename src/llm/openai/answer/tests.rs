@@ -170,6 +170,11 @@ fn an_answer_is_complete_with_its_finish_reason_and_its_usage() {
         .push(stream(&[json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})]).as_bytes())
         .unwrap();
     assert!(reader.is_complete());
+
+    let mut early = AnswerReader::new(ThinkTags::Strip);
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0}});
+    early.push(stream(&[usage, hello(), finish("stop")]).as_bytes()).unwrap();
+    assert!(!early.is_complete(), "the usage of the whole answer follows");
 }
 
 /// Chunks of an answer: text, a call in fragments, reasoning, usage; the last one has the finish reason.
