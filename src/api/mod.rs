@@ -11,6 +11,7 @@ pub mod rule;
 pub mod run;
 pub mod run_step;
 pub mod stream;
+pub mod surrogates;
 pub mod thread;
 pub mod time;
 pub mod tool;

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::chunk::{self, Finish};
 use super::report::Report;
-use super::surrogates::SurrogateJoiner;
 use super::visible::{ThinkTags, VisibleText};
 use crate::api::run::FinishReason;
+use crate::api::surrogates::SurrogateJoiner;
 use crate::llm::ChatDelta;
 use crate::llm::lenient;
 use crate::llm::sse::{Event, Parser};

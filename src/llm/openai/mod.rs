@@ -10,7 +10,6 @@ mod client;
 mod learned;
 mod models;
 mod report;
-mod surrogates;
 mod visible;
 
 pub use client::{Settings, Upstream};

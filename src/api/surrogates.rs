@@ -1,0 +1,98 @@
+//! Surrogate escapes in JSON texts. JSON encodes a character outside the basic plane as a pair of escapes, such as
+//! `\ud83d\ude00`; a parser rejects one half without the other.
+
+/// Length of `\u0000`, in bytes.
+const ESCAPE_BYTES: usize = 6;
+/// The escape of U+FFFD, the replacement character. It is as long as the escape that it replaces.
+const REPLACEMENT: &str = "\\ufffd";
+
+/// Joins surrogate pairs that a server splits across two events of a stream: one escape at the end of an event, and the other
+/// at the start of the next. Neither event is valid JSON on its own.
+#[derive(Debug, Default)]
+pub struct SurrogateJoiner {
+    /// The high surrogate at the end of the last event, as its escape.
+    high: Option<String>,
+}
+
+impl SurrogateJoiner {
+    /// Returns the event with complete characters only.
+    ///
+    /// A high surrogate is stored until the next event, which has the low one. A low surrogate without a high one becomes
+    /// U+FFFD.
+    pub fn push(&mut self, event: &str) -> String {
+        let mut joined = String::with_capacity(event.len());
+        let mut copied = 0;
+        while let Some((start, half)) = next_lone_surrogate(event.as_bytes(), copied) {
+            let end = start + ESCAPE_BYTES;
+            joined.push_str(&event[copied..start]);
+            copied = end;
+            match half {
+                Half::High => self.high = Some(event[start..end].to_owned()),
+                Half::Low => match self.high.take() {
+                    Some(high) => {
+                        joined.push_str(&high);
+                        joined.push_str(&event[start..end]);
+                    }
+                    None => joined.push_str(REPLACEMENT),
+                },
+            }
+        }
+        joined.push_str(&event[copied..]);
+        joined
+    }
+}
+
+/// One half of a surrogate pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Half {
+    High,
+    Low,
+}
+
+impl Half {
+    /// Returns the half that `text` starts with, if it starts with the escape of one.
+    fn of(text: &[u8]) -> Option<Self> {
+        match code_unit(text)? {
+            0xD800..=0xDBFF => Some(Self::High),
+            0xDC00..=0xDFFF => Some(Self::Low),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the start of the first surrogate escape at or after `from` that is not part of a pair. `from` is not inside of
+/// an escape.
+fn next_lone_surrogate(text: &[u8], from: usize) -> Option<(usize, Half)> {
+    let mut at = from;
+    loop {
+        let start = at + text.get(at..)?.iter().position(|byte| *byte == b'\\')?;
+        let escape = &text[start..];
+        let next = escape.get(ESCAPE_BYTES..).and_then(Half::of);
+        at = match (Half::of(escape), next) {
+            (Some(Half::High), Some(Half::Low)) => start + 2 * ESCAPE_BYTES,
+            (Some(half), _) => return Some((start, half)),
+            // Of every other escape, only the character after the backslash can be another backslash.
+            (None, _) => start + 2,
+        };
+    }
+}
+
+/// Returns the UTF-16 code unit that `text` starts with, if it starts with a `\u` escape.
+fn code_unit(text: &[u8]) -> Option<u16> {
+    let digits = text.strip_prefix(b"\\u")?.get(..4)?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_pair_is_joined_and_a_lone_surrogate_is_replaced() {
+        let mut joiner = SurrogateJoiner::default();
+
+        assert_eq!(joiner.push(r#""a\"\ud83d""#), r#""a\"""#);
+        assert_eq!(joiner.push(r#""\ude00 \ud83d\ude00""#), r#""\ud83d\ude00 \ud83d\ude00""#);
+        assert_eq!(joiner.push(r#""\ude00\\ud83d""#), r#""\ufffd\\ud83d""#);
+    }
+}
