@@ -1,15 +1,19 @@
 //! Extractors of path parameters, queries and bodies. They reject invalid values with errors of the API.
 
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, RawQuery, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::error::Error;
-use super::state::App;
+use super::state::{App, Settings};
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::id::Id;
@@ -98,11 +102,11 @@ impl FromRequest<App> for Object {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         check_content_type(&request)?;
-        let (bytes, memory) = read(request, app).await?;
+        let (bytes, mut memory) = read(request.into_body(), &app.settings).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(Map::new()));
         }
-        let _memory = reserve_to_parse(&bytes, memory, app).await?;
+        reserve_to_parse(&bytes, &mut memory, &app.settings).await?;
         match serde_json::from_slice(&bytes) {
             Ok(Value::Object(members)) => Ok(Self(members)),
             Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
@@ -146,54 +150,97 @@ fn check_content_type(request: &Request) -> Result<(), api::Error> {
     .code("unsupported_content_type"))
 }
 
-/// The memory reserved for a body.
-type Memory = Vec<OwnedSemaphorePermit>;
-
 /// Bodies up to this size do not reserve memory, in bytes.
 const SMALL_BODY_BYTES: usize = 64 * 1024;
 /// Memory of a parsed element or property in addition to its text, in bytes.
 const VALUE_BYTES: usize = 80;
 
-/// Reads a body. Reserves memory for a large body.
-async fn read(request: Request, app: &App) -> Result<(Bytes, Memory), api::Error> {
-    let settings = &app.settings;
-    let max = settings.body_bytes_max;
-    let mut body = Limited::new(request.into_body(), max);
-    let read = async {
-        let (mut bytes, mut memory) = (BytesMut::new(), Memory::new());
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    let text = format!(
-                        "The request body is larger than {max} bytes, the maximum of this server (body_bytes_max)."
-                    );
-                    return api::Error::new(Kind::TooLarge, text);
-                }
-                api::Error::invalid("The request body is incomplete.")
-            })?;
-            let Ok(data) = frame.into_data() else { continue };
-            bytes.extend_from_slice(&data);
-            let reserved: usize = memory.iter().map(OwnedSemaphorePermit::num_permits).sum();
-            if bytes.len() > SMALL_BODY_BYTES && bytes.len() > reserved * 1024 {
-                memory.push(reserve(app, SMALL_BODY_BYTES.max(data.len())).await?);
-            }
+/// The memory reserved for a body.
+struct Memory {
+    permit: Option<OwnedSemaphorePermit>,
+    /// How long the body may still wait for memory.
+    wait_left: Duration,
+}
+
+impl Memory {
+    fn new(settings: &Settings) -> Self {
+        Self { permit: None, wait_left: settings.body_timeout }
+    }
+
+    fn bytes(&self) -> usize {
+        self.permit.as_ref().map_or(0, |permit| permit.num_permits() * 1024)
+    }
+
+    /// Reserves more memory. Waits until other bodies have released it. All waits of one body are limited by the body
+    /// timeout.
+    async fn reserve(&mut self, settings: &Settings, bytes: usize) -> Result<(), api::Error> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let began = Instant::now();
+        let permit = settings.bodies.clone().acquire_many_owned(kib);
+        let permit = tokio::time::timeout(self.wait_left, permit).await;
+        self.wait_left = self.wait_left.saturating_sub(began.elapsed());
+        let Ok(Ok(permit)) = permit else {
+            tracing::warn!(
+                bodies_bytes_max = settings.bodies_bytes_max,
+                "a request was rejected, because other request bodies use all memory for bodies (bodies_bytes_max)"
+            );
+            return Err(api::Error::new(
+                Kind::Unavailable,
+                "The server is reading too many large requests (bodies_bytes_max). Please retry.",
+            ));
+        };
+        match &mut self.permit {
+            None => self.permit = Some(permit),
+            Some(reserved) => reserved.merge(permit),
         }
-        Ok((bytes.freeze(), memory))
+        Ok(())
+    }
+}
+
+/// Reads a body. Reserves memory for a large body. The time that it waits for memory does not count as the client's.
+async fn read(body: Body, settings: &Settings) -> Result<(BytesMut, Memory), api::Error> {
+    let max = settings.body_bytes_max;
+    let too_large = || {
+        let text = format!("The request body is larger than {max} bytes, the maximum of this server (body_bytes_max).");
+        api::Error::new(Kind::TooLarge, text)
     };
-    let timeout_error = || {
-        let seconds = settings.body_timeout.as_secs();
-        api::Error::new(Kind::Timeout, format!("The request body did not arrive within {seconds} s (body_timeout_s)."))
-    };
-    tokio::time::timeout(settings.body_timeout, read).await.map_err(|_| timeout_error())?
+    // Before the body is asked for: a client that waits for 100 need not send a body that is too large.
+    if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > max {
+        return Err(too_large());
+    }
+    let mut body = Limited::new(body, max);
+    let mut deadline = Instant::now() + settings.body_timeout;
+    let (mut bytes, mut memory) = (BytesMut::new(), Memory::new(settings));
+    loop {
+        let Ok(frame) = tokio::time::timeout_at(deadline, body.frame()).await else {
+            let seconds = settings.body_timeout.as_secs();
+            let text = format!("The request body did not arrive within {seconds} s (body_timeout_s).");
+            return Err(api::Error::new(Kind::Timeout, text));
+        };
+        let Some(frame) = frame else { return Ok((bytes, memory)) };
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return too_large();
+            }
+            api::Error::invalid("The request body is incomplete.")
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        bytes.extend_from_slice(&data);
+        if bytes.len() > SMALL_BODY_BYTES && bytes.len() > memory.bytes() {
+            let began = Instant::now();
+            memory.reserve(settings, SMALL_BODY_BYTES.max(data.len())).await?;
+            deadline += began.elapsed();
+        }
+    }
 }
 
 /// Reserves the memory that a body needs when it is parsed.
-async fn reserve_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result<Memory, api::Error> {
+async fn reserve_to_parse(bytes: &[u8], memory: &mut Memory, settings: &Settings) -> Result<(), api::Error> {
     if bytes.len() <= SMALL_BODY_BYTES {
-        return Ok(memory);
+        return Ok(());
     }
     let cost = parsed_bytes(bytes);
-    let max = app.settings.bodies_bytes_max;
+    let max = settings.bodies_bytes_max;
     if cost + bytes.len() > max {
         return Err(api::Error::new(
             Kind::TooLarge,
@@ -203,8 +250,7 @@ async fn reserve_to_parse(bytes: &[u8], mut memory: Memory, app: &App) -> Result
             ),
         ));
     }
-    memory.push(reserve(app, cost).await?);
-    Ok(memory)
+    memory.reserve(settings, cost).await
 }
 
 /// Estimates the memory of a JSON text when it is parsed, in bytes.
@@ -222,15 +268,81 @@ fn parsed_bytes(bytes: &[u8]) -> usize {
     bytes.len() + values * VALUE_BYTES
 }
 
-/// Reserves memory for bodies. Waits for at most the body timeout.
-async fn reserve(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, api::Error> {
-    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    let permits = app.settings.bodies.clone().acquire_many_owned(kib);
-    match tokio::time::timeout(app.settings.body_timeout, permits).await {
-        Ok(Ok(permits)) => Ok(permits),
-        Ok(Err(_)) | Err(_) => Err(api::Error::new(
-            Kind::Unavailable,
-            "The server is reading too many large requests (bodies_bytes_max). Please retry.",
-        )),
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use futures_util::StreamExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn settings() -> Settings {
+        Settings {
+            body_bytes_max: 1024 * 1024,
+            bodies_bytes_max: 1024 * 1024,
+            bodies: Arc::new(Semaphore::new(1024)),
+            body_timeout: 60 * SECOND,
+            keep_alive: SECOND,
+            cors_origins: Vec::new(),
+        }
+    }
+
+    /// A body of two pieces of 100 kB with a pause between them.
+    fn body(pause: Duration) -> Body {
+        let pieces = futures_util::stream::iter([Duration::ZERO, pause]).then(async |pause| {
+            tokio::time::sleep(pause).await;
+            Ok::<_, Infallible>(vec![b' '; 100_000])
+        });
+        Body::from_stream(pieces)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_arrives_too_slowly_times_out() {
+        let settings = settings();
+
+        assert_eq!(read(body(59 * SECOND), &settings).await.unwrap().0.len(), 200_000);
+        assert_eq!(read(body(61 * SECOND), &settings).await.err().unwrap().kind, Kind::Timeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_memory_does_not_count_as_the_clients_time() {
+        let settings = settings();
+        let other = settings.bodies.clone().acquire_many_owned(1024).await.unwrap();
+
+        let release = async {
+            tokio::time::sleep(50 * SECOND).await;
+            drop(other);
+        };
+        let (read, ()) = tokio::join!(read(body(50 * SECOND), &settings), release);
+
+        let (bytes, memory) = read.unwrap();
+        assert_eq!((bytes.len(), memory.bytes() >= 200_000), (200_000, true));
+        drop(memory);
+        assert_eq!(settings.bodies.available_permits(), 1024, "the memory is released");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_waits_for_memory_for_a_limited_time_in_all() {
+        let settings = settings();
+        let other = settings.bodies.clone().acquire_many_owned(1024).await.unwrap();
+
+        let error = read(body(Duration::ZERO), &settings).await.err().unwrap();
+        assert_eq!(error.kind, Kind::Unavailable);
+        assert!(error.message.contains("bodies_bytes_max"), "{error}");
+
+        // It waits for 50 s, gets a part of the memory, and waits for 10 s more.
+        let began = Instant::now();
+        let release_a_part = async {
+            tokio::time::sleep(50 * SECOND).await;
+            let mut other = other;
+            drop(other.split(100));
+            other
+        };
+        let (read, _other) = tokio::join!(read(body(Duration::ZERO), &settings), release_a_part);
+        assert_eq!((read.err().unwrap().kind, began.elapsed().as_secs()), (Kind::Unavailable, 60));
     }
 }
