@@ -82,10 +82,6 @@ pub(super) fn error_response(error: &api::Error) -> Response {
         // By then, another server responds or this one has restarted.
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
     }
-    if matches!(error.kind, Kind::TooLarge | Kind::Timeout) {
-        // The rest of the body is not read, so the connection cannot be reused.
-        response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-    }
     response
 }
 

@@ -81,8 +81,9 @@ pub fn router(app: App) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(layers::trace::request))
         .with_state(app);
-    match cors {
+    let all = match cors {
         Some(cors) => all.layer(cors),
         None => all,
-    }
+    };
+    all.layer(from_fn(layers::body::finish_body))
 }

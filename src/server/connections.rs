@@ -2,12 +2,14 @@
 //!
 //! When there are as many connections as there may be, the one that has been idle longest is closed for a new one. Where
 //! none is idle, a few more are served for `/health` and `/ready` alone; others wait until one ends.
+//!
+//! A connection that closes before its client has sent all of a request lingers: see [`Stalling::linger`].
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,11 +17,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
+use axum::http::header::CONNECTION;
 use axum::response::Response;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +37,19 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections beyond the maximum, for health checks alone.
 const HEALTH_CONNECTIONS: usize = 8;
+/// Minimum time between two warnings that the maximum is reached.
+const WARN_EVERY: Duration = Duration::from_mins(1);
+/// How a connection is closed whose client may still be sending.
+const LINGER: Linger = Linger {
+    // Clients that read a reply only after they have sent the whole body get it too, if they send 32 MiB at 9 Mbit/s.
+    time: Duration::from_secs(30),
+    // A client that neither sends nor closes for so long has the reply, or is gone.
+    idle_time: Duration::from_secs(5),
+    // Eight times the usual maximum of a body. To read and discard it takes a few hundredths of a second.
+    bytes_max: 256 * 1024 * 1024,
+};
+/// Size of the buffer for bytes that are discarded.
+const DISCARD_BYTES: usize = 16 * 1024;
 /// File handles that are not for connections: the log, the database's files, and what the runtime needs.
 const OTHER_HANDLES: u64 = 32;
 
@@ -50,6 +66,17 @@ pub(super) struct Settings {
     pub write_timeout: Duration,
     /// Handles that the database and the model servers need.
     pub reserved_handles: u64,
+}
+
+/// Limits of closing a connection whose client may still be sending.
+#[derive(Debug, Clone, Copy)]
+struct Linger {
+    /// Maximum time in all.
+    time: Duration,
+    /// Maximum time in which the client sends nothing.
+    idle_time: Duration,
+    /// Maximum number of bytes that are read and discarded.
+    bytes_max: usize,
 }
 
 /// Raises the limit of file handles as far as the system allows, and returns how many connections that leaves.
@@ -79,6 +106,8 @@ pub(super) fn connections_allowed(settings: &Settings) -> usize {
 struct Connections {
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
+    /// When it was last reported that the maximum is reached.
+    warned_at: Mutex<Option<Instant>>,
 }
 
 /// One connection.
@@ -90,6 +119,8 @@ struct Connection {
     close: CancellationToken,
     /// Whether it is for health checks alone.
     is_extra: bool,
+    /// Whether it closes after its reply, although the client may still be sending the request.
+    has_unread_request: AtomicBool,
 }
 
 impl Connections {
@@ -107,6 +138,7 @@ impl Connections {
             idle_since: Mutex::new(Instant::now()),
             close: CancellationToken::new(),
             is_extra,
+            has_unread_request: AtomicBool::new(false),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(number, connection.clone());
@@ -129,11 +161,24 @@ impl Connections {
         }
         true
     }
+
+    /// Reports that the maximum is reached, but not too often.
+    fn warn_full(&self, connections_max: usize) {
+        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned_at = Some(Instant::now());
+            tracing::warn!(connections_max, "no more connections are served (connections_max)");
+        }
+    }
 }
 
 impl Connection {
     fn idle_since(&self) -> Instant {
         *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_unread_request(&self) -> bool {
+        self.has_unread_request.load(Ordering::Acquire)
     }
 }
 
@@ -203,10 +248,14 @@ async fn accept(
     connections_max: usize,
 ) -> io::Result<(TcpStream, bool)> {
     while connections.len() >= connections_max + HEALTH_CONNECTIONS && !connections.close_an_idle_one() {
+        connections.warn_full(connections_max);
         tokio::time::sleep(ACCEPT_PAUSE / 10).await;
     }
     let (stream, _) = listener.accept().await?;
     let is_extra = connections.len() >= connections_max && !connections.close_an_idle_one();
+    if is_extra {
+        connections.warn_full(connections_max);
+    }
     Ok((stream, is_extra))
 }
 
@@ -218,33 +267,55 @@ async fn serve_connection(
     closing: CancellationToken,
 ) {
     let close = connection.close.clone();
+    let io = TokioIo::new(Stalling::new(stream, settings.write_timeout, connection.clone()));
+    let served = connection.clone();
     let service = hyper::service::service_fn(move |request| {
-        let under_way = UnderWay::new(connection.clone());
+        let under_way = UnderWay::new(served.clone());
         let router = router.clone();
         async move { Ok::<_, Infallible>(respond(router, request, under_way).await) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_buf_size(settings.head_bytes_max);
-    let io = TokioIo::new(Stalling::new(stream, settings.write_timeout));
-    let mut served = std::pin::pin!(builder.serve_connection(io, service));
+    let mut serving = builder.serve_connection(io, service);
     let outcome = tokio::select! {
-        outcome = &mut served => outcome,
+        outcome = &mut serving => outcome,
         () = async { tokio::select! { () = close.cancelled() => {}, () = closing.cancelled() => {} } } => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            Pin::new(&mut serving).graceful_shutdown();
+            (&mut serving).await
         }
     };
-    if let Err(error) = outcome {
-        tracing::debug!(error = &error as &dyn std::error::Error, "a connection broke");
+    let io = serving.into_parts().io.into_inner();
+    if let Err(error) = &outcome {
+        if io.is_stalled {
+            tracing::info!(
+                write_timeout_s = settings.write_timeout.as_secs(),
+                "closed a connection whose client reads nothing"
+            );
+        } else {
+            tracing::debug!(error = error as &dyn std::error::Error, "a connection broke");
+        }
+    }
+    // hyper has answered what it could not parse, such as a head that is too large.
+    let is_unreadable = outcome.is_err_and(|error| error.is_parse());
+    if is_unreadable || connection.has_unread_request() {
+        tokio::select! {
+            () = io.linger(LINGER) => {}
+            () = close.cancelled() => {}
+        }
     }
 }
 
 async fn respond(mut router: Router, request: hyper::Request<Incoming>, under_way: UnderWay) -> Response {
-    if under_way.0.is_extra && !["/health", "/ready"].contains(&request.uri().path()) {
-        return http::overloaded();
+    let response = if under_way.0.is_extra && !["/health", "/ready"].contains(&request.uri().path()) {
+        http::overloaded()
+    } else {
+        let request: Request = request.map(Body::new);
+        let Ok(response) = router.call(request).await;
+        response
+    };
+    if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
+        under_way.0.has_unread_request.store(true, Ordering::Release);
     }
-    let request: Request = request.map(Body::new);
-    let Ok(response) = router.call(request).await;
     response.map(|body| Body::new(Guarded { body, _under_way: under_way }))
 }
 
@@ -278,24 +349,65 @@ impl hyper::body::Body for Guarded {
 struct Stalling {
     stream: TcpStream,
     write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    connection: Arc<Connection>,
+    timeout: Option<Pin<Box<Sleep>>>,
+    /// Whether it has failed because the client reads nothing.
+    is_stalled: bool,
 }
 
 impl Stalling {
-    fn new(stream: TcpStream, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, stalled: None }
+    fn new(stream: TcpStream, write_timeout: Duration, connection: Arc<Connection>) -> Self {
+        Self { stream, write_timeout, connection, timeout: None, is_stalled: false }
     }
 
     /// Passes a write on, or fails when it has waited for too long.
     fn watch<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.timeout = None;
             return written;
         }
+        if self.connection.has_unread_request() {
+            self.discard(context);
+        }
         let write_timeout = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing (write_timeout_s)")))
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
+        ready!(timeout.as_mut().poll(context));
+        self.is_stalled = true;
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing (write_timeout_s)")))
+    }
+
+    /// Discards what has arrived of a request that is not read any more: the client may read the reply only after it has
+    /// sent the whole request.
+    fn discard(&mut self, context: &mut Context<'_>) {
+        let mut space = [0; DISCARD_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Closes a connection so that its client gets the reply: ends the server's side, and discards what the client sends
+    /// until it closes its side, or a limit is reached.
+    ///
+    /// If the socket were closed at once, the system would answer further bytes with a reset. A client that gets a reset
+    /// while it sends may not read the reply.
+    async fn linger(mut self, limits: Linger) {
+        let _ = self.stream.shutdown().await;
+        let discard = async {
+            let mut space = vec![0; DISCARD_BYTES];
+            let mut bytes = 0;
+            while bytes < limits.bytes_max {
+                match tokio::time::timeout(limits.idle_time, self.stream.read(&mut space)).await {
+                    Ok(Ok(read)) if read > 0 => bytes += read,
+                    // The client has closed, or does nothing.
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limits.time, discard).await;
     }
 }
 
@@ -335,5 +447,50 @@ impl AsyncWrite for Stalling {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// Returns the server's side and the client's side of a connection.
+    async fn connect() -> (Stalling, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (_, connection) = Connections::default().add(false);
+        (Stalling::new(accepted.unwrap().0, LONG, connection), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_lingering_connection_discards_what_is_sent_until_the_client_closes() {
+        let (server, mut client) = connect().await;
+        let limits = Linger { time: LONG, idle_time: LONG, bytes_max: usize::MAX };
+
+        let sent = async {
+            client.write_all(&vec![0; 5_000_000]).await.unwrap();
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the server has ended its side");
+            drop(client);
+        };
+        tokio::time::timeout(LONG / 2, async { tokio::join!(server.linger(limits), sent) }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lingering_connection_is_closed_at_each_limit() {
+        let limits = Linger { time: LONG, idle_time: LONG, bytes_max: usize::MAX };
+        let one = Duration::from_millis(1);
+
+        for limits in [Linger { time: one, ..limits }, Linger { idle_time: one, ..limits }] {
+            let (server, _client) = connect().await;
+            tokio::time::timeout(LONG / 2, server.linger(limits)).await.expect("the limit is kept");
+        }
+        let (server, mut client) = connect().await;
+        let send = async { while client.write_all(&[0; 4096]).await.is_ok() {} };
+        let limits = Linger { bytes_max: 1_000_000, ..limits };
+        tokio::time::timeout(LONG / 2, async { tokio::join!(server.linger(limits), send) })
+            .await
+            .expect("it is closed");
     }
 }

@@ -21,6 +21,7 @@ mod cancel;
 mod cli;
 mod compatibility;
 mod docs;
+mod early_replies;
 mod engine;
 mod expiry;
 mod layers;
