@@ -104,10 +104,26 @@ pub(super) fn connections_allowed(settings: &Settings) -> usize {
 /// The connections that are open.
 #[derive(Debug, Default)]
 struct Connections {
-    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    open: Mutex<Open>,
     next: AtomicU64,
     /// When it was last reported that the maximum is reached.
     warned_at: Mutex<Option<Instant>>,
+}
+
+/// The open connections, by their numbers.
+#[derive(Debug, Default)]
+struct Open {
+    by_number: HashMap<u64, Arc<Connection>>,
+    /// How many of them are for health checks alone.
+    extra: usize,
+}
+
+impl Open {
+    fn remove(&mut self, number: u64) -> Option<Arc<Connection>> {
+        let connection = self.by_number.remove(&number)?;
+        self.extra -= usize::from(connection.is_extra);
+        Some(connection)
+    }
 }
 
 /// One connection.
@@ -123,12 +139,25 @@ struct Connection {
     has_unread_request: AtomicBool,
 }
 
+/// A kind of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// All.
+    All,
+    /// All but those for health checks alone.
+    Normal,
+}
+
 impl Connections {
-    fn len(&self) -> usize {
-        self.lock().len()
+    fn count(&self, which: Which) -> usize {
+        let open = self.lock();
+        match which {
+            Which::All => open.by_number.len(),
+            Which::Normal => open.by_number.len() - open.extra,
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -141,22 +170,27 @@ impl Connections {
             has_unread_request: AtomicBool::new(false),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(number, connection.clone());
+        let mut open = self.lock();
+        open.extra += usize::from(is_extra);
+        open.by_number.insert(number, connection.clone());
+        drop(open);
         (number, connection)
     }
 
     fn remove(&self, number: u64) {
-        self.lock().remove(&number);
+        self.lock().remove(number);
     }
 
     /// Closes the connection that has been idle longest; returns whether there was one.
-    fn close_an_idle_one(&self) -> bool {
+    fn close_an_idle_one(&self, which: Which) -> bool {
         let mut open = self.lock();
-        let idle = open.iter().filter(|(_, connection)| connection.under_way.load(Ordering::Acquire) == 0);
+        let idle = open.by_number.iter().filter(|(_, connection)| {
+            connection.under_way.load(Ordering::Acquire) == 0 && (which == Which::All || !connection.is_extra)
+        });
         let Some(number) = idle.min_by_key(|(_, connection)| connection.idle_since()).map(|(number, _)| *number) else {
             return false;
         };
-        if let Some(connection) = open.remove(&number) {
+        if let Some(connection) = open.remove(number) {
             connection.close.cancel();
         }
         true
@@ -219,7 +253,7 @@ pub(super) async fn serve(
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
                 // File handles may be exhausted: closing an idle connection frees one.
-                connections.close_an_idle_one();
+                connections.close_an_idle_one(Which::All);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -247,12 +281,14 @@ async fn accept(
     connections: &Connections,
     connections_max: usize,
 ) -> io::Result<(TcpStream, bool)> {
-    while connections.len() >= connections_max + HEALTH_CONNECTIONS && !connections.close_an_idle_one() {
+    while connections.count(Which::All) >= connections_max + HEALTH_CONNECTIONS
+        && !connections.close_an_idle_one(Which::All)
+    {
         connections.warn_full(connections_max);
         tokio::time::sleep(ACCEPT_PAUSE / 10).await;
     }
     let (stream, _) = listener.accept().await?;
-    let is_extra = connections.len() >= connections_max && !connections.close_an_idle_one();
+    let is_extra = connections.count(Which::Normal) >= connections_max && !connections.close_an_idle_one(Which::Normal);
     if is_extra {
         connections.warn_full(connections_max);
     }
@@ -462,6 +498,19 @@ mod tests {
         let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let (_, connection) = Connections::default().add(false);
         (Stalling::new(accepted.unwrap().0, LONG, connection), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn to_close_a_connection_for_health_checks_makes_no_room_for_others() {
+        let connections = Connections::default();
+        let (_, busy) = connections.add(false);
+        let _under_way = UnderWay::new(busy);
+        let (_, extra) = connections.add(true);
+
+        assert_eq!((connections.count(Which::All), connections.count(Which::Normal)), (2, 1));
+        assert!(!connections.close_an_idle_one(Which::Normal) && !extra.close.is_cancelled());
+        assert!(connections.close_an_idle_one(Which::All) && extra.close.is_cancelled());
+        assert_eq!((connections.count(Which::All), connections.count(Which::Normal)), (1, 1));
     }
 
     #[tokio::test]
