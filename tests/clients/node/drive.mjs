@@ -7,6 +7,7 @@
 
 import assistants from './cases/assistants.mjs';
 import { transcriptWrites } from './cases/common.mjs';
+import earlyReplies from './cases/early_replies.mjs';
 import invalidRequests from './cases/invalid_requests.mjs';
 import modelFailures from './cases/model_failures.mjs';
 import models from './cases/models.mjs';
@@ -23,6 +24,7 @@ const tests = {
   ...toolCalls,
   ...modelFailures,
   ...invalidRequests,
+  ...earlyReplies,
   ...models,
 };
 
