@@ -323,6 +323,8 @@ async fn serve_connection(
     let io = serving.into_parts().io.into_inner();
     if let Err(error) = &outcome {
         if io.is_stalled {
+            // The system would hold what was not sent for minutes.
+            let _ = io.stream.set_zero_linger();
             tracing::info!(
                 write_timeout_s = settings.write_timeout.as_secs(),
                 "closed a connection whose client reads nothing"

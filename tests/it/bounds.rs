@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 
 use crate::support::client::Client;
@@ -153,7 +153,7 @@ async fn an_unread_stream_is_closed_and_its_run_completes() {
         }
     };
     client.wait_for_status(&run, "completed").await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::timeout(Duration::from_secs(30), socket.ready(Interest::ERROR)).await.unwrap().unwrap();
     let mut received = Vec::new();
     let _ = socket.read_to_end(&mut received).await;
 
