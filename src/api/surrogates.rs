@@ -42,6 +42,16 @@ impl SurrogateJoiner {
     }
 }
 
+/// Replaces each surrogate escape without its other half by the escape of U+FFFD, in place. Returns whether there was one.
+pub fn replace_lone_surrogates(text: &mut [u8]) -> bool {
+    let mut checked = 0;
+    while let Some((start, _)) = next_lone_surrogate(text, checked) {
+        checked = start + ESCAPE_BYTES;
+        text[start..checked].copy_from_slice(REPLACEMENT.as_bytes());
+    }
+    checked > 0
+}
+
 /// One half of a surrogate pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Half {
@@ -94,5 +104,26 @@ mod tests {
         assert_eq!(joiner.push(r#""a\"\ud83d""#), r#""a\"""#);
         assert_eq!(joiner.push(r#""\ude00 \ud83d\ude00""#), r#""\ud83d\ude00 \ud83d\ude00""#);
         assert_eq!(joiner.push(r#""\ude00\\ud83d""#), r#""\ufffd\\ud83d""#);
+    }
+
+    #[test]
+    fn lone_surrogates_are_replaced_in_place() {
+        let replaced = |text: &str| {
+            let mut bytes = text.as_bytes().to_vec();
+            let is_changed = replace_lone_surrogates(&mut bytes);
+            (String::from_utf8(bytes).unwrap(), is_changed)
+        };
+
+        for (text, expected) in [
+            (r#"{"a\ud83d": "b\ude00c"}"#, r#"{"a\ufffd": "b\ufffdc"}"#),
+            (r#""\ud83d\ud83d\ude00\ude00""#, r#""\ufffd\ud83d\ude00\ufffd""#),
+            (r#""\\\uD83D\n""#, r#""\\\ufffd\n""#),
+            (r#""\ud83d"#, r#""\ufffd"#),
+        ] {
+            assert_eq!(replaced(text), (expected.to_owned(), true), "{text}");
+        }
+        for text in [r#""\ud83d\ude00 \\ud83d \u0041 \ud8""#, r#""\u""#, r#""\"#, "\"\u{1F600}\"", ""] {
+            assert_eq!(replaced(text), (text.to_owned(), false), "{text}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::state::{App, Settings};
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::id::Id;
+use crate::api::surrogates::replace_lone_surrogates;
 use crate::api::{PageQuery, RunId, rule};
 
 /// The IDs in a path, as a tuple.
@@ -102,12 +103,12 @@ impl FromRequest<App> for Object {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         check_content_type(&request)?;
-        let (bytes, mut memory) = read(request.into_body(), &app.settings).await?;
+        let (mut bytes, mut memory) = read(request.into_body(), &app.settings).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(Map::new()));
         }
         reserve_to_parse(&bytes, &mut memory, &app.settings).await?;
-        match serde_json::from_slice(&bytes) {
+        match parse(&mut bytes) {
             Ok(Value::Object(members)) => Ok(Self(members)),
             Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
             Err(_) => Err(api::Error::invalid(
@@ -119,6 +120,13 @@ impl FromRequest<App> for Object {
             .into()),
         }
     }
+}
+
+/// Parses a JSON text. A lone surrogate becomes U+FFFD: some clients cut texts in the middle of a character, and their JSON
+/// encoders write the half that is left as an escape.
+fn parse(bytes: &mut [u8]) -> serde_json::Result<Value> {
+    serde_json::from_slice(bytes)
+        .or_else(|error| if replace_lone_surrogates(bytes) { serde_json::from_slice(bytes) } else { Err(error) })
 }
 
 /// A request body, parsed by its rules. A missing body is equivalent to an empty object.
