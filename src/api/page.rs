@@ -40,18 +40,19 @@ impl Default for PageQuery {
 }
 
 impl PageQuery {
-    /// Parses `limit`, `order`, `after` and `before`; ignores other parameters.
+    /// Parses `limit`, `order`, `after` and `before`; ignores other parameters. An empty value means that the parameter is not
+    /// given.
     ///
     /// # Errors
     /// 400 if `limit` or `order` is invalid.
     pub fn parse<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
         let mut query = Self::default();
-        for (name, value) in parameters {
+        for (name, value) in parameters.filter(|(_, value)| !value.is_empty()) {
             match name {
                 "limit" => query.limit = limit(value)?,
                 "order" => query.order = order(value)?,
-                "after" if !value.is_empty() => query.after = Some(value.to_owned()),
-                "before" if !value.is_empty() => query.before = Some(value.to_owned()),
+                "after" => query.after = Some(value.to_owned()),
+                "before" => query.before = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -137,6 +138,7 @@ mod tests {
     #[test]
     fn a_query_without_parameters_requests_the_newest_twenty() {
         assert_eq!(parse(&[("api-version", "x")]), Ok(PageQuery::default()));
+        assert_eq!(parse(&["limit", "order", "after", "before"].map(|name| (name, ""))), Ok(PageQuery::default()));
     }
 
     #[test]
