@@ -285,9 +285,13 @@ impl CreateMessage {
 
 fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
     match value {
-        Value::String(_) => Ok(vec![Content::text(string(0, TEXT_CHARS_MAX).read(value, at)?)]),
+        Value::String(text) if text.is_empty() => Err(empty_content(at)),
+        Value::String(_) => Ok(vec![Content::text(string(1, TEXT_CHARS_MAX).read(value, at)?)]),
         Value::Array(_) => {
             let parts = parts().read(value, at)?;
+            if parts.iter().all(|part| part.as_text().is_some_and(str::is_empty)) {
+                return Err(empty_content(at));
+            }
             let characters = parts.iter().filter_map(Content::as_text).map(|words| words.chars().count()).sum();
             if characters > TEXT_CHARS_MAX {
                 return Err(too_long(at, TEXT_CHARS_MAX, characters));
@@ -298,12 +302,22 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
     }
 }
 
+/// Returns 400 `Message content must be non-empty.`
+///
+/// The error of the service for an empty string. For parts without any text or image it is not recorded. An empty text
+/// beside an image is accepted: front ends send it.
+fn empty_content(at: &At<'_>) -> Error {
+    Error::invalid("Message content must be non-empty.").at(at.to_string())
+}
+
 fn parts() -> impl Rule<Out = Vec<Content>> {
     array(custom(part, part_schema), 1, PARTS_MAX)
 }
 
 fn content_schema(schemas: &mut SchemaGenerator) -> Value {
-    json!({"anyOf": [string(0, TEXT_CHARS_MAX).schema(schemas), parts().schema(schemas)]})
+    let mut parts = parts().schema(schemas);
+    parts["contains"] = json!({"not": {"required": ["text"], "properties": {"text": {"const": ""}}}});
+    json!({"anyOf": [string(1, TEXT_CHARS_MAX).schema(schemas), parts]})
 }
 
 fn part_schema(schemas: &mut SchemaGenerator) -> Value {

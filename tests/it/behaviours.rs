@@ -267,6 +267,12 @@ both_stores!(invalid_messages_are_rejected, async |database: Database| {
             "empty_array",
         ),
         (
+            content(json!([{"type": "text", "text": null}])),
+            "Invalid type for 'content[0].text': expected a string, but got null instead.",
+            "content[0].text",
+            "invalid_type",
+        ),
+        (
             content(json!(long(256_001))),
             "Invalid 'content': string too long. Expected a string with maximum length 256000, but got a string with \
              length 256001 instead.",
@@ -327,10 +333,47 @@ both_stores!(invalid_messages_are_rejected, async |database: Database| {
     assert_rejected(&server.client, "/v1/threads", thread).await;
 
     assert_eq!(server.client.get(&messages).await["data"].as_array().unwrap().len(), 1);
-    for text in [String::new(), "é".repeat(256_000), "\u{0}".to_owned(), "\u{1F600}".to_owned()] {
+    for text in [" ".to_owned(), "é".repeat(256_000), "\u{0}".to_owned(), "\u{1F600}".to_owned()] {
         let message = server.client.post(&messages, content(json!(text))).await;
         assert_eq!(message["content"][0]["text"]["value"], json!(text));
     }
+});
+
+// Errors: the content of a message, also of one in a request that creates a thread or a run. An empty text is accepted
+// beside an image.
+both_stores!(a_message_without_content_is_rejected, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let (assistant, thread) = (client.create_assistant().await, client.create_thread("Hi").await);
+    let nothing = json!({"type": "text", "text": ""});
+    for content in [json!(""), json!([nothing]), json!([nothing, nothing])] {
+        let message = json!({"role": "user", "content": content});
+        let messages = json!([{"role": "assistant", "content": "x"}, message]);
+        for (path, body, param) in [
+            (format!("/v1/threads/{thread}/messages"), message.clone(), "content"),
+            ("/v1/threads".to_owned(), json!({"messages": messages}), "messages[1].content"),
+            (
+                format!("/v1/threads/{thread}/runs"),
+                json!({"assistant_id": assistant, "additional_messages": messages}),
+                "additional_messages[1].content",
+            ),
+            (
+                "/v1/threads/runs".to_owned(),
+                json!({"assistant_id": assistant, "thread": {"messages": messages}}),
+                "thread.messages[1].content",
+            ),
+        ] {
+            let (status, error) = client.send_rejected(Method::POST, &path, Some(body)).await;
+            let expected = json!({"message": "Message content must be non-empty.", "type": "invalid_request_error",
+                "param": param, "code": null});
+            assert_eq!((status, error), (400, expected), "{path}: {content}");
+        }
+    }
+
+    let image = json!({"type": "image_url", "image_url": {"url": "https://x/y.png"}});
+    let body = json!({"role": "user", "content": [nothing, image]});
+    let message = client.post(&format!("/v1/threads/{thread}/messages"), body).await;
+    assert_eq!(message["content"].as_array().unwrap().len(), 2);
 });
 
 // Errors: runs; runs: parameters and their bounds.
@@ -555,6 +598,40 @@ both_stores!(null_means_absent_on_create_and_clears_on_modify, async |database: 
     let cleared = json!({"name": null, "description": null, "instructions": null, "metadata": null,
         "tool_resources": null});
     assert_eq!(plain(client.post(&path, cleared).await), plain(bare));
+});
+
+// Null or absent: where null does not clear, it means absent.
+both_stores!(null_does_not_clear_what_cannot_be_absent, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let client = &server.client;
+    let tools = json!([{"type": "code_interpreter"}, {"type": "file_search"}]);
+    let body = json!({"model": "m", "tools": tools, "temperature": 0.5, "top_p": 0.5, "reasoning_effort": "low",
+        "response_format": {"type": "json_object"},
+        "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}, "file_search": {"vector_store_ids": ["vs_1"]}}});
+    let assistant = client.post("/v1/assistants", body).await;
+    let path = format!("/v1/assistants/{}", assistant["id"].as_str().unwrap());
+
+    let nulls = json!({"model": null, "tools": null, "temperature": null, "top_p": null, "reasoning_effort": null,
+        "response_format": null, "tool_resources": {"code_interpreter": null, "file_search": null}});
+    assert_eq!(client.post(&path, nulls).await, assistant);
+    let one = json!({"tool_resources": {"code_interpreter": {"file_ids": []}}, "tools": []});
+    let modified = client.post(&path, one).await;
+    assert_eq!(modified["tools"], json!([]), "an empty list clears");
+    let expected = json!({"code_interpreter": {"file_ids": []}, "file_search": {"vector_store_ids": ["vs_1"]}});
+    assert_eq!(modified["tool_resources"], expected);
+
+    client.post(&path, json!({"tools": tools})).await;
+    let thread = client
+        .post(
+            "/v1/threads",
+            json!({"messages": [{"role": "user", "content": "x"}],
+        "tool_resources": {"file_search": {"vector_store_ids": ["vs_1"]}}, "metadata": {"k": "v"}}),
+        )
+        .await;
+    let path = format!("/v1/threads/{}", thread["id"].as_str().unwrap());
+    assert_eq!(client.post(&path, json!({"tool_resources": {"file_search": null}})).await, thread);
+    let run = client.post(&format!("{path}/runs"), json!({"assistant_id": assistant["id"], "tools": null})).await;
+    assert_eq!(run["tools"], assistant["tools"]);
 });
 
 // Null or absent: values are returned in the service's form.
