@@ -173,7 +173,7 @@ request! {
         patch name: String = string(0, 256);
         patch description: String = string(0, 512);
         patch instructions: String = instructions();
-        patch tools: Vec<Tool> = array(tool(), 0, TOOLS_MAX);
+        optional tools: Vec<Tool> = array(tool(), 0, TOOLS_MAX);
         patch tool_resources: ToolResources = tool_resources();
         patch metadata: Metadata = metadata();
         optional temperature: f64 = temperature();
@@ -192,8 +192,10 @@ impl ModifyAssistant {
         self.name.apply_optional(&mut assistant.name);
         self.description.apply_optional(&mut assistant.description);
         self.instructions.apply_optional(&mut assistant.instructions);
-        self.tools.apply(&mut assistant.tools);
-        self.tool_resources.apply(&mut assistant.tool_resources);
+        if let Some(tools) = self.tools {
+            assistant.tools = tools;
+        }
+        assistant.tool_resources.modify(self.tool_resources);
         self.metadata.apply(&mut assistant.metadata);
         if let Some(response_format) = self.response_format {
             assistant.response_format = response_format;

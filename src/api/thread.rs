@@ -94,7 +94,7 @@ request! {
 impl ModifyThread {
     /// Applies the request to a thread.
     pub fn apply(self, thread: &mut Thread) {
-        self.tool_resources.apply(&mut thread.tool_resources);
+        thread.tool_resources.modify(self.tool_resources);
         self.metadata.apply(&mut thread.metadata);
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::error::Error;
 use crate::api::id::{FileId, VectorStoreId};
-use crate::api::rule::{At, Rule, array, custom, id, object};
+use crate::api::rule::{At, Patch, Rule, array, custom, id, object};
 use crate::request;
 
 /// Maximum number of files of the code interpreter, on an assistant or a thread.
@@ -30,6 +30,22 @@ impl ToolResources {
         let mut resources = self.clone();
         resources.code_interpreter.get_or_insert_default();
         resources
+    }
+
+    /// Applies the `tool_resources` of a modify request. Those of a tool that is absent or null are unchanged; an empty list
+    /// clears them, and null for all tools clears all.
+    ///
+    /// Source: API reference v2, "Overrides the list of file IDs made available to the `code_interpreter` tool". Whether the
+    /// service also removed those of the other tool is not recorded; to keep them loses nothing.
+    pub fn modify(&mut self, patch: Patch<Self>) {
+        match patch {
+            Patch::Keep => {}
+            Patch::Clear => *self = Self::default(),
+            Patch::Set(Self { code_interpreter, file_search }) => {
+                self.code_interpreter = code_interpreter.or_else(|| self.code_interpreter.take());
+                self.file_search = file_search.or_else(|| self.file_search.take());
+            }
+        }
     }
 }
 
