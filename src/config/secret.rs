@@ -57,13 +57,22 @@ impl SecretUrl {
         let Ok(mut url) = reqwest::Url::parse(text) else {
             return if text.is_empty() || text.starts_with("sqlite:") { text.to_owned() } else { MASK.to_owned() };
         };
-        let has_secret =
-            url.password().is_some() || url.query().is_some_and(|query| url.scheme() != "sqlite" && !query.is_empty());
+        let is_http = matches!(url.scheme(), "http" | "https");
         if url.scheme() != "sqlite" && !url.has_host() {
             return MASK.to_owned();
         }
+        let has_secret = url.password().is_some()
+            || url.query().is_some_and(|query| url.scheme() != "sqlite" && !query.is_empty())
+            || is_http && (!url.username().is_empty() || url.fragment().is_some());
         if !has_secret {
             return text.to_owned();
+        }
+        if is_http {
+            url.set_fragment(None);
+            // Some servers take a key as the user name.
+            if url.password().is_none() && !url.username().is_empty() && url.set_username(MASK).is_err() {
+                return MASK.to_owned();
+            }
         }
         if url.password().is_some() && url.set_password(Some(MASK)).is_err() {
             return MASK.to_owned();
@@ -106,6 +115,7 @@ mod tests {
         assert_eq!(masked("https://host/v1?key=secret&x=1"), "https://host/v1?key=***&x=***");
         assert_eq!(masked("sqlite://data/a.db"), "sqlite://data/a.db");
         assert_eq!(masked("http://host:1/v1"), "http://host:1/v1");
+        assert_eq!(masked("http://sk-key@host/v1#sk-fragment"), "http://***@host/v1");
         assert_eq!(masked("user:secret@host/name with space"), "***");
         assert_eq!(masked(""), "");
     }

@@ -5,16 +5,16 @@
 
 use serde_json::{Map, Value};
 
-/// String members of an element of a list that arrive in pieces. All others arrive whole.
-const PIECES: [&str; 5] = ["text", "summary", "thinking", "reasoning", "content"];
+/// Parts of the names of members whose text arrives in pieces. The strings of all others arrive complete.
+const PIECES: [&str; 6] = ["text", "summary", "think", "thought", "reason", "content"];
 
 /// Adds the next piece of a member.
 ///
-/// Strings are joined, objects are merged, and lists are joined; an element continues the last one of its list if both
-/// have the same `type`, `index` and `id`, and only text in pieces. Other values replace the ones before.
+/// Texts are joined, objects are merged, and lists are joined. An element continues the last one of its list if both have
+/// the same `type`, `index` and `id` and the last one has text and no signature. Other values replace earlier ones.
 pub fn merge(members: &mut Map<String, Value>, name: &str, piece: Value) {
     match (members.get_mut(name), piece) {
-        (Some(Value::String(text)), Value::String(more)) => text.push_str(&more),
+        (Some(Value::String(text)), Value::String(more)) if arrives_in_pieces(name) => text.push_str(&more),
         (Some(Value::Array(list)), Value::Array(more)) => {
             for element in more {
                 add(list, element);
@@ -40,7 +40,7 @@ fn merge_object(object: &mut Map<String, Value>, more: Map<String, Value>) {
         match (object.get_mut(&name), value) {
             (Some(_), Value::Null) => {}
             (Some(Value::Object(inner)), Value::Object(more)) => merge_object(inner, more),
-            (Some(Value::String(text)), Value::String(more)) if PIECES.contains(&name.as_str()) => text.push_str(&more),
+            (Some(Value::String(text)), Value::String(more)) if arrives_in_pieces(&name) => text.push_str(&more),
             (_, value) => {
                 object.insert(name, value);
             }
@@ -56,11 +56,20 @@ fn add(list: &mut Vec<Value>, element: Value) {
     }
 }
 
-/// Whether an element is the next piece of the one before. An element with `data` is encrypted, and arrives whole.
+fn arrives_in_pieces(name: &str) -> bool {
+    PIECES.iter().any(|part| name.contains(part)) && !name.contains("signature")
+}
+
+/// Returns whether an element is the next piece of the last one. A signature ends an element. An element with `data` is
+/// encrypted, and arrives complete.
 fn continues(last: &Map<String, Value>, more: &Map<String, Value>) -> bool {
-    let has_text =
-        |object: &Map<String, Value>| PIECES.iter().any(|name| object.get(*name).is_some_and(Value::is_string));
-    let is_whole = |object: &Map<String, Value>| object.get("data").is_some_and(|data| !data.is_null());
+    let has_text = |object: &Map<String, Value>| {
+        object
+            .iter()
+            .any(|(name, value)| arrives_in_pieces(name) && value.as_str().is_some_and(|text| !text.is_empty()))
+    };
+    let is_set = |object: &Map<String, Value>, name: &str| object.get(name).is_some_and(|value| !value.is_null());
+    let is_whole = |object: &Map<String, Value>| is_set(object, "data");
     let is_same = |name: &str, required: bool| {
         let known = |object: &'_ Map<String, Value>| object.get(name).filter(|value| !value.is_null()).cloned();
         match (known(last), known(more)) {
@@ -69,12 +78,8 @@ fn continues(last: &Map<String, Value>, more: &Map<String, Value>) -> bool {
             _ => !required,
         }
     };
-    has_text(last)
-        && !is_whole(last)
-        && !is_whole(more)
-        && is_same("type", true)
-        && is_same("index", true)
-        && is_same("id", false)
+    let is_ended = is_whole(last) || is_whole(more) || is_set(last, "signature") && has_text(more);
+    has_text(last) && !is_ended && is_same("type", true) && is_same("index", true) && is_same("id", false)
 }
 
 #[cfg(test)]
@@ -120,6 +125,20 @@ mod tests {
                 {"type": "reasoning.text"},
             ])
         );
+    }
+
+    #[test]
+    fn a_signature_ends_a_block_and_words_that_are_repeated_are_not_joined() {
+        let thinking = |text: &str| json!([{"type": "thinking", "thinking": text}]);
+        let signature = |text: &str| json!([{"type": "thinking", "thinking": "", "signature": text}]);
+
+        let blocks = merged("thinking_blocks", &[thinking("A"), signature("1"), thinking("B"), signature("2")]);
+
+        assert_eq!(
+            blocks,
+            json!([{"type": "thinking", "thinking": "A", "signature": "1"}, {"type": "thinking", "thinking": "B", "signature": "2"}])
+        );
+        assert_eq!(merged("channel", &[json!("analysis"), json!("analysis")]), json!("analysis"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub struct Event {
     pub data: String,
     /// Whether the event is named `error`, or is a line `error: …`, which some servers send in place of an event.
     pub is_error: bool,
+    /// Whether the event is named as a keep-alive, such as `ping`.
+    pub is_keep_alive: bool,
 }
 
 /// Splits a byte stream into its events.
@@ -21,8 +23,8 @@ pub struct Parser {
     data: Vec<u8>,
     /// Whether the current event has a data line, even an empty one.
     has_data: bool,
-    /// Whether the current event is named `error`.
-    is_error: bool,
+    /// The name of the current event, in lower case.
+    name: String,
     /// Whether the last byte was a carriage return; a line feed may follow.
     after_return: bool,
 }
@@ -77,24 +79,44 @@ impl Parser {
             self.data.extend_from_slice(data);
             self.has_data = true;
         } else if let Some(name) = field(&line, b"event:") {
-            self.is_error = name.trim_ascii() == b"error";
+            self.name = String::from_utf8_lossy(name).trim().to_ascii_lowercase();
         } else if let Some(error) = field(&line, b"error:") {
-            return Some(Event { data: String::from_utf8_lossy(error).into_owned(), is_error: true });
+            return Some(Event {
+                data: String::from_utf8_lossy(error).into_owned(),
+                is_error: true,
+                is_keep_alive: false,
+            });
+        } else if line.starts_with(b"{") {
+            // JSON without the form of an event.
+            return Some(Event {
+                data: String::from_utf8_lossy(&line).into_owned(),
+                is_error: false,
+                is_keep_alive: false,
+            });
         }
         None
     }
 
     fn end_event(&mut self) -> Option<Event> {
         let data = std::mem::take(&mut self.data);
-        let is_error = std::mem::take(&mut self.is_error);
+        let name = std::mem::take(&mut self.name);
         let has_data = std::mem::take(&mut self.has_data) && !data.trim_ascii().is_empty();
-        has_data.then(|| Event { data: String::from_utf8_lossy(&data).into_owned(), is_error })
+        let is_error = name == "error";
+        let is_keep_alive = ["ping", "keep-alive", "keepalive", "heartbeat"].contains(&name.as_str());
+        (has_data || is_error).then(|| Event {
+            data: String::from_utf8_lossy(&data).into_owned(),
+            is_error,
+            is_keep_alive,
+        })
     }
 }
 
-/// Returns the value of a line with this field name.
+/// Returns the value of a line with this field name, in any case.
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let value = line.strip_prefix(name)?;
+    let (start, value) = line.split_at_checked(name.len())?;
+    if !start.eq_ignore_ascii_case(name) {
+        return None;
+    }
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 

@@ -24,6 +24,8 @@
 //! | a `tool_calls` step without calls           | removed                                                      |
 //! | a `tool_calls` step whose outputs came in   | completed already; nothing changes                           |
 //!
+//! An answer that ends before its calls are complete, at the token limit, ends their step without calls.
+//!
 //! The end of a run ends its open parts in the recorded order: the message, the steps, the run.
 //!
 //! A run has at most one message and one `message_creation` step, however many turns it takes; they are created with the
@@ -312,7 +314,7 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
         }
         (InProgress { started_at }, Input::ModelReplied { usage, finish, calls, replay }) => {
             if calls.is_empty() {
-                Ok(change.remove_unfinished_calls().reply(*started_at, usage, finish, ids))
+                Ok(change.reply(*started_at, usage, finish, ids))
             } else if progress.open_calls().is_some() {
                 Ok(change.ask_client(*started_at, usage, calls, replay))
             } else {
@@ -323,7 +325,6 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
             Ok(change.resume(*started_at, &outputs))
         }
         (InProgress { started_at }, Input::LimitReached(reason)) => Ok(change
-            .remove_unfinished_calls()
             .end_message(IncompleteReason::MaxTokens)
             .end_steps(&StepState::Completed { at: now })
             .run(RunState::Incomplete { started_at: *started_at, at: now, reason })

@@ -263,7 +263,8 @@ impl Driver {
         }
         let has_incomplete_call = turn.has_incomplete_call();
         let (made, replay) = match turn.into_calls(&route.model) {
-            // A call that the token limit has cut off is dropped.
+            // The calls of an answer that a content filter stopped are dropped, and so is one that the token limit cut off.
+            _ if finish == FinishReason::ContentFilter => (Vec::new(), None),
             Ok(_) if finish == FinishReason::Length && has_incomplete_call => (Vec::new(), None),
             Err(_) if finish == FinishReason::Length => (Vec::new(), None),
             Err(cause) => return Ok(failed(cause, usage)),

@@ -123,21 +123,14 @@ impl Turn {
 
     fn apply_call(&mut self, piece: CallPiece, ids: &Ids) -> Vec<TurnEvent> {
         let index = match self.call_index(&piece) {
-            Some(index) => {
-                if let Some(name) = &piece.name {
-                    self.extend_name(index, name);
-                }
-                index
-            }
+            Some(index) => index,
             None if self.calls.len() >= CALLS_MAX => return Vec::new(),
             None => {
-                // A piece without a name cannot start a call.
-                let Some(name) = piece.name.clone() else { return Vec::new() };
                 self.calls.push(Call {
                     id: ids.generate(),
                     index: piece.index,
                     upstream_id: piece.id.clone(),
-                    name,
+                    name: String::new(),
                     arguments: String::new(),
                     members: Map::new(),
                     is_published: false,
@@ -149,6 +142,9 @@ impl Turn {
                 self.calls.len() - 1
             }
         };
+        if let Some(name) = &piece.name {
+            self.extend_name(index, name);
+        }
         let call = &mut self.calls[index];
         call.arguments.push_str(&piece.arguments);
         if call.upstream_id.is_none() {
@@ -161,13 +157,11 @@ impl Turn {
         self.publish(index, false)
     }
 
-    /// Appends to a name that the server sends in pieces, if the result is a prefix of a function's name.
+    /// Appends to a name that the server sends in pieces. A name that is complete or repeated stays.
     fn extend_name(&mut self, index: usize, piece: &str) {
-        let call = &mut self.calls[index];
-        let longer = format!("{}{piece}", call.name);
-        let is_known = self.known.iter().any(|function| function.name == call.name);
-        if !is_known && self.known.iter().any(|function| function.name.starts_with(&longer)) {
-            call.name = longer;
+        let current = &self.calls[index].name;
+        if current != piece && self.function(current).is_none() {
+            self.calls[index].name.push_str(piece);
         }
     }
 
@@ -199,7 +193,8 @@ impl Turn {
     fn publish_name(&mut self, index: usize, must_start: bool) -> Option<TurnEvent> {
         let known = self.function(&self.calls[index].name).map(|function| function.name.clone());
         let call = &mut self.calls[index];
-        let name = known.or_else(|| must_start.then(|| call.name.clone())).filter(|_| !call.is_published)?;
+        let may_start = must_start && !call.name.is_empty();
+        let name = known.or_else(|| may_start.then(|| call.name.clone())).filter(|_| !call.is_published)?;
         call.is_published = true;
         Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
     }
@@ -211,17 +206,45 @@ impl Turn {
     /// Returns the index of the call that a piece continues; `None` if it starts a new call.
     fn call_index(&self, piece: &CallPiece) -> Option<usize> {
         let last = self.calls.len().checked_sub(1)?;
-        let found = match piece.index {
-            Some(index) => self.calls.iter().rposition(|call| call.index == Some(index))?,
-            None => match &piece.id {
-                Some(id) => self.calls.iter().rposition(|call| call.upstream_id.as_ref() == Some(id))?,
+        let by_id = |id: &String| self.calls.iter().rposition(|call| call.upstream_id.as_ref() == Some(id));
+        let found = match (piece.index, &piece.id) {
+            (Some(index), _) => self.calls.iter().rposition(|call| call.index == Some(index))?,
+            (None, Some(id)) => match by_id(id) {
+                Some(found) => found,
+                None if piece.name.is_some() => return None,
+                // Some servers generate a new ID for each piece.
                 None => last,
             },
+            (None, None) => last,
         };
-        let call = &self.calls[found];
-        let has_other_id = piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id;
-        let is_named_again = piece.name.is_some() && (has_other_id || piece.id.is_none() && piece.index.is_none());
-        (!is_named_again).then_some(found)
+        (!self.starts_call(piece, &self.calls[found])).then_some(found)
+    }
+
+    /// Returns whether a piece starts a new call although its index or ID is that of `call`: some servers use the same for
+    /// all calls.
+    fn starts_call(&self, piece: &CallPiece, call: &Call) -> bool {
+        let Some(name) = &piece.name else { return false };
+        if call.name.is_empty() {
+            return false;
+        }
+        if piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id {
+            return true;
+        }
+        match (self.function(&call.name), self.function(name)) {
+            (Some(current), Some(named)) if current != named => true,
+            (Some(_), Some(_)) => {
+                let has_neither = piece.id.is_none() && piece.index.is_none();
+                // The same object again is a repetition; another one is another call.
+                let value = |text: &str| {
+                    serde_json::from_str::<Map<String, Value>>(text).ok().filter(|object| !object.is_empty())
+                };
+                let (current, added) = (value(&call.arguments), value(&piece.arguments));
+                let is_other = current.is_some() && added.is_some() && current != added;
+                has_neither || is_other
+            }
+            // The rest of a name that comes in pieces.
+            (_, None) | (None, _) => !call.arguments.is_empty(),
+        }
     }
 
     /// Returns the function that a name refers to. Some models write `functions.f`, ` f` or `f<|channel|>commentary`.
@@ -229,12 +252,17 @@ impl Turn {
         let exact = |name: &str| self.known.iter().find(|function| function.name == name);
         let before_token = name.split("<|").next().unwrap_or_default().trim();
         let after_prefix = before_token.rsplit(['.', '/', ':']).next().unwrap_or_default();
-        exact(name).or_else(|| exact(before_token)).or_else(|| exact(after_prefix)).or_else(|| {
+        let inside = || {
             let is_in_name = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
-            let mut found = name.split(|character| !is_in_name(character)).filter_map(exact);
-            let first = found.next()?;
-            found.all(|other| other == first).then_some(first)
-        })
+            only(name.split(|character| !is_in_name(character)).filter_map(exact))
+        };
+        let plain = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
+        let in_other_case = || only(self.known.iter().filter(|function| plain(&function.name) == plain(after_prefix)));
+        exact(name)
+            .or_else(|| exact(before_token))
+            .or_else(|| exact(after_prefix))
+            .or_else(inside)
+            .or_else(in_other_case)
     }
 
     /// Returns the parts of the answer that are not text of the message: calls, thinking, and other members.
@@ -265,8 +293,9 @@ impl Turn {
     ///
     /// # Errors
     /// A text for the run's `last_error` if the model called a function that the run does not have.
-    pub fn into_calls(self, model: &str) -> Result<Calls, String> {
+    pub fn into_calls(mut self, model: &str) -> Result<Calls, String> {
         let counted = if self.one_call { 1 } else { CALLS_MAX };
+        self.calls.retain(|call| !call.name.is_empty());
         let functions: Vec<Option<KnownFunction>> =
             self.calls.iter().map(|call| self.function(&call.name).cloned()).collect();
         let (mut made, mut call_members) = (Vec::new(), Vec::new());
@@ -275,7 +304,9 @@ impl Turn {
                 return Err(format!("The model called the function '{}', which this run does not have.", call.name));
             };
             let arguments = lenient::arguments(&call.arguments, function.takes_arguments);
-            let upstream_id = call.upstream_id.unwrap_or_else(|| call.id.to_string());
+            // The ID of another call cannot identify this one.
+            let is_unique = |id: &String| !made.iter().any(|other: &CompletedCall| other.upstream_id == *id);
+            let upstream_id = call.upstream_id.filter(is_unique).unwrap_or_else(|| call.id.to_string());
             let call_made = FunctionCall { id: call.id, name: function.name, arguments };
             made.push(CompletedCall { call: call_made, upstream_id });
             call_members.push(call.members);
@@ -290,9 +321,22 @@ impl Turn {
     }
 }
 
+/// Returns the only function of an iterator that has one or several times the same.
+fn only<'a>(mut found: impl Iterator<Item = &'a KnownFunction>) -> Option<&'a KnownFunction> {
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)
+}
+
 impl Call {
     /// Returns further arguments that can be published now.
     fn new_arguments(&mut self, has_ended: bool, takes_arguments: bool) -> String {
+        if self.published.is_empty() {
+            // Blanks before the arguments are not published.
+            let rest = &self.arguments[self.published.end..];
+            let blanks = rest.len() - rest.trim_start().len();
+            self.published = self.published.end + blanks..self.published.end + blanks;
+            self.scanned = self.scanned.max(self.published.end);
+        }
         let mut start = self.published.end;
         let mut end = self.scanned;
         while end < self.arguments.len() && !self.is_whole {
@@ -320,7 +364,10 @@ impl Call {
             self.published.end = self.arguments.len();
             return more;
         }
-        if end <= start || self.published.is_empty() && is_start_of_empty_object(&self.arguments[start..end]) {
+        let written = &self.arguments[start..end];
+        // Arguments that do not start as an object are repaired at the end of the turn, if possible.
+        let is_held = self.published.is_empty() && (!written.starts_with('{') || is_start_of_empty_object(written));
+        if written.is_empty() || is_held {
             return String::new();
         }
         self.published.end = end;

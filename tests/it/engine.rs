@@ -198,9 +198,10 @@ both_stores!(a_call_cut_off_by_the_token_limit_makes_the_run_incomplete, async |
 
     let incomplete = client.wait_for_status(&run, "incomplete").await;
     assert_eq!(incomplete["incomplete_details"], json!({"reason": "max_completion_tokens"}));
-    let steps = client.get(&format!("{run}/steps")).await;
-    let types: Vec<_> = steps["data"].as_array().unwrap().iter().map(|step| step["type"].clone()).collect();
-    assert_eq!(types, ["message_creation"], "the call was not made");
+    let steps = client.get(&format!("{run}/steps?order=asc")).await["data"].clone();
+    assert_eq!((&steps[0]["type"], &steps[1]["type"]), (&json!("tool_calls"), &json!("message_creation")));
+    assert_eq!(steps[0]["step_details"]["tool_calls"], json!([]), "the call was not made");
+    assert_eq!((&steps[0]["status"], steps.as_array().unwrap().len()), (&json!("completed"), 2));
 });
 
 both_stores!(retrying_a_submission_of_tool_outputs_is_idempotent, async |database: Database| {

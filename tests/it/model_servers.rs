@@ -82,6 +82,7 @@ async fn stream_run(server: &Server, more: Value) -> (String, Vec<Event>) {
     let thread = client.create_thread("Hi").await;
     let body = json!({"assistant_id": assistant(client, more).await, "stream": true});
     let events = client.stream(&format!("/v1/threads/{thread}/runs"), body).await;
+    assert!(events.iter().all(|event| event.name != "error"), "{events:?}");
     (format!("/v1/threads/{thread}/runs/{}", events[0].data["id"].as_str().unwrap()), events)
 }
 
@@ -330,6 +331,116 @@ async fn a_call_that_the_token_limit_cuts_off_ends_the_run_incomplete() {
         (&run["status"], &run["incomplete_details"]["reason"]),
         (&json!("incomplete"), &json!("max_completion_tokens"))
     );
+}
+
+#[tokio::test]
+async fn a_stream_shows_the_end_of_a_call_that_was_cut_off() {
+    for (arguments, reason) in
+        [("{\"city\": \"Ro", "length"), ("", "length"), ("{\"city\":", "content_filter"), ("{}", "content_filter")]
+    {
+        let (server, _upstream) = start([answer(&[call("weather", arguments)], reason)]).await;
+
+        let (path, events) = stream_run(&server, json!({})).await;
+
+        let message = [
+            "run.step.created",
+            "run.step.in_progress",
+            "message.created",
+            "message.in_progress",
+            "message.incomplete",
+            "run.step.completed",
+        ];
+        let names: Vec<&str> = names(&events).into_iter().filter(|name| *name != "run.step.delta").collect();
+        let expected = [&RUN_STARTED[..], &CALL_STARTED, &["run.step.completed"], &message].concat();
+        assert!(names.starts_with(&expected), "{arguments} {reason}: {names:?}");
+        assert_eq!(names.len(), expected.len() + 2, "{names:?}");
+        let steps = server.client.get(&format!("{path}/steps?order=asc")).await;
+        assert_eq!(steps["data"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn each_piece_may_have_a_finish_reason() {
+    let piece = |delta: Value| {
+        format!(
+            "data: {}\n\n",
+            json!({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1}})
+        )
+    };
+    let pieces = [json!({"reasoning_content": "Hm"}), json!({"content": "Hel"}), json!({"content": "lo"})].map(piece);
+    let (server, _upstream) = start([events(&[pieces.concat(), done()])]).await;
+
+    let run = run(&server).await;
+
+    assert_eq!((&run["status"], newest_text(&server, &run).await.as_str()), (&json!("completed"), "Hello"));
+}
+
+#[tokio::test]
+async fn parallel_calls_without_ids_of_their_own_are_separate_calls() {
+    let function = |name: &str, arguments: &str| json!({"name": name, "arguments": arguments});
+    let (rome, oslo) = ("{\"city\":\"Rome\"}", "{\"city\":\"Oslo\"}");
+    let written = [
+        vec![
+            json!([{"index": 0, "function": function("weather", rome)}]),
+            json!([{"index": 0, "function": function("time", "{}")}]),
+        ],
+        vec![
+            json!([{"index": 0, "id": "", "function": function("weather", rome)}, {"index": 0, "id": "", "function": function("weather", oslo)}]),
+        ],
+        vec![
+            json!([{"id": "call_0", "function": function("weather", rome)}, {"id": "call_0", "function": function("time", "{}")}]),
+        ],
+        vec![
+            json!([{"index": 0, "id": "a", "function": function("weather", rome)}]),
+            json!([{"index": 0, "id": "a", "function": function("weather", oslo)}]),
+        ],
+    ];
+    let deltas = |lists: &[Value]| lists.iter().map(|calls| json!({"tool_calls": calls})).collect::<Vec<_>>();
+    let hello = || Answer::Tokens(vec!["Hello"]);
+    let answers = written.iter().flat_map(|lists| [answer(&deltas(lists), "tool_calls"), hello()]);
+    let (server, upstream) = start(answers.collect::<Vec<_>>()).await;
+
+    for (lists, turn) in written.iter().zip(0..) {
+        let (run, path) = run_with(&server, json!({})).await;
+        let made = calls(&run);
+        assert_eq!((made.len(), made[0]), (2, ("weather", rome)), "{lists:?}");
+        assert!([("time", "{}"), ("weather", oslo)].contains(&made[1]), "{made:?}");
+        assert_eq!(submit(&server.client, &path).await["status"], "completed");
+        let replayed = upstream.requests()[2 * turn + 1]["messages"][1]["tool_calls"].clone();
+        assert_ne!(replayed[0]["id"], replayed[1]["id"], "IDs are unique for the model");
+    }
+    let fragments = [
+        json!([{"id": "c1", "function": {"name": "weather"}}]),
+        json!([{"id": "c2", "function": {"arguments": "{\"city\":"}}]),
+        json!([{"id": "c3", "function": {"arguments": "\"Rome\"}"}}]),
+    ];
+    let (server, _upstream) = start([answer(&deltas(&fragments), "tool_calls")]).await;
+    assert_eq!(calls(&run(&server).await), [("weather", rome)], "a new ID in each piece");
+}
+
+#[tokio::test]
+async fn text_before_an_error_stays_in_the_message() {
+    let body =
+        format!("{}data: {}\n\n", chunk(&json!({"content": "Hello there"})), json!({"error": {"message": "boom"}}));
+    let (server, _upstream) = start([Answer::Body("text/event-stream", body)]).await;
+
+    let run = run(&server).await;
+
+    assert_eq!(error(&run).0, "server_error");
+    assert_eq!(newest_text(&server, &run).await, "Hello there");
+    assert!(run["usage"]["completion_tokens"].as_u64().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_json_body_on_an_open_connection_is_complete_when_its_value_is() {
+    let (server, upstream) =
+        start([Answer::Hang("{\"choices\":[{\"message\":{\"content\":\"Hello\"},\"finish_reason\":\"stop\"}]}")]).await;
+
+    let run = run(&server).await;
+
+    assert_eq!((&run["status"], newest_text(&server, &run).await.as_str()), (&json!("completed"), "Hello"));
+    upstream.wait_for_disconnect().await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! must name the part as unsupported, and words that also occur in the prompt teach nothing, since servers quote it.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -13,13 +14,25 @@ use serde_json::{Map, Value, json};
 use super::report::Report;
 use crate::llm::{ChatMessage, ChatRequest, ChatRole};
 
-/// Parameters that a request can omit. The two names of the limit on completion tokens are treated separately.
-const OPTIONAL: [&str; 6] =
-    ["stream_options", "parallel_tool_calls", "temperature", "top_p", "reasoning_effort", "strict"];
+/// Parameters that a request can omit, and the other names under which errors mention them.
+const OPTIONAL: [(&str, &[&str]); 6] = [
+    ("stream_options", &["streamOptions"]),
+    ("parallel_tool_calls", &["parallelToolCalls", "parallel tool calls", "parallel function calls"]),
+    ("temperature", &[]),
+    ("top_p", &["topP"]),
+    (
+        "reasoning_effort",
+        &["reasoningEffort", "reasoning effort", "reasoning value", "think value", "thinking", "reasoning"],
+    ),
+    ("strict", &[]),
+];
 /// The two names of the limit on completion tokens. At most one of them is omitted.
-const LIMITS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
+const LIMITS: [(&str, &[&str]); 2] =
+    [("max_tokens", &["maxTokens"]), ("max_completion_tokens", &["maxCompletionTokens"])];
+/// Parameters of which some models accept only one: the first is omitted.
+const EXCLUSIVE: [(&str, &str); 2] = [("max_tokens", "max_completion_tokens"), ("top_p", "temperature")];
 /// Words with which servers say that something is not supported.
-const UNSUPPORTED: [&str; 31] = [
+const UNSUPPORTED: [&str; 40] = [
     "unsupported",
     "not supported",
     "not support",
@@ -51,7 +64,18 @@ const UNSUPPORTED: [&str; 31] = [
     "additional propert",
     "deprecated",
     "at the same time",
+    "cannot both",
+    "mutually exclusive",
+    "only one of",
+    "cannot specify both",
+    "only 1 is",
+    "may only be set",
+    "be set to 1 ",
+    "only the default",
+    "use only one",
 ];
+/// Words that reject any value of `reasoning_effort`, whose values differ between models.
+const INVALID_VALUE: [&str; 4] = ["must be one of", "input should be", "invalid reasoning", "invalid value"];
 /// Words that say that a value is out of range: the parameter itself is supported.
 const OUT_OF_RANGE: [&str; 10] = [
     "too large",
@@ -64,6 +88,16 @@ const OUT_OF_RANGE: [&str; 10] = [
     "maximum",
     "minimum",
     "exceed",
+];
+/// Words after which an error text lists what is supported, or repeats the request.
+const LISTS: [&str; 7] = [
+    "expected one of",
+    "supported parameters",
+    "valid parameters",
+    "allowed parameters",
+    "'input'",
+    "\"input\"",
+    "instead",
 ];
 
 /// Parts of requests that a model does not accept.
@@ -81,6 +115,8 @@ pub enum Change {
     SystemAsUser,
     /// Ends with a user message.
     EndWithUser,
+    /// Sends an empty text where the assistant's content is null.
+    ContentAsText,
 }
 
 impl std::fmt::Display for Change {
@@ -90,6 +126,7 @@ impl std::fmt::Display for Change {
             Self::AlternateRoles => write!(formatter, "messages of one role are joined"),
             Self::SystemAsUser => write!(formatter, "instructions are sent in a user message"),
             Self::EndWithUser => write!(formatter, "the last message is a user message"),
+            Self::ContentAsText => write!(formatter, "empty content is sent as a text"),
         }
     }
 }
@@ -98,11 +135,15 @@ impl std::fmt::Display for Change {
 #[derive(Debug)]
 pub struct RequestBody {
     json: Bytes,
+    /// The body without changes; the same bytes until there is a change.
+    original: Bytes,
     /// The parameters and members in the body that it can omit.
     optional: BTreeSet<String>,
     adaptations: Adaptations,
     /// Changes that were tried for this request: each is tried once.
     tried: BTreeSet<Change>,
+    /// The last change, and the error that asked for it.
+    last: Option<(Change, String)>,
 }
 
 /// A request in the form of the wire.
@@ -129,8 +170,21 @@ impl RequestBody {
         }
         let stream_options = Some(json!({"include_usage": true}));
         let wire = Wire { request, max_tokens, stream: true, stream_options };
-        let mut body = Self { json: Bytes::new(), optional: BTreeSet::new(), adaptations, tried: BTreeSet::new() };
-        body.write(wire);
+        let mut body = Self {
+            json: Bytes::new(),
+            original: Bytes::new(),
+            optional: BTreeSet::new(),
+            adaptations,
+            tried: BTreeSet::new(),
+            last: None,
+        };
+        if body.adaptations.0.is_empty() {
+            body.write(wire);
+            body.original = body.json.clone();
+        } else {
+            body.original = serialize(&wire);
+            body.write(wire);
+        }
         body
     }
 
@@ -147,24 +201,33 @@ impl RequestBody {
     }
 
     /// Changes the body after the server has rejected it, and returns the change; `None` if the error names nothing that
-    /// could be changed.
+    /// could be changed. A change after which the server reports the same error is taken back.
     pub fn adapt(&mut self, report: &Report) -> Option<Change> {
-        let change = self.change(report)?;
-        let mut wire: Wire = serde_json::from_slice(&self.json).ok()?;
-        if let Change::Omit(name) = &change
-            && LIMITS.contains(&name.as_str())
+        if let Some((change, error)) = self.last.take()
+            && error == report.message
         {
-            // The other name was omitted, and this one is not supported either: the other one is sent again.
-            let limit = wire.request.max_completion_tokens.or(wire.max_tokens);
-            (wire.request.max_completion_tokens, wire.max_tokens) = (limit, limit);
-            self.adaptations
-                .0
-                .retain(|known| !matches!(known, Change::Omit(other) if LIMITS.contains(&other.as_str())));
+            self.adaptations.0.remove(&change);
+            self.rewrite()?;
+        }
+        let change = self.change(report)?;
+        if let Change::Omit(name) = &change
+            && is_limit(name)
+        {
+            // One name of the limit is always sent.
+            self.adaptations.0.retain(|known| !matches!(known, Change::Omit(other) if is_limit(other)));
         }
         self.tried.insert(change.clone());
         self.adaptations.0.insert(change.clone());
-        self.write(wire);
+        self.rewrite()?;
+        self.last = Some((change.clone(), report.message.clone()));
         Some(change)
+    }
+
+    /// Serializes the original request with the changes.
+    fn rewrite(&mut self) -> Option<()> {
+        let wire: Wire = serde_json::from_slice(&self.original).ok()?;
+        self.write(wire);
+        Some(())
     }
 
     fn write(&mut self, mut wire: Wire) {
@@ -172,16 +235,15 @@ impl RequestBody {
             apply(change, &mut wire);
         }
         self.optional = optional(&wire);
-        self.json = serde_json::to_vec(&wire).expect("a request of strings, numbers and JSON values serializes").into();
+        self.json = serialize(&wire);
     }
 
     /// Returns the change that an error asks for.
     fn change(&self, report: &Report) -> Option<Change> {
         let named =
             report.param.as_deref().and_then(|param| param.rsplit(['.', ']', '[']).find(|part| !part.is_empty()));
-        let says_unsupported = [Some(&report.message), report.code.as_ref()]
-            .into_iter()
-            .flatten()
+        let says_unsupported = std::iter::once(&report.message)
+            .chain(&report.codes)
             .any(|text| contains_any(&text.to_lowercase().replace('_', " "), &UNSUPPORTED));
         let is_out_of_range = contains_any(&report.message.to_lowercase(), &OUT_OF_RANGE);
         if let Some(name) = named.filter(|name| says_unsupported && !is_out_of_range && self.optional.contains(*name)) {
@@ -196,57 +258,158 @@ impl RequestBody {
     /// Returns the change that one clause of an error text asks for.
     fn change_in(&self, clause: &str) -> Option<Change> {
         let lower = clause.to_ascii_lowercase();
+        let end = LISTS.iter().filter_map(|words| start_of_words(&lower, words)).min().unwrap_or(lower.len());
+        let (clause, lower) = (&clause[..end], &lower[..end]);
         let find_any =
-            |words: &[&str]| words.iter().filter_map(|word| range(&lower, word)).min_by_key(|range| range.start);
-        // The words between the name of the part and what is wrong with it.
-        let is_said = |one: Option<std::ops::Range<usize>>, other: Option<std::ops::Range<usize>>| match (one, other) {
-            (Some(one), Some(other)) => !self.quotes(&clause[one.start.min(other.start)..one.end.max(other.end)]),
-            _ => false,
+            |words: &[&str]| words.iter().filter_map(|word| range(lower, word)).min_by_key(|range| range.start);
+        let candidate = |change: Change, one: Option<Range<usize>>, other: Option<Range<usize>>| {
+            let (one, other) = (one?, other?);
+            // The words between the name of the part and what is wrong with it.
+            let words = &clause[one.start.min(other.start)..one.end.max(other.end)];
+            (!self.tried.contains(&change) && !self.quotes(words)).then_some(change)
         };
-        let candidate = |change: Change, is_said: bool| (is_said && !self.tried.contains(&change)).then_some(change);
 
         let people = find_any(&["role", "user", "message", "conversation"]);
-        let order = find_any(&["alternat", "consecutive", "same role", "roles must", "first message must"]);
-        if let Some(change) = candidate(Change::AlternateRoles, is_said(order, people.clone())) {
-            return Some(change);
-        }
-        let last = find_any(&["last role", "last message", "must end with a user", "end with a user message"]);
-        if let Some(change) = candidate(Change::EndWithUser, is_said(last, people)) {
-            return Some(change);
-        }
-        let only = find_any(&["only user"]);
-        if let Some(change) = candidate(Change::SystemAsUser, is_said(only, find_any(&["role"]))) {
-            return Some(change);
-        }
-        let unsupported = find_any(&UNSUPPORTED)?;
+        let order = find_any(&[
+            "alternat",
+            "consecutive",
+            "same role",
+            "roles must",
+            "first message must",
+            "must start with",
+            "2 or more assistant",
+        ]);
+        let last = find_any(&[
+            "last role",
+            "last message",
+            "must end with",
+            "end with a user",
+            "ends with a user",
+            "prefill",
+            "no user query",
+        ]);
         let system = find_any(&[
             "system role",
             "system message",
             "system prompt",
             "system instruction",
             "developer instruction",
+            "only user",
         ])
-        .or_else(|| find_any(&["role"]).and(word_range(&lower, "system")));
-        if let Some(change) = candidate(Change::SystemAsUser, is_said(system, Some(unsupported.clone()))) {
-            return Some(change);
-        }
-        if contains_any(&lower, &OUT_OF_RANGE) {
-            return None;
-        }
-        let names = self.optional.iter().filter_map(|name| Some((word_range(clause, name)?, name)));
-        let mut named: Vec<(std::ops::Range<usize>, &String)> = names.collect();
-        named.sort_by_key(|(range, _)| range.start);
-        named.into_iter().find_map(|(name_range, name)| {
-            candidate(Change::Omit(name.clone()), is_said(Some(name_range), Some(unsupported.clone())))
-        })
+        .or_else(|| find_any(&["role", "value"]).and(word_range(lower, "system")));
+        let unsupported = find_any(&UNSUPPORTED);
+        let wrong = || unsupported.clone().or_else(|| find_any(&["only user", "invalid value"]));
+        let content = word_range(lower, "content");
+        candidate(Change::AlternateRoles, order, people.clone())
+            .or_else(|| candidate(Change::EndWithUser, last.clone(), people.or(last)))
+            .or_else(|| candidate(Change::SystemAsUser, system, wrong()))
+            .or_else(|| {
+                let is_null = find_any(&["valid string", "must be a string", "null"]);
+                candidate(Change::ContentAsText, content, is_null)
+            })
+            .or_else(|| self.omission(clause, lower, unsupported.as_ref()))
     }
 
-    /// Whether the prompt has these words, so that the server may only quote it.
-    fn quotes(&self, words: &str) -> bool {
-        let quoted = Value::from(words).to_string();
-        let escaped = &quoted[1..quoted.len() - 1];
-        std::str::from_utf8(&self.json).is_ok_and(|json| json.contains(escaped))
+    /// Returns the parameter or member that a clause says is not supported: the one nearest to these words.
+    fn omission(&self, clause: &str, lower: &str, unsupported: Option<&Range<usize>>) -> Option<Change> {
+        let wrong_effort = INVALID_VALUE.iter().filter_map(|words| range(lower, words)).min_by_key(|range| range.start);
+        if contains_any(lower, &OUT_OF_RANGE) {
+            return None;
+        }
+        let mut found: Vec<(usize, Range<usize>, &String)> = Vec::new();
+        for name in &self.optional {
+            let other_names =
+                OPTIONAL.iter().chain(&LIMITS).find(|(known, _)| known == name).map_or(&[][..], |(_, names)| *names);
+            let other = other_names.iter().filter_map(|name| word_range(lower, &name.to_ascii_lowercase()));
+            let ranges = word_range(clause, name).into_iter().chain(other);
+            let Some(name_range) = ranges.min_by_key(|range| range.start) else { continue };
+            let wrong = if name == "reasoning_effort" { unsupported.or(wrong_effort.as_ref()) } else { unsupported };
+            let Some(wrong) = wrong else { continue };
+            let distance = name_range.start.saturating_sub(wrong.end).max(wrong.start.saturating_sub(name_range.end));
+            let words = &clause[name_range.start.min(wrong.start)..name_range.end.max(wrong.end)];
+            let change = Change::Omit(name.clone());
+            if !self.tried.contains(&change) && !self.quotes(words) {
+                found.push((distance, name_range, name));
+            }
+        }
+        let is_found = |name: &str| found.iter().any(|(_, _, found)| *found == name);
+        for (omitted, kept) in EXCLUSIVE {
+            let is_exclusive = contains_any(lower, &["both", "only one", "same time", "exclusive"]);
+            if is_exclusive && is_found(omitted) && is_found(kept) {
+                return Some(Change::Omit(omitted.to_owned()));
+            }
+        }
+        let nearest = found.into_iter().min_by_key(|(distance, range, _)| (*distance, range.start));
+        nearest.map(|(_, _, name)| Change::Omit(name.clone()))
     }
+
+    /// Returns whether the prompt has these words, so that the server may only quote it. Servers quote in different ways:
+    /// only letters and digits are compared, and escaped characters in the words are left out.
+    fn quotes(&self, words: &str) -> bool {
+        let Ok(wire) = serde_json::from_slice::<Wire>(&self.original) else { return true };
+        let mut prompt = String::new();
+        for message in &wire.request.messages {
+            collect_texts(&message.content, &mut prompt);
+            message
+                .tool_calls
+                .iter()
+                .chain(message.members.values())
+                .for_each(|value| collect_texts(value, &mut prompt));
+        }
+        wire.request.tools.iter().for_each(|tool| collect_texts(tool, &mut prompt));
+        [plain(words), plain(&without_escapes(words))].iter().any(|words| prompt.contains(words))
+    }
+}
+
+fn serialize(wire: &Wire) -> Bytes {
+    serde_json::to_vec(wire).expect("a request of strings, numbers and JSON values serializes").into()
+}
+
+fn is_limit(name: &str) -> bool {
+    LIMITS.iter().any(|(limit, _)| *limit == name)
+}
+
+/// Appends the letters and digits of all strings in a value, once as they are and once without the escapes that they
+/// contain.
+fn collect_texts(value: &Value, texts: &mut String) {
+    match value {
+        Value::String(text) => {
+            texts.push_str(&plain(text));
+            texts.push(' ');
+            if text.contains('\\') {
+                texts.push_str(&plain(&without_escapes(text)));
+                texts.push(' ');
+            }
+        }
+        Value::Array(elements) => elements.iter().for_each(|element| collect_texts(element, texts)),
+        Value::Object(members) => members.values().for_each(|member| collect_texts(member, texts)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Returns the ASCII letters and digits of a text, in lower case.
+fn plain(text: &str) -> String {
+    text.chars().filter(char::is_ascii_alphanumeric).map(|character| character.to_ascii_lowercase()).collect()
+}
+
+/// Returns a text without its escapes, such as `\n`, `\u00e9` and `\xe9`.
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('\\') {
+        plain.push_str(&rest[..start]);
+        rest = rest[start..].trim_start_matches('\\');
+        let length = match rest.as_bytes().first() {
+            Some(b'u') => 5,
+            Some(b'x') => 3,
+            Some(b'n' | b'r' | b't') => 1,
+            _ => 0,
+        };
+        rest = rest.get(length..).unwrap_or_default();
+        plain.push(' ');
+    }
+    plain.push_str(rest);
+    plain
 }
 
 /// Returns the parameters and members that a request can omit.
@@ -262,10 +425,10 @@ fn optional(wire: &Wire) -> BTreeSet<String> {
         request.tools.iter().any(is_strict),
     ];
     let mut names: BTreeSet<String> =
-        OPTIONAL.into_iter().zip(present).filter(|(_, present)| *present).map(|(name, _)| name.to_owned()).collect();
+        OPTIONAL.iter().zip(present).filter(|(_, present)| *present).map(|((name, _), _)| (*name).to_owned()).collect();
     if wire.max_tokens.is_some() || request.max_completion_tokens.is_some() {
         let sent = [wire.max_tokens.is_some(), request.max_completion_tokens.is_some()];
-        names.extend(LIMITS.into_iter().zip(sent).filter(|(_, sent)| *sent).map(|(name, _)| name.to_owned()));
+        names.extend(LIMITS.iter().zip(sent).filter(|(_, sent)| *sent).map(|((name, _), _)| (*name).to_owned()));
     }
     for message in &request.messages {
         names.extend(message.members.keys().cloned());
@@ -316,9 +479,15 @@ fn apply(change: &Change, wire: &mut Wire) {
             }
         }
         Change::AlternateRoles => request.messages = alternating(std::mem::take(&mut request.messages)),
+        Change::ContentAsText => {
+            for message in request.messages.iter_mut().filter(|message| message.content.is_null()) {
+                message.content = Value::String(String::new());
+            }
+        }
         Change::EndWithUser => {
             let last = request.messages.last();
-            if last.is_some_and(|last| last.role == ChatRole::Assistant && last.tool_calls.is_empty()) {
+            let is_user = |role: ChatRole| matches!(role, ChatRole::User | ChatRole::Tool);
+            if last.is_none_or(|last| !is_user(last.role) && last.tool_calls.is_empty()) {
                 request.messages.push(ChatMessage::new(ChatRole::User, "Please continue.".into()));
             }
         }
@@ -371,12 +540,17 @@ fn contains_any(text: &str, words: &[&str]) -> bool {
     words.iter().any(|word| text.contains(word))
 }
 
-fn range(text: &str, words: &str) -> Option<std::ops::Range<usize>> {
+fn range(text: &str, words: &str) -> Option<Range<usize>> {
     text.find(words).map(|start| start..start + words.len())
 }
 
+/// Returns the start of words that are not preceded by a letter.
+fn start_of_words(text: &str, words: &str) -> Option<usize> {
+    text.match_indices(words).map(|(start, _)| start).find(|start| !text[..*start].ends_with(char::is_alphanumeric))
+}
+
 /// Returns the range of a whole word.
-fn word_range(text: &str, word: &str) -> Option<std::ops::Range<usize>> {
+fn word_range(text: &str, word: &str) -> Option<Range<usize>> {
     let is_part = |character: char| character.is_alphanumeric() || character == '_';
     text.match_indices(word)
         .map(|(start, _)| start..start + word.len())

@@ -12,13 +12,17 @@ use super::visible::{ThinkTags, VisibleText};
 use crate::api::run::FinishReason;
 use crate::api::surrogates::SurrogateJoiner;
 use crate::llm::ChatDelta;
-use crate::llm::lenient;
+use crate::llm::lenient::{self, Scanner};
 use crate::llm::sse::{Event, Parser};
 
 /// Maximum size of an answer that is not an event stream, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Maximum length of a text that is not an answer in our errors, in characters.
-const SHOWN_CHARS_MAX: usize = 200;
+/// Maximum length of a text that is not an answer, in bytes. Errors show less of it, after secrets are masked.
+const SHOWN_BYTES_MAX: usize = 4 * 1024;
+/// Maximum length of a finish reason in errors, in characters.
+const REASON_CHARS_MAX: usize = 100;
+/// The byte order mark, which may start a text.
+const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 /// Why an answer failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub enum Failure {
     Reported(Report),
     /// The answer is not valid, or does not prove its end. The text follows the server's name.
     Invalid(String),
+    /// A text that is not an answer: what is wrong with it, and its start.
+    NotAnAnswer(&'static str, String),
 }
 
 impl From<Report> for Failure {
@@ -35,29 +41,62 @@ impl From<Report> for Failure {
     }
 }
 
+/// How the answer ended, as far as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The model is still writing, or nothing is known.
+    Open,
+    /// The answer has a finish reason together with content, and more may follow: some servers send the reason with each
+    /// piece.
+    Doubtful,
+    /// The answer has a finish reason; only its usage is missing.
+    Finished,
+    /// Nothing follows.
+    Complete,
+}
+
 /// Reads the bytes of an answer.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about the answer so far")]
 pub struct AnswerReader {
     form: Form,
     surrogates: SurrogateJoiner,
     text: VisibleText,
+    /// The index of the choice that is read.
+    choice: Option<i64>,
     /// Whether the answer has a refusal or a call.
     has_refusal_or_call: bool,
     finish: Option<FinishReason>,
+    /// Whether content came with the finish reason or after it.
+    has_content_since_finish: bool,
+    /// Whether the finish reason came again after more content: it does not say when the answer ends.
+    repeats_finish: bool,
     /// A finish reason that we do not know.
     unknown_finish: Option<String>,
     /// Whether the usage has come with the finish reason or after it. Before, it may be of a part of the answer.
     has_usage: bool,
     /// Whether the server has said that nothing follows.
     is_done: bool,
+    /// Whether an event was read.
+    has_events: bool,
 }
 
 /// The form of the body, which its first byte tells: some servers send the wrong content type.
 #[derive(Debug)]
 enum Form {
-    Unknown,
-    Events { parser: Parser, has_events: bool, beginning: Vec<u8> },
-    Json(Vec<u8>),
+    /// The bytes so far are blanks and a part of a byte order mark.
+    Unknown(Vec<u8>),
+    Events {
+        parser: Parser,
+        /// The start of the body, until it has an event.
+        beginning: Vec<u8>,
+    },
+    Json {
+        body: Vec<u8>,
+        scanner: Scanner,
+        /// Whether the body ends with a whole value.
+        is_whole: bool,
+    },
 }
 
 impl AnswerReader {
@@ -65,94 +104,126 @@ impl AnswerReader {
     #[must_use]
     pub fn new(think_tags: ThinkTags) -> Self {
         Self {
-            form: Form::Unknown,
+            form: Form::Unknown(Vec::new()),
             surrogates: SurrogateJoiner::default(),
             text: VisibleText::new(think_tags),
+            choice: None,
             has_refusal_or_call: false,
             finish: None,
+            has_content_since_finish: false,
+            repeats_finish: false,
             unknown_finish: None,
             has_usage: false,
             is_done: false,
+            has_events: false,
         }
     }
 
-    /// Whether the answer is complete, so that the connection can be closed.
+    /// Returns how the answer has ended so far.
     #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.is_done || self.finish.is_some() && self.has_usage
+    pub fn state(&self) -> End {
+        match (&self.form, self.finish) {
+            _ if self.is_done => End::Complete,
+            (Form::Json { is_whole: true, .. }, _) => End::Finished,
+            (_, None) => End::Open,
+            _ if self.repeats_finish => End::Open,
+            _ if self.has_content_since_finish => End::Doubtful,
+            (_, Some(_)) if self.has_usage => End::Complete,
+            (_, Some(_)) => End::Finished,
+        }
     }
 
-    /// Whether the model has finished; only its usage may follow.
+    /// Returns whether the answer would be complete if the connection were closed now.
     #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.is_done || self.finish.is_some()
+    pub fn has_finish(&self) -> bool {
+        self.is_done || self.finish.is_some() || matches!(self.form, Form::Json { is_whole: true, .. })
     }
 
-    /// Reads the next bytes of the body.
+    /// Returns whether the server has started to answer: an event was read, or a whole JSON value.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.has_events || matches!(self.form, Form::Json { is_whole: true, .. })
+    }
+
+    /// Returns the finish reason that we do not know, for the log.
+    #[must_use]
+    pub fn unknown_finish(&self) -> Option<&str> {
+        self.unknown_finish.as_deref()
+    }
+
+    /// Returns the error that a JSON body reports, if the body is whole.
+    #[must_use]
+    pub fn reported_error(&self) -> Option<Report> {
+        match &self.form {
+            Form::Json { body, is_whole: true, .. } => Report::in_answer(&serde_json::from_slice(body).ok()?),
+            Form::Json { .. } | Form::Unknown(_) | Form::Events { .. } => None,
+        }
+    }
+
+    /// Reads the next bytes of the body, and appends to `deltas` what they add to the answer, also in case of an error.
     ///
     /// # Errors
     /// An error that the server reports, or a body that is not an answer.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<ChatDelta>, Failure> {
+    pub fn push(&mut self, bytes: &[u8], deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
+        let beginning;
         let mut bytes = bytes;
-        if matches!(self.form, Form::Unknown) {
-            bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
-            match bytes.first() {
-                None => return Ok(Vec::new()),
-                Some(b'{' | b'[') => self.form = Form::Json(Vec::new()),
-                Some(_) => {
-                    self.form = Form::Events { parser: Parser::default(), has_events: false, beginning: Vec::new() };
-                }
+        if let Form::Unknown(before) = &mut self.form {
+            before.extend_from_slice(bytes);
+            let is_part_of_mark = before.len() < BYTE_ORDER_MARK.len() && BYTE_ORDER_MARK.starts_with(before);
+            let text = before.strip_prefix(&BYTE_ORDER_MARK).unwrap_or(before).trim_ascii_start();
+            if is_part_of_mark || text.is_empty() {
+                return Ok(());
             }
+            beginning = text.to_vec();
+            bytes = &beginning;
+            self.form = if matches!(bytes[0], b'{' | b'[') {
+                Form::Json { body: Vec::new(), scanner: Scanner::default(), is_whole: false }
+            } else {
+                Form::Events { parser: Parser::default(), beginning: Vec::new() }
+            };
         }
         match &mut self.form {
-            Form::Unknown => Ok(Vec::new()),
-            Form::Json(body) => {
+            Form::Unknown(_) => Ok(()),
+            Form::Json { body, scanner, is_whole } => {
+                for byte in bytes {
+                    let is_end = scanner.push(*byte);
+                    *is_whole = is_end || *is_whole && byte.is_ascii_whitespace();
+                }
                 body.extend_from_slice(bytes);
                 if body.len() > BODY_BYTES_MAX {
                     return Err(Failure::Invalid(format!("sent an answer of more than {BODY_BYTES_MAX} bytes")));
                 }
-                Ok(Vec::new())
+                Ok(())
             }
-            Form::Events { parser, has_events, beginning } => {
-                if !*has_events && beginning.len() < 4 * SHOWN_CHARS_MAX {
-                    beginning.extend_from_slice(&bytes[..bytes.len().min(4 * SHOWN_CHARS_MAX)]);
+            Form::Events { parser, beginning } => {
+                if !self.has_events && beginning.len() < SHOWN_BYTES_MAX {
+                    beginning.extend_from_slice(&bytes[..bytes.len().min(SHOWN_BYTES_MAX)]);
                 }
                 let events = parser
                     .push(bytes)
                     .map_err(|error| Failure::Invalid(format!("sent an invalid event stream: {error}")))?;
-                *has_events |= !events.is_empty();
-                self.read_events(events)
+                self.read_events(events, deltas)
             }
         }
     }
 
-    /// Returns the error that the first bytes of a JSON body report, if they are the whole body.
-    #[must_use]
-    pub fn reported_error(&self) -> Option<Report> {
-        match &self.form {
-            Form::Json(body) => Report::in_answer(&serde_json::from_slice(body).ok()?),
-            Form::Unknown | Form::Events { .. } => None,
-        }
-    }
-
-    /// Reads the end of the body, or of what is wanted of it. Called once.
+    /// Reads the end of the body, or of the part of it that is needed.
     ///
     /// # Errors
     /// An answer that does not prove that it ended well.
-    pub fn end(mut self) -> Result<Vec<ChatDelta>, Failure> {
-        let mut deltas = match std::mem::replace(&mut self.form, Form::Unknown) {
-            Form::Unknown => Vec::new(),
-            Form::Json(body) => self.read_json(&body)?,
-            Form::Events { mut parser, has_events, beginning } => {
+    pub fn end(mut self, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
+        match std::mem::replace(&mut self.form, Form::Unknown(Vec::new())) {
+            Form::Unknown(_) => {}
+            Form::Json { body, .. } => self.read_json(&body, deltas)?,
+            Form::Events { mut parser, beginning } => {
                 let last = parser.end();
-                if !has_events && last.is_none() && !beginning.is_empty() {
-                    let text = String::from_utf8_lossy(&beginning);
-                    let shown: String = text.trim().chars().take(SHOWN_CHARS_MAX).collect();
-                    return Err(Failure::Invalid(format!("sent something other than an answer: {shown}")));
+                if !self.has_events && last.is_none() && is_text(&beginning) {
+                    let text = String::from_utf8_lossy(&beginning).trim().to_owned();
+                    return Err(Failure::NotAnAnswer("sent something other than an answer", text));
                 }
-                self.read_events(last.into_iter().collect())?
+                self.read_events(last.into_iter().collect(), deltas)?;
             }
-        };
+        }
         let said = self.text.has_begun() || self.has_refusal_or_call;
         if !said && self.finish != Some(FinishReason::Length) {
             let rest = self.text.end();
@@ -162,24 +233,19 @@ impl AnswerReader {
         }
         let said = self.text.has_begun() || self.has_refusal_or_call;
         match (self.finish, self.unknown_finish) {
-            (Some(reason), _) => {
-                deltas.push(ChatDelta::Finish(reason));
-                Ok(deltas)
-            }
-            (None, _) if self.is_done && said => {
-                deltas.push(ChatDelta::Finish(FinishReason::Stop));
-                Ok(deltas)
-            }
-            (None, _) if !said => Err(Failure::Invalid("sent no answer".to_owned())),
+            (Some(reason), _) => deltas.push(ChatDelta::Finish(reason)),
+            (None, _) if self.is_done && said => deltas.push(ChatDelta::Finish(FinishReason::Stop)),
+            (None, _) if !said => return Err(Failure::Invalid("sent no answer".to_owned())),
             (None, Some(reason)) => {
-                Err(Failure::Invalid(format!("ended its answer with the unknown finish reason \"{reason}\"")))
+                let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
+                return Err(Failure::Invalid(format!("ended its answer with the unknown finish reason \"{reason}\"")));
             }
-            (None, None) => Err(Failure::Invalid("closed the connection during its answer".to_owned())),
+            (None, None) => return Err(Failure::Invalid("closed the connection during its answer".to_owned())),
         }
+        Ok(())
     }
 
-    fn read_events(&mut self, events: Vec<Event>) -> Result<Vec<ChatDelta>, Failure> {
-        let mut deltas = Vec::new();
+    fn read_events(&mut self, events: Vec<Event>, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         for event in events {
             if self.is_done {
                 break;
@@ -187,50 +253,65 @@ impl AnswerReader {
             if event.is_error {
                 return Err(Report::of_event(&event.data).into());
             }
-            if event.data.trim().trim_matches('"') == "[DONE]" {
+            let mut data = event.data.trim();
+            while let Some(rest) = data.strip_prefix("data:") {
+                data = rest.trim_start();
+            }
+            if event.is_keep_alive || is_keep_alive(data) {
+                continue;
+            }
+            self.has_events = true;
+            if data.trim_matches('"').eq_ignore_ascii_case("[DONE]") {
                 self.is_done = true;
                 break;
             }
-            let value = self.parse(&event.data).ok_or_else(|| {
-                let shown: String = event.data.chars().take(SHOWN_CHARS_MAX).collect();
-                Failure::Invalid(format!("sent an event that is not a completion chunk: {shown}"))
-            })?;
-            self.read_value(value, &mut deltas)?;
+            for value in self.parse(data).ok_or_else(|| not_a_chunk(data))? {
+                self.read_value(value, deltas)?;
+            }
         }
-        Ok(deltas)
+        Ok(())
     }
 
     /// Reads a whole completion, or chunks that follow one another without the form of events.
-    fn read_json(&mut self, body: &[u8]) -> Result<Vec<ChatDelta>, Failure> {
+    fn read_json(&mut self, body: &[u8], deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         let text = String::from_utf8_lossy(body);
-        let mut deltas = Vec::new();
-        let values = match self.parse(&text) {
-            Some(Value::Array(values)) => values,
-            Some(value) => vec![value],
-            None => {
-                let values: Option<Vec<Value>> =
-                    text.lines().filter(|line| !line.trim().is_empty()).map(|line| self.parse(line)).collect();
-                values
-                    .ok_or_else(|| Failure::Invalid("sent an answer that is not JSON, or that is cut off".to_owned()))?
-            }
-        };
+        let values = self
+            .parse(&text)
+            .ok_or_else(|| Failure::Invalid("sent an answer that is not JSON, or that is cut off".to_owned()))?;
         for value in values {
-            self.read_value(value, &mut deltas)?;
+            match value {
+                Value::Array(elements) => {
+                    for element in elements {
+                        self.read_value(element, deltas)?;
+                    }
+                }
+                value => self.read_value(value, deltas)?,
+            }
         }
         self.is_done = true;
-        Ok(deltas)
+        Ok(())
     }
 
-    fn parse(&mut self, text: &str) -> Option<Value> {
-        serde_json::from_str(text).ok().or_else(|| lenient::parse(&self.surrogates.push(text)))
+    /// Parses a JSON value, or one on each line.
+    fn parse(&mut self, text: &str) -> Option<Vec<Value>> {
+        let mut parse =
+            |text: &str| serde_json::from_str(text).ok().or_else(|| lenient::parse(&self.surrogates.push(text)));
+        if let Some(value) = parse(text) {
+            return Some(vec![value]);
+        }
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.eq_ignore_ascii_case("[DONE]"));
+        let values: Option<Vec<Value>> = lines.map(parse).collect();
+        values.filter(|values| values.len() > 1)
     }
 
     fn read_value(&mut self, value: Value, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
-        let chunk = chunk::read(value)?;
+        let chunk = chunk::read(value, &mut self.choice)?;
         let is_last = self.finish.is_some() || chunk.finish.is_some();
+        let mut has_content = false;
         for delta in chunk.deltas {
             match delta {
                 ChatDelta::Text(text) => {
+                    has_content = true;
                     let parts = self.text.push(text);
                     if !parts.hidden.is_empty() {
                         deltas.push(ChatDelta::Hidden(parts.hidden));
@@ -240,6 +321,7 @@ impl AnswerReader {
                     }
                 }
                 ChatDelta::Refusal(_) | ChatDelta::Call(_) => {
+                    has_content = true;
                     self.has_refusal_or_call = true;
                     deltas.push(delta);
                 }
@@ -247,25 +329,46 @@ impl AnswerReader {
                     self.has_usage |= is_last;
                     deltas.push(delta);
                 }
-                ChatDelta::Member(..) | ChatDelta::Hidden(_) | ChatDelta::Finish(_) => deltas.push(delta),
+                ChatDelta::Member(_, ref value) => {
+                    has_content |= value != "";
+                    deltas.push(delta);
+                }
+                ChatDelta::Hidden(_) | ChatDelta::Finish(_) => deltas.push(delta),
             }
         }
+        self.has_content_since_finish |= has_content && is_last;
+        self.repeats_finish |= has_content && self.finish.is_some();
         match chunk.finish {
             None => {}
             Some(Finish::Known(reason)) => self.finish = Some(reason),
             Some(Finish::Failed(reason)) => {
+                let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
                 return Err(Failure::Invalid(format!("ended its answer with the finish reason \"{reason}\"")));
             }
             Some(Finish::Unknown(reason)) => self.unknown_finish = Some(reason),
         }
         Ok(())
     }
+}
 
-    /// The finish reason that we do not know, for the log.
-    #[must_use]
-    pub fn unknown_finish(&self) -> Option<&str> {
-        self.unknown_finish.as_deref()
-    }
+/// Returns whether the text of an event without JSON is a keep-alive: a word for it, a comment, or a time.
+fn is_keep_alive(data: &str) -> bool {
+    let lower = data.to_ascii_lowercase();
+    let is_time = data.starts_with(|first: char| first.is_ascii_digit()) && data.contains(':') && data.len() < 40;
+    data.is_empty()
+        || data.starts_with(':')
+        || is_time
+        || ["ping", "pong", "keep-alive", "keepalive", "keep alive", "heartbeat"].contains(&lower.as_str())
+}
+
+/// Returns whether the start of a body has more than comments and blank lines.
+fn is_text(beginning: &[u8]) -> bool {
+    beginning.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).any(|line| !line.is_empty() && line[0] != b':')
+}
+
+fn not_a_chunk(data: &str) -> Failure {
+    let end = data.floor_char_boundary(SHOWN_BYTES_MAX);
+    Failure::NotAnAnswer("sent an event that is not a completion chunk", data[..end].to_owned())
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use crate::llm::lenient::{integer, number};
 use crate::llm::{CallPiece, ChatDelta};
 
 /// Members of a message that are read, or that are not part of an answer. All others are sent back to the model.
-const KNOWN_MEMBERS: [&str; 8] =
-    ["role", "content", "refusal", "tool_calls", "function_call", "audio", "annotations", "index"];
+const KNOWN_MEMBERS: [&str; 9] =
+    ["role", "content", "refusal", "tool_calls", "function_call", "audio", "annotations", "index", "finish_reason"];
 /// Members of a tool call that are read.
 const KNOWN_CALL_MEMBERS: [&str; 6] = ["index", "id", "type", "function", "name", "arguments"];
 
@@ -36,11 +36,12 @@ pub enum Finish {
     Unknown(String),
 }
 
-/// Reads a chunk of a stream, or a whole completion.
+/// Reads a chunk of a stream, or a whole completion. `index` is that of the choice, which the first chunk sets: one choice
+/// is asked for, and some servers do not call it 0.
 ///
 /// # Errors
 /// An error that the server reports.
-pub fn read(value: Value) -> Result<Chunk, Report> {
+pub fn read(value: Value, index: &mut Option<i64>) -> Result<Chunk, Report> {
     if let Some(report) = Report::in_answer(&value) {
         return Err(report);
     }
@@ -51,26 +52,52 @@ pub fn read(value: Value) -> Result<Chunk, Report> {
         Some(choice @ Value::Object(_)) => vec![choice],
         _ => Vec::new(),
     };
+    let mut usages = vec![members.remove("usage"), members.remove("x_groq").map(|mut x_groq| x_groq["usage"].take())];
     for choice in choices {
         let Value::Object(mut choice) = choice else { continue };
-        if choice.get("index").and_then(integer).is_some_and(|index| index > 0) {
+        let this = choice.get("index").and_then(integer).unwrap_or(0).max(0);
+        if *index.get_or_insert(this) != this {
             continue;
         }
-        let message = ["delta", "message"].iter().find_map(|name| match choice.remove(*name) {
-            Some(Value::Object(message)) => Some(message),
-            _ => None,
-        });
-        if let Some(message) = message {
+        usages.push(choice.remove("usage"));
+        read_choice(choice, &mut chunk);
+    }
+    if chunk.finish.is_none() {
+        chunk.finish = reason(&members);
+    }
+    let usage = usages.iter().flatten().find_map(usage);
+    chunk.deltas.extend(usage.map(ChatDelta::Usage));
+    Ok(chunk)
+}
+
+fn read_choice(mut choice: Map<String, Value>, chunk: &mut Chunk) {
+    let mut is_empty = true;
+    for name in ["delta", "message"] {
+        if let Some(Value::Object(message)) = choice.remove(name)
+            && is_empty
+        {
+            chunk.finish = chunk.finish.take().or_else(|| reason(&message));
+            is_empty = message.is_empty();
             read_message(message, &mut chunk.deltas);
-        } else if let Some(text) = choice.get("text").and_then(Value::as_str).filter(|text| !text.is_empty()) {
-            chunk.deltas.push(ChatDelta::Text(text.to_owned()));
-        }
-        if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str).filter(|reason| !reason.is_empty()) {
-            chunk.finish = Some(finish(reason));
         }
     }
-    chunk.deltas.extend(members.get("usage").and_then(usage).map(ChatDelta::Usage));
-    Ok(chunk)
+    if let Some(text) = choice.get("text").and_then(Value::as_str).filter(|text| !text.is_empty()) {
+        chunk.deltas.push(ChatDelta::Text(text.to_owned()));
+    }
+    chunk.finish = reason(&choice).or(chunk.finish.take());
+    // Calls beside the message.
+    let calls = choice.remove("tool_calls").map(|calls| Map::from_iter([("tool_calls".to_owned(), calls)]));
+    if let Some(calls) = calls {
+        read_message(calls, &mut chunk.deltas);
+    }
+}
+
+/// Reads the finish reason of an object: a string, or an object with a type.
+fn reason(object: &Map<String, Value>) -> Option<Finish> {
+    let name = if object.contains_key("finish_reason") { "finish_reason" } else { "stop_reason" };
+    let value = object.get(name)?;
+    let text = value.as_str().or_else(|| value["type"].as_str()).or_else(|| value["reason"].as_str())?;
+    (!text.trim().is_empty()).then(|| finish(text))
 }
 
 fn read_message(mut message: Map<String, Value>, deltas: &mut Vec<ChatDelta>) {
@@ -79,19 +106,36 @@ fn read_message(mut message: Map<String, Value>, deltas: &mut Vec<ChatDelta>) {
     if let Some(Value::String(refusal)) = message.remove("refusal").filter(|refusal| *refusal != "") {
         deltas.push(ChatDelta::Refusal(refusal));
     }
-    let calls = match message.remove("tool_calls") {
-        Some(Value::Array(calls)) => calls,
-        Some(call @ Value::Object(_)) => vec![call],
-        _ => Vec::new(),
-    };
+    let calls = message.remove("tool_calls").map(calls).unwrap_or_default();
     deltas.extend(calls.into_iter().filter_map(read_call).map(ChatDelta::Call));
     if let Some(function @ Value::Object(_)) = message.remove("function_call") {
         // The older form, of which an answer has at most one.
         let piece = read_call(Value::Object(Map::from_iter([("function".to_owned(), function)])));
         deltas.extend(piece.map(|piece| ChatDelta::Call(CallPiece { index: Some(0), ..piece })));
     }
-    message.retain(|name, value| !KNOWN_MEMBERS.contains(&name.as_str()) && !is_empty(value));
+    // An empty text is kept: some models want to see the member again.
+    message.retain(|name, value| !KNOWN_MEMBERS.contains(&name.as_str()) && (value == "" || !is_empty(value)));
     deltas.extend(message.into_iter().map(|(name, value)| ChatDelta::Member(name, value)));
+}
+
+/// Returns the calls of a `tool_calls` member: a list, one call, an object by index, or one of these as a string.
+fn calls(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(calls) => {
+            calls.into_iter().flat_map(|call| if call.is_array() { self::calls(call) } else { vec![call] }).collect()
+        }
+        Value::Object(members)
+            if ["function", "name", "id", "index"].iter().any(|name| members.contains_key(*name)) =>
+        {
+            vec![Value::Object(members)]
+        }
+        Value::Object(members) => members.into_iter().map(|(_, call)| call).collect(),
+        Value::String(text) => match serde_json::from_str(&text) {
+            Ok(value @ (Value::Array(_) | Value::Object(_))) => calls(value),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
 }
 
 /// Reads a piece of a call. Some servers write the members of `function` beside it.
@@ -99,11 +143,12 @@ fn read_call(call: Value) -> Option<CallPiece> {
     let Value::Object(mut call) = call else { return None };
     let mut function = match call.remove("function") {
         Some(Value::Object(function)) => function,
+        Some(name @ Value::String(_)) => Map::from_iter([("name".to_owned(), name)]),
         _ => Map::new(),
     };
     let mut take = |name: &str| function.remove(name).or_else(|| call.remove(name)).filter(|value| !value.is_null());
     let name = take("name").and_then(|name| name.as_str().map(str::to_owned)).filter(|name| !name.trim().is_empty());
-    let arguments = match take("arguments") {
+    let arguments = match take("arguments").or_else(|| take("parameters")).or_else(|| take("input")) {
         None => String::new(),
         Some(Value::String(text)) => text,
         Some(other) => other.to_string(),
@@ -143,47 +188,53 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Reads a finish reason, in the words of OpenAI, Anthropic, Gemini, Mistral and others.
+/// Reads a finish reason, in the words of OpenAI, Anthropic, Gemini, Mistral, Cohere and others. For one that is not listed,
+/// its words decide.
 fn finish(reason: &str) -> Finish {
-    match reason.trim().to_lowercase().replace('-', "_").as_str() {
-        "stop" | "tool_calls" | "tool_call" | "function_call" | "tool_use" | "end_turn" | "stop_sequence" | "eos"
-        | "eos_token" | "end" | "complete" | "completed" | "finish" | "finished" | "done" => {
+    const FILTERED: [&str; 12] = [
+        "content_filter",
+        "safety",
+        "refus",
+        "sensitive",
+        "recitation",
+        "blocklist",
+        "blocked",
+        "prohibit",
+        "spii",
+        "toxic",
+        "guardrail",
+        "moderation",
+    ];
+    const FAILED: [&str; 14] = [
+        "error",
+        "abort",
+        "cancel",
+        "fail",
+        "timeout",
+        "timed_out",
+        "insufficient",
+        "malformed",
+        "unexpected",
+        "invalid",
+        "function_call_filter",
+        "interrupt",
+        "language",
+        "overload",
+    ];
+    const LIMITED: [&str; 6] = ["length", "max_", "limit", "exceed", "context_window", "truncat"];
+    let lower = reason.trim().to_lowercase().replace(['-', ' '], "_");
+    let lower = lower.strip_prefix("finish_reason_").unwrap_or(&lower);
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    match lower {
+        "stop" | "stopped" | "tool_calls" | "tool_call" | "function_call" | "tool_use" | "end_turn"
+        | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "finish" | "finished" | "done" => {
             Finish::Known(FinishReason::Stop)
         }
-        "length"
-        | "max_tokens"
-        | "max_length"
-        | "model_length"
-        | "max_output_tokens"
-        | "max_completion_tokens"
-        | "token_limit"
-        | "context_length"
-        | "context_length_exceeded"
-        | "model_context_window_exceeded" => Finish::Known(FinishReason::Length),
-        "content_filter"
-        | "content_filtered"
-        | "safety"
-        | "refusal"
-        | "sensitive"
-        | "recitation"
-        | "blocklist"
-        | "prohibited_content"
-        | "spii"
-        | "image_safety"
-        | "guardrail_intervened" => Finish::Known(FinishReason::ContentFilter),
-        "error"
-        | "abort"
-        | "aborted"
-        | "cancel"
-        | "cancelled"
-        | "canceled"
-        | "failed"
-        | "failure"
-        | "timeout"
-        | "network_error"
-        | "server_error"
-        | "insufficient_system_resource"
-        | "malformed_function_call" => Finish::Failed(reason.to_owned()),
+        "error_limit" => Finish::Known(FinishReason::Length),
+        _ if lower.starts_with("function_call_filter") => Finish::Failed(reason.to_owned()),
+        _ if has(&FILTERED) => Finish::Known(FinishReason::ContentFilter),
+        _ if has(&FAILED) => Finish::Failed(reason.to_owned()),
+        _ if has(&LIMITED) => Finish::Known(FinishReason::Length),
         _ => Finish::Unknown(reason.to_owned()),
     }
 }
@@ -217,7 +268,7 @@ mod tests {
     use super::*;
 
     fn deltas(chunk: Value) -> Vec<ChatDelta> {
-        read(chunk).unwrap().deltas
+        read(chunk, &mut None).unwrap().deltas
     }
 
     /// The deltas of a chunk with this delta.
@@ -232,8 +283,11 @@ mod tests {
 
     #[test]
     fn a_chunk_yields_its_text_its_finish_reason_and_its_usage() {
-        let chunk = read(json!({"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "length"}],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}}));
+        let chunk = read(
+            json!({"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}}),
+            &mut None,
+        );
 
         let usage = Usage {
             prompt_tokens: 3,
@@ -259,7 +313,7 @@ mod tests {
         for nothing in
             [json!(1), json!("x"), json!([]), json!({"choices": 3}), json!({"choices": [null, {"delta": []}]})]
         {
-            assert_eq!(read(nothing.clone()), Ok(Chunk::default()), "{nothing}");
+            assert_eq!(read(nothing.clone(), &mut None), Ok(Chunk::default()), "{nothing}");
         }
     }
 
@@ -325,16 +379,68 @@ mod tests {
 
     #[test]
     fn finish_reasons_are_good_a_limit_a_failure_or_unknown() {
-        assert_eq!(finish("STOP"), Finish::Known(FinishReason::Stop));
-        assert_eq!(finish("model_length"), Finish::Known(FinishReason::Length));
-        assert_eq!(finish("SAFETY"), Finish::Known(FinishReason::ContentFilter));
-        assert_eq!(finish("insufficient_system_resource"), Finish::Failed("insufficient_system_resource".to_owned()));
-        assert_eq!(finish("other"), Finish::Unknown("other".to_owned()));
+        for good in ["STOP", "tool_calls", "end_turn", "FINISH_REASON_STOP"] {
+            assert_eq!(finish(good), Finish::Known(FinishReason::Stop), "{good}");
+        }
+        for limit in [
+            "length",
+            "model_length",
+            "MAX_TOKENS",
+            "FINISH_REASON_MAX_TOKENS",
+            "context_window_exceeded",
+            "time_limit",
+            "ERROR_LIMIT",
+        ] {
+            assert_eq!(finish(limit), Finish::Known(FinishReason::Length), "{limit}");
+        }
+        for filter in
+            ["content_filter", "SAFETY", "content_filter: PROHIBITED_CONTENT", "content_filter: OTHER", "ERROR_TOXIC"]
+        {
+            assert_eq!(finish(filter), Finish::Known(FinishReason::ContentFilter), "{filter}");
+        }
+        for failure in [
+            "error",
+            "abort",
+            "insufficient_system_resource",
+            "function_call_filter: MALFORMED_FUNCTION_CALL",
+            "UNEXPECTED_TOOL_CALL",
+            "MALFORMED_RESPONSE",
+            "USER_CANCEL",
+            "network_error",
+        ] {
+            assert_eq!(finish(failure), Finish::Failed(failure.to_owned()), "{failure}");
+        }
+        assert_eq!(finish("galaxy"), Finish::Unknown("galaxy".to_owned()));
+        let object = json!({"choices": [{"delta": {}, "finish_reason": {"type": "length"}}]});
+        assert_eq!(read(object, &mut None).unwrap().finish, Some(Finish::Known(FinishReason::Length)));
+    }
+
+    #[test]
+    fn usages_and_calls_in_other_places_are_read() {
+        let usage = json!({"prompt_tokens": 5, "completion_tokens": 2});
+        for chunk in [json!({"choices": [{"delta": {}, "usage": usage}]}), json!({"x_groq": {"usage": usage}})] {
+            assert!(matches!(deltas(chunk.clone())[..], [ChatDelta::Usage(_)]), "{chunk}");
+        }
+        let call = json!({"id": "a", "function": {"name": "f", "parameters": {"a": 1}}});
+        for chunk in [
+            json!({"choices": [{"delta": {"tool_calls": {"0": call}}}]}),
+            json!({"choices": [{"delta": {"tool_calls": [[call]]}}]}),
+            json!({"choices": [{"delta": {"tool_calls": json!([call]).to_string()}}]}),
+            json!({"choices": [{"delta": {}, "tool_calls": [call]}]}),
+            json!({"choices": [{"delta": {}, "message": {"tool_calls": [call]}}]}),
+            json!({"choices": [{"index": 1, "delta": {"tool_calls": [{"id": "a", "function": "f", "arguments": {"a": 1}}]}}]}),
+        ] {
+            let deltas = deltas(chunk.clone());
+            assert!(
+                matches!(&deltas[..], [ChatDelta::Call(piece)] if piece.arguments == "{\"a\":1}"),
+                "{chunk}: {deltas:?}"
+            );
+        }
     }
 
     #[test]
     fn other_choices_and_empty_texts_are_ignored() {
-        let chunk = json!({"choices": [{"index": 1, "delta": {"content": "no"}}, {"delta": {"role": "assistant", "content": ""}}]});
+        let chunk = json!({"choices": [{"delta": {"role": "assistant", "content": ""}}, {"index": 1, "delta": {"content": "no"}}]});
 
         assert_eq!(deltas(chunk), []);
     }

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use percent_encoding::percent_decode_str;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 
-use super::adapt::RequestBody;
-use super::answer::{AnswerReader, Failure};
+use super::adapt::{Adaptations, RequestBody};
+use super::answer::{AnswerReader, End, Failure};
 use super::learned::Learned;
 use super::models;
 use super::report::Report;
@@ -29,8 +32,18 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Timeout of listing the models of a server.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the usage and the end of the stream may take after the finish reason; some servers keep the connection open.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of the usage and the end of the stream after the finish reason, since some servers keep the connection open.
+const FINISHED_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same after a finish reason that came with content: more content may follow.
+const DOUBTFUL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum length of a server's error text in our errors, in characters.
+const REPORT_CHARS_MAX: usize = 500;
+/// Maximum length of other texts of a server in our errors and in the log, in characters.
+const SHOWN_CHARS_MAX: usize = 200;
+/// Minimum length of a part of a URL's path that is masked like a secret, in bytes.
+const TOKEN_CHARS_MIN: usize = 12;
+/// Minimum length of a text that is masked, in bytes.
+const SECRET_CHARS_MIN: usize = 4;
 /// Replaces secrets and addresses in the texts of servers.
 const MASK: &str = "***";
 
@@ -61,7 +74,9 @@ struct Inner {
     name: String,
     urls: Urls,
     api_key: Option<SecretString>,
-    /// What must not appear in texts that clients see: the key, the address, the password in the URL.
+    /// User name and password of the URL, which are sent if there is no key.
+    basic: Option<(SecretString, SecretString)>,
+    /// What must not appear in texts that clients see.
     hidden: Vec<SecretString>,
     is_openai: bool,
     settings: Settings,
@@ -80,6 +95,9 @@ impl Urls {
     fn new(base_url: &str) -> Self {
         let url = |path: &str| -> SecretString {
             let Ok(mut url) = Url::parse(base_url) else { return format!("{base_url}/{path}").into() };
+            // They are sent in a header.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
             if let Ok(mut segments) = url.path_segments_mut() {
                 segments.pop_if_empty().extend(path.split('/'));
             }
@@ -112,18 +130,17 @@ impl Upstream {
             client = client.no_proxy();
         }
         let client = client.build().expect("the client settings are valid");
-        let mut hidden: Vec<SecretString> = vec![base_url.trim_end_matches('/').into()];
-        hidden.extend(url.as_ref().and_then(Url::password).map(SecretString::from));
-        let port = url.as_ref().and_then(Url::port).map(|port| format!(":{port}"));
-        hidden.extend(port.map(|port| format!("{host}{port}").into()));
-        hidden.extend(api_key.clone());
-        // One may contain another.
-        hidden.sort_by_key(|secret| std::cmp::Reverse(secret.expose_secret().len()));
+        let basic = url.as_ref().filter(|url| !url.username().is_empty() || url.password().is_some()).map(|url| {
+            let decode = |text: &str| SecretString::from(percent_decode_str(text).decode_utf8_lossy().into_owned());
+            (decode(url.username()), decode(url.password().unwrap_or_default()))
+        });
+        let hidden = hidden(base_url, url.as_ref(), api_key.as_ref());
         let is_openai = ["openai.com", "openai.azure.com"].iter().any(|known| host.ends_with(known));
         let inner = Inner {
             name: name.into(),
             urls: Urls::new(base_url),
             api_key,
+            basic,
             hidden,
             is_openai,
             settings,
@@ -133,9 +150,10 @@ impl Upstream {
     }
 
     fn authorize(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.inner.api_key {
-            Some(key) => request.bearer_auth(key.expose_secret()),
-            None => request,
+        match (&self.inner.api_key, &self.inner.basic) {
+            (Some(key), _) => request.bearer_auth(key.expose_secret()),
+            (None, Some((user, password))) => request.basic_auth(user.expose_secret(), Some(password.expose_secret())),
+            (None, None) => request,
         }
     }
 
@@ -153,17 +171,15 @@ impl Upstream {
             let is_started = answer.response.status().is_success();
             let mut requested_pause = None;
             let report = if is_started {
-                let mut reader = AnswerReader::new(self.inner.settings.think_tags);
-                let first = reader.push(answer.first.as_deref().unwrap_or_default());
-                match (first, reader.reported_error()) {
-                    (Ok(_), Some(report)) | (Err(Failure::Reported(report)), _) => report,
-                    (Ok(deltas), None) => {
-                        if *body.adaptations() != known {
-                            self.inner.learned.store(&model, body.adaptations());
-                        }
-                        return Ok(OpenAnswer { response: answer.response, reader, deltas });
+                match self.start(answer).await {
+                    Ok(answer) => {
+                        let learned = (*body.adaptations() != known).then(|| (model, body.adaptations().clone()));
+                        return Ok(OpenAnswer { learned, ..answer });
                     }
-                    (Err(failure @ Failure::Invalid(_)), _) => return Err(self.failed_answer(failure)),
+                    Err(Failure::Reported(report)) => report,
+                    Err(failure @ (Failure::Invalid(_) | Failure::NotAnAnswer(..))) => {
+                        return Err(self.failed_answer(failure));
+                    }
                 }
             } else {
                 requested_pause = retry_after(answer.response.headers());
@@ -186,6 +202,44 @@ impl Upstream {
             }
             return Err(self.rejected(&report));
         }
+    }
+
+    /// Reads an answer until its first event, or a whole JSON value: a server may reject the request in it.
+    async fn start(&self, answer: Answer) -> Result<OpenAnswer, Failure> {
+        let Answer { mut response, first } = answer;
+        let mut reader = AnswerReader::new(self.inner.settings.think_tags);
+        let mut deltas = Vec::new();
+        let mut next = first;
+        while let Some(bytes) = next {
+            let pushed = reader.push(&bytes, &mut deltas);
+            if let Some(report) = reader.reported_error() {
+                return Err(Failure::Reported(report));
+            }
+            match pushed {
+                Err(failure) if deltas.is_empty() => return Err(failure),
+                Err(failure) => {
+                    return Ok(OpenAnswer { response, reader, deltas, failure: Some(failure), learned: None });
+                }
+                Ok(()) if reader.has_started() => break,
+                Ok(()) => {}
+            }
+            let idle = self.inner.settings.idle_timeout;
+            next = match tokio::time::timeout(idle, response.chunk()).await {
+                Ok(Ok(next)) => next,
+                Ok(Err(error)) => return Err(Failure::Invalid(self.broken(&error))),
+                Err(_) => return Err(Failure::Invalid(self.stalled())),
+            };
+        }
+        Ok(OpenAnswer { response, reader, deltas, failure: None, learned: None })
+    }
+
+    fn broken(&self, error: &reqwest::Error) -> String {
+        format!("closed the connection during its answer: {}", self.cause(error))
+    }
+
+    fn stalled(&self) -> String {
+        let seconds = self.inner.settings.idle_timeout.as_secs();
+        format!("sent nothing more for {seconds} s (upstream_idle_timeout_s)")
     }
 
     /// Posts a JSON body, and returns the answer with its first bytes, whatever its status. Retries connection errors.
@@ -252,8 +306,12 @@ impl Upstream {
     fn failed_answer(&self, failure: Failure) -> Error {
         match failure {
             Failure::Invalid(predicate) => self.unavailable(&self.masked(&predicate)),
+            Failure::NotAnAnswer(predicate, text) => {
+                let shown: String = self.masked(&text).chars().take(SHOWN_CHARS_MAX).collect();
+                self.unavailable(&format!("{predicate}: {shown}"))
+            }
             Failure::Reported(report) => {
-                let text = format!("{} failed during its answer: {}", self.subject(), self.masked(&report.text()));
+                let text = format!("{} failed during its answer: {}", self.subject(), self.reported(&report));
                 match report.status {
                     _ if report.is_rate_limit() => Error::RateLimited(text),
                     400..500 => Error::Rejected(text),
@@ -275,12 +333,18 @@ impl Upstream {
 
     /// Returns the error of a response with an error status.
     fn rejected(&self, report: &Report) -> Error {
-        let text = format!("{} answered {}: {}", self.subject(), report.status, self.masked(&report.text()));
+        let text = format!("{} answered {}: {}", self.subject(), report.status, self.reported(report));
         match report.status {
             429 => Error::RateLimited(text),
             500.. => Error::Unavailable(text),
             _ => Error::Rejected(text),
         }
+    }
+
+    /// Returns the text of a reported error: masked, then truncated, so that no part of a secret is left.
+    fn reported(&self, report: &Report) -> String {
+        let text = self.masked(report.message.trim());
+        if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
     }
 
     /// Replaces the key and the address of the server in a text.
@@ -294,8 +358,12 @@ impl Upstream {
 struct OpenAnswer {
     response: Response,
     reader: AnswerReader,
-    /// The deltas of its first bytes.
+    /// The deltas so far.
     deltas: Vec<ChatDelta>,
+    /// The error after the deltas.
+    failure: Option<Failure>,
+    /// The changes of the request that the model is known to need if the answer has content.
+    learned: Option<(String, Adaptations)>,
 }
 
 /// The pauses before the retries of one request.
@@ -354,6 +422,32 @@ impl Answer {
     }
 }
 
+/// Returns what must not appear in texts that clients see, in each form in which a server may repeat it, the longest first:
+/// the key, the address, and every part of the URL that may be secret.
+fn hidden(base_url: &str, url: Option<&Url>, api_key: Option<&SecretString>) -> Vec<SecretString> {
+    let mut texts = vec![base_url.trim_end_matches('/').to_owned()];
+    texts.extend(api_key.map(|key| key.expose_secret().to_owned()));
+    if let Some(url) = url {
+        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let (user, password) = (decode(url.username()), url.password().map(decode).unwrap_or_default());
+        texts.push(BASE64.encode(format!("{user}:{password}")));
+        texts.extend([url.username().to_owned(), user, url.password().unwrap_or_default().to_owned(), password]);
+        texts.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
+        texts.extend(url.query().map(str::to_owned));
+        texts.extend(url.fragment().map(str::to_owned));
+        let segments = url.path_segments().into_iter().flatten();
+        texts.extend(segments.filter(|segment| segment.len() >= TOKEN_CHARS_MIN).map(str::to_owned));
+        texts.extend(url.port().and_then(|port| Some(format!("{}:{port}", url.host_str()?))));
+    }
+    let escaped: Vec<String> = texts.iter().map(|text| text.replace('/', "\\/")).collect();
+    texts.extend(escaped);
+    // A short text may be a part of ordinary words.
+    texts.retain(|text| text.len() >= SECRET_CHARS_MIN);
+    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    texts.dedup();
+    texts.into_iter().map(SecretString::from).collect()
+}
+
 fn is_loopback(host: &str) -> bool {
     let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
     host == "localhost" || host.ends_with(".localhost") || address.is_some_and(|address| address.is_loopback())
@@ -386,53 +480,57 @@ impl ChatModel for Upstream {
     fn chat(&self, request: ChatRequest) -> ChatStream {
         let upstream = self.clone();
         async_stream::stream! {
-            let OpenAnswer { response, mut reader, deltas } = match upstream.open(request).await {
+            let OpenAnswer { response, mut reader, mut deltas, failure, mut learned } = match upstream.open(request).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     yield Err(error);
                     return;
                 }
             };
-            if !deltas.is_empty() {
-                yield Ok(deltas);
-            }
             let idle = upstream.inner.settings.idle_timeout;
             let mut bytes = std::pin::pin!(response.bytes_stream());
-            while !reader.is_complete() {
-                let timeout = if reader.is_finished() { idle.min(END_TIMEOUT) } else { idle };
+            let mut failure = failure.map(|failure| upstream.failed_answer(failure));
+            loop {
+                if let Some((model, adaptations)) = learned.take_if(|_| failure.is_none() && !deltas.is_empty()) {
+                    upstream.inner.learned.store(&model, &adaptations);
+                }
+                if !deltas.is_empty() {
+                    yield Ok(std::mem::take(&mut deltas));
+                }
+                if let Some(error) = failure {
+                    yield Err(error);
+                    return;
+                }
+                let timeout = match reader.state() {
+                    End::Complete => break,
+                    End::Finished => idle.min(FINISHED_TIMEOUT),
+                    End::Doubtful => idle.min(DOUBTFUL_TIMEOUT),
+                    End::Open => idle,
+                };
                 match tokio::time::timeout(timeout, bytes.next()).await {
                     Ok(None) => break,
-                    Ok(Some(Ok(bytes))) => match reader.push(&bytes) {
-                        Ok(deltas) if deltas.is_empty() => {}
-                        Ok(deltas) => yield Ok(deltas),
-                        Err(failure) => {
-                            yield Err(upstream.failed_answer(failure));
-                            return;
-                        }
-                    },
+                    Ok(Some(Ok(bytes))) => {
+                        failure = reader.push(&bytes, &mut deltas).err().map(|failure| upstream.failed_answer(failure));
+                    }
                     // The answer is whole without its end.
-                    Err(_) | Ok(Some(Err(_))) if reader.is_finished() => break,
-                    Err(_) => {
-                        let seconds = idle.as_secs();
-                        let predicate = format!("sent nothing more for {seconds} s (upstream_idle_timeout_s)");
-                        yield Err(upstream.unavailable(&predicate));
-                        return;
-                    }
-                    Ok(Some(Err(error))) => {
-                        let predicate = format!("closed the connection during its answer: {}", upstream.cause(&error));
-                        yield Err(upstream.unavailable(&predicate));
-                        return;
-                    }
+                    Err(_) | Ok(Some(Err(_))) if reader.has_finish() => break,
+                    Err(_) => failure = Some(upstream.unavailable(&upstream.stalled())),
+                    Ok(Some(Err(error))) => failure = Some(upstream.unavailable(&upstream.broken(&error))),
                 }
             }
             if let Some(reason) = reader.unknown_finish() {
-                let server = &upstream.inner.name;
-                tracing::warn!(server, reason, "an answer has an unknown finish reason");
+                let reason: String = upstream.masked(reason).chars().take(SHOWN_CHARS_MAX).collect();
+                tracing::warn!(server = upstream.inner.name, reason, "an answer has an unknown finish reason");
             }
-            match reader.end() {
-                Ok(deltas) if deltas.is_empty() => {}
-                Ok(deltas) => yield Ok(deltas),
-                Err(failure) => yield Err(upstream.failed_answer(failure)),
+            let ended = reader.end(&mut deltas);
+            if let Some((model, adaptations)) = learned.filter(|_| ended.is_ok()) {
+                upstream.inner.learned.store(&model, &adaptations);
+            }
+            if !deltas.is_empty() {
+                yield Ok(deltas);
+            }
+            if let Err(failure) = ended {
+                yield Err(upstream.failed_answer(failure));
             }
         }
         .boxed()
@@ -479,14 +577,11 @@ impl ChatModel for Upstream {
                     Ok(Some(Ok(bytes))) => yield Ok(bytes),
                     Ok(None) => return,
                     Ok(Some(Err(error))) => {
-                        let cause = upstream.cause(&error);
-                        yield Err(upstream.unavailable(&format!("closed the connection during its answer: {cause}")));
+                        yield Err(upstream.unavailable(&upstream.broken(&error)));
                         return;
                     }
                     Err(_) => {
-                        let seconds = idle.as_secs();
-                        let predicate = format!("sent nothing more for {seconds} s (upstream_idle_timeout_s)");
-                        yield Err(upstream.unavailable(&predicate));
+                        yield Err(upstream.unavailable(&upstream.stalled()));
                         return;
                     }
                 }
@@ -568,8 +663,29 @@ mod tests {
 
         let shown = format!("{upstream:?}");
         assert!(!shown.contains("secret") && !shown.contains("10.1.2.3"), "{shown}");
-        let masked = upstream.masked("the key sk-secret is not known at http://10.1.2.3:8000/v1");
-        assert_eq!(masked, "the key *** is not known at http://***/v1");
+        let masked = upstream.masked("the key sk-secret is not known at http://10.1.2.3:8000/v1?token=secret");
+        assert_eq!(masked, "the key *** is not known at http://***/v1?***");
+    }
+
+    #[test]
+    fn every_form_of_a_secret_is_masked_before_a_text_is_truncated() {
+        let url = "http://USER:pa%2Fss%40W0RD77@127.0.0.1:1/SECRETPATHTOKEN/v1?key=QUERYKEY#FRAGMENT";
+        let upstream = Upstream::new("", url, Some("sk-TOP/SECRET".into()), settings());
+
+        for text in [
+            "USER",
+            "pa%2Fss%40W0RD77",
+            "pa/ss@W0RD77",
+            "VVNFUjpwYS9zc0BXMFJENzc=",
+            "SECRETPATHTOKEN",
+            "QUERYKEY",
+            "FRAGMENT",
+            "sk-TOP\\/SECRET",
+        ] {
+            assert_eq!(upstream.masked(&format!("({text})")), "(***)", "{text}");
+        }
+        let long = Report::new(format!("{}sk-TOP/SECRET", "x".repeat(REPORT_CHARS_MAX - 4)));
+        assert!(!upstream.reported(&long).contains("sk"));
     }
 
     #[test]

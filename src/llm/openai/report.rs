@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::llm::lenient;
 
-/// Maximum length of a server's error text in our errors, in characters.
+/// Maximum length of the part of a text in which the name of an error is searched, in characters.
 const TEXT_CHARS_MAX: usize = 500;
 
 /// An error that a model server has reported.
@@ -14,8 +14,8 @@ pub struct Report {
     pub status: u16,
     /// The rejected parameter, if the error names it in a member of its own.
     pub param: Option<String>,
-    /// The error code, if it is a string.
-    pub code: Option<String>,
+    /// The error code and the error type, if they are strings.
+    pub codes: Vec<String>,
     /// The text for people.
     pub message: String,
 }
@@ -49,48 +49,75 @@ impl Report {
         Self { message: message.into(), ..Self::default() }
     }
 
-    /// Whether the server has too many requests, or the account no quota left.
+    /// Returns whether the server has too many requests, or the account no quota left.
     #[must_use]
     pub fn is_rate_limit(&self) -> bool {
+        const NAMES: [&str; 9] = [
+            "rate_limit",
+            "ratelimit",
+            "rate_quota",
+            "ratequota",
+            "too_many_requests",
+            "toomanyrequests",
+            "throttl",
+            "resource_exhausted",
+            "insufficient_quota",
+        ];
         let names = |text: &str| {
             let text = text.to_lowercase().replace(['-', ' '], "_");
-            ["rate_limit", "ratelimit", "too_many_requests", "resource_exhausted", "insufficient_quota"]
-                .iter()
-                .any(|name| text.contains(name))
+            NAMES.iter().any(|name| text.contains(name))
         };
-        self.status == 429 || self.code.as_deref().is_some_and(names)
-    }
-
-    /// Returns the text, bounded, or a text for an error without one.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let text = self.message.trim();
-        if text.is_empty() { "no message".to_owned() } else { text.chars().take(TEXT_CHARS_MAX).collect() }
+        self.status == 429
+            || self.codes.iter().any(|code| names(code))
+            || self.status < 400 && names(&self.message.chars().take(TEXT_CHARS_MAX).collect::<String>())
     }
 }
 
-/// Finds an error in any of its forms: an `error` member of a body, of a choice or of the first element of a list; an
-/// object that calls itself an error; `FastAPI`'s `detail`.
+/// Members that have the text of an error, the most specific first.
+const TEXTS: [&str; 12] = [
+    "message",
+    "detail",
+    "msg",
+    "error_msg",
+    "error_message",
+    "status_msg",
+    "reason",
+    "description",
+    "error_description",
+    "faultstring",
+    "Message",
+    "title",
+];
+
+/// Finds an error in any of its forms: an `error` member of a body, of a choice or of the first element of a list, or an
+/// object that has the form of an error itself.
 fn find(value: &Value) -> Option<Report> {
     match value {
         Value::Array(elements) => elements.first().filter(|first| first.is_object()).and_then(find),
         Value::Object(object) => {
-            if let Some(error) = object.get("error").or_else(|| object.get("errors")).filter(|error| is_set(error)) {
-                let outer = read(value);
-                let inner = read(error);
+            let nested = ["error", "errors", "fault", "Error"]
+                .iter()
+                .find_map(|name| object.get(*name).filter(|error| is_set(error)));
+            if let Some(error) = nested {
+                let (outer, inner) = (read(value), read(error));
                 return Some(Report {
                     status: if inner.status == 0 { outer.status } else { inner.status },
                     param: inner.param.or(outer.param),
-                    code: inner.code.or(outer.code),
+                    codes: inner.codes.into_iter().chain(outer.codes).collect(),
                     message: if inner.message.is_empty() { outer.message } else { inner.message },
                 });
             }
+            if let Some(status) = object.get("base_resp").filter(|status| status["status_code"] != 0 && is_set(status))
+            {
+                return Some(read(status));
+            }
             let choices = object.get("choices").and_then(Value::as_array).filter(|choices| !choices.is_empty());
             if let Some(choices) = choices {
-                return choices.iter().filter(|choice| choice["error"] != Value::Null).find_map(find);
+                let parts = choices.iter().flat_map(|choice| [choice, &choice["delta"], &choice["message"]]);
+                return parts.filter(|part| is_set(&part["error"])).find_map(find);
             }
             let is_error = object.get("object").or_else(|| object.get("type")).is_some_and(|kind| kind == "error");
-            let has_text = ["detail", "message"].iter().any(|name| object.get(*name).is_some_and(is_set));
+            let has_text = TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set));
             (is_error || has_text && !object.contains_key("usage")).then(|| read(value))
         }
         _ => None,
@@ -109,23 +136,30 @@ fn read(error: &Value) -> Report {
         Value::Object(object) => {
             let text = |name: &str| object.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
             let location = object.get("loc").and_then(Value::as_array).and_then(|parts| parts.last()?.as_str());
-            let nested =
-                ["message", "detail", "msg"].iter().find_map(|name| object.get(*name)).filter(|text| is_set(text));
+            let nested = TEXTS.iter().find_map(|name| object.get(*name).filter(|text| is_set(text)));
             let message = match (nested, location) {
                 (Some(Value::String(text)), Some(location)) => format!("{location}: {text}"),
                 (Some(Value::String(text)), None) => text.clone(),
-                (Some(other @ Value::Array(_)), _) => read(other).message,
+                (Some(other @ (Value::Array(_) | Value::Object(_))), _) => read(other).message,
                 (Some(other), _) => other.to_string(),
-                (None, _) if object.contains_key("error") || object.contains_key("errors") => String::new(),
+                (None, _) if ["error", "errors", "fault"].iter().any(|name| object.contains_key(*name)) => {
+                    String::new()
+                }
                 (None, _) => error.to_string(),
             };
+            // OpenRouter has the text of the server behind it here.
+            let message = match object.get("metadata").and_then(|metadata| metadata["raw"].as_str()) {
+                Some(raw) => format!("{message}: {raw}"),
+                None => message,
+            };
+            let status = ["code", "status", "status_code", "statusCode", "error_code"]
+                .iter()
+                .find_map(|name| status(object.get(*name)?));
+            let codes = ["code", "type", "status", "__type"].iter().filter_map(|name| text(name)).map(str::to_owned);
             Report {
-                status: ["code", "status", "status_code"]
-                    .iter()
-                    .find_map(|name| status(object.get(*name)?))
-                    .unwrap_or(0),
+                status: status.unwrap_or(0),
                 param: text("param").or(location).map(str::to_owned),
-                code: text("code").or(text("type")).or(text("status")).map(str::to_owned),
+                codes: codes.collect(),
                 message,
             }
         }
@@ -140,14 +174,15 @@ fn status(value: &Value) -> Option<u16> {
     u16::try_from(number).ok().filter(|status| (400..600).contains(status))
 }
 
-/// Whether an error member has a value.
+/// Returns whether an error member has a value: some servers always send the member, with empty values.
 fn is_set(error: &Value) -> bool {
     match error {
         Value::Null | Value::Bool(false) => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(elements) => !elements.is_empty(),
-        Value::Object(members) => !members.is_empty(),
-        Value::Bool(true) | Value::Number(_) => true,
+        Value::Bool(true) => true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty() && text != "0",
+        Value::Array(elements) => elements.iter().any(is_set),
+        Value::Object(members) => members.values().any(is_set),
     }
 }
 
@@ -170,6 +205,14 @@ mod tests {
             json!({"errors": [{"message": "bad"}]}),
             json!({"choices": [{"error": {"message": "bad"}, "finish_reason": "error", "delta": {}}]}),
             json!({"error": true, "message": "bad"}),
+            json!({"error": null, "errors": [{"message": "bad"}]}),
+            json!({"choices": [{"delta": {"error": {"message": "bad"}}}]}),
+            json!({"choices": null, "base_resp": {"status_code": 1008, "status_msg": "bad"}}),
+            json!({"error_code": 17, "error_msg": "bad"}),
+            json!({"code": 500, "msg": "bad", "success": false}),
+            json!({"Message": "bad"}),
+            json!({"fault": {"faultstring": "bad"}}),
+            json!({"title": "Error", "status": 500, "reason": "bad"}),
         ];
         for form in forms {
             assert_eq!(Report::in_answer(&form).map(|report| report.message), Some("bad".to_owned()), "{form}");
@@ -183,6 +226,9 @@ mod tests {
             json!({"choices": [{"delta": {}, "error": null}]}),
             json!({"choices": [], "usage": {}, "error": {}}),
             json!({"type": "ping"}),
+            json!({"choices": [], "error": {"code": null, "message": null}}),
+            json!({"choices": [], "error": {"code": 0, "message": ""}}),
+            json!({"choices": [{"delta": {}}], "error": 0, "base_resp": {"status_code": 0, "status_msg": ""}}),
             json!("text"),
             json!(null),
         ];

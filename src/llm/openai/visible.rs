@@ -1,7 +1,16 @@
 //! Separates the visible text of a turn from what its beginning may have besides: blanks, and thinking between tags. Pure.
 
 /// Tags between which models write their thinking.
-const TAGS: [(&str, &str); 3] = [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")];
+/// In lower case; other cases are recognized as well.
+const TAGS: [(&str, &str); 7] = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[think]", "[/think]"),
+    ("◁think▷", "◁/think▷"),
+];
 
 /// What happens to thinking that a model writes as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -25,6 +34,8 @@ pub struct VisibleText {
     held: String,
     /// Where in `held` the search for the closing tag continues.
     searched: usize,
+    /// Whether thinking was removed.
+    has_thought: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +59,7 @@ impl VisibleText {
     /// Creates the filter of a turn.
     #[must_use]
     pub fn new(tags: ThinkTags) -> Self {
-        Self { tags, state: State::Start, held: String::new(), searched: 0 }
+        Self { tags, state: State::Start, held: String::new(), searched: 0, has_thought: false }
     }
 
     /// Whether visible text has come.
@@ -71,12 +82,13 @@ impl VisibleText {
             match self.state {
                 State::Visible => return parts,
                 State::Thinking(close) => {
-                    let Some(start) = self.held[self.searched..].find(close) else {
+                    let Some(start) = self.held[self.searched..].to_ascii_lowercase().find(close) else {
                         // The closing tag may be split across pieces.
                         self.searched = self.held.floor_char_boundary(self.held.len().saturating_sub(close.len()));
                         return parts;
                     };
                     self.held.drain(..self.searched + start + close.len());
+                    self.has_thought = true;
                     self.state = State::Start;
                 }
                 State::Start => {
@@ -85,15 +97,16 @@ impl VisibleText {
                         return parts;
                     }
                     let tags = if self.tags == ThinkTags::Strip { &TAGS[..] } else { &[] };
-                    if let Some((open, close)) = tags.iter().find(|(open, _)| begun.starts_with(open)) {
+                    let lower = begun.to_ascii_lowercase();
+                    if let Some((open, close)) = tags.iter().find(|(open, _)| lower.starts_with(open)) {
                         parts.hidden.push_str(begun);
                         self.searched = self.held.len() - begun.len() + open.len();
                         self.state = State::Thinking(close);
-                    } else if tags.iter().any(|(open, _)| open.starts_with(begun)) {
+                    } else if tags.iter().any(|(open, _)| open.starts_with(&lower)) {
                         return parts;
                     } else {
                         // Blanks between the thinking and the text belong to the thinking.
-                        parts.visible.push_str(if self.searched > 0 { begun } else { &self.held });
+                        parts.visible.push_str(if self.has_thought { begun } else { &self.held });
                         self.held.clear();
                         self.state = State::Visible;
                     }
@@ -151,6 +164,9 @@ mod tests {
         assert!(filter(ThinkTags::Strip, &pieces).1.contains("Hm, yes"));
         assert_eq!(visible(ThinkTags::Keep, &pieces), pieces.concat());
         assert_eq!(visible(ThinkTags::Strip, &["<think></think><thinking>x</thinking>", "a"]), "a");
+        assert_eq!(visible(ThinkTags::Strip, &["<think>", "\n", "</think>", "\n\n", "Hi"]), "Hi");
+        assert_eq!(visible(ThinkTags::Strip, &["<Think>", "é</THINK>\n\nHi"]), "Hi");
+        assert_eq!(visible(ThinkTags::Strip, &["◁think▷é◁/think▷Hi"]), "Hi");
         assert_eq!(visible(ThinkTags::Strip, &["a<think>b</think>"]), "a<think>b</think>");
     }
 
@@ -165,7 +181,7 @@ mod tests {
         #[test]
         fn the_text_is_the_same_wherever_it_is_split(
             words in prop::collection::vec(prop::sample::select(vec![
-                "<think>", "</think>", " ", "\n", "a", "é", "<thinking>", "</thinking>", "[THINK]", "[/THINK]", "<", "th",
+                "<think>", "</think>", " ", "\n", "a", "é", "<thinking>", "</thinking>", "[THINK]", "[/THINK]", "<", "th", "◁",
             ]), 0..12),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {

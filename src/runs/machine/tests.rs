@@ -234,13 +234,14 @@ fn calls_that_were_not_complete_are_removed_when_the_run_is_claimed_again() {
 }
 
 #[test]
-fn an_answer_in_text_ends_a_run_whose_calls_an_older_server_left_unfinished() {
+fn an_answer_that_ends_before_its_calls_are_complete_ends_their_step_without_calls() {
     let before = walk(vec![Input::Claimed, Input::CallsStarted]);
 
-    let ended = step(&before, replied(FinishReason::Stop), NOW, &Ids::counting()).unwrap();
+    let ended = step(&before, replied(FinishReason::Length), NOW, &Ids::counting()).unwrap();
 
-    assert_eq!(ended.removed_steps.len(), 1);
-    assert_eq!(ended.progress.run.state.status(), "completed");
+    assert_eq!(ended.removed_steps, Vec::new(), "streams have shown the step");
+    assert_eq!(ended.progress.run.state.status(), "incomplete");
+    assert_eq!(ended.progress.steps[0].state, StepState::Completed { at: NOW });
 }
 
 #[test]

@@ -216,11 +216,10 @@ impl Transcript {
                 is_claimed_again && !sent.calls.is_empty()
             }
             Some(RunStep { details: StepDetails::ToolCalls { tool_calls }, .. }) => {
-                sent.calls.iter().enumerate().any(|(index, call)| {
-                    tool_calls.get(index).is_none_or(|stored| {
-                        stored.id != call.id || stored.function.arguments.len() < call.argument_bytes
-                    })
-                })
+                // Arguments may be shorter than those that were sent: they are repaired at the end of the turn.
+                let is_other =
+                    |(index, call): (usize, &SentCall)| tool_calls.get(index).is_none_or(|stored| stored.id != call.id);
+                sent.calls.iter().enumerate().any(is_other)
             }
             Some(_) => false,
         });
@@ -469,6 +468,11 @@ impl Transcript {
                 events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
                 *sent = end;
             }
+        }
+        // The token limit cut the calls off, and the message of the run follows.
+        if sent.is_open && step.turn.is_none() && matches!(step.state, StepState::Completed { .. }) {
+            sent.is_open = false;
+            events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
         }
     }
 

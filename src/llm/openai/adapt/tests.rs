@@ -143,7 +143,7 @@ fn one_name_of_the_limit_is_always_sent_and_each_is_tried_once() {
     let not_supported = |name: &str| report(&format!("{name} is not supported"));
     let limits = |body: &RequestBody| {
         let json = parse(body);
-        LIMITS.map(|name| json.get(name).cloned())
+        LIMITS.map(|(name, _)| json.get(name).cloned())
     };
 
     assert_eq!(body.adapt(&not_supported("max_tokens")), omit("max_tokens"));
@@ -260,4 +260,76 @@ fn members_that_a_server_does_not_want_back_are_omitted() {
     let expected = json!({"role": "assistant", "content": null,
         "tool_calls": [{"id": "a", "type": "function", "function": {}}]});
     assert_eq!(json["messages"][1], expected);
+}
+
+#[test]
+fn the_words_of_each_vendor_are_understood() {
+    let with_effort = || ChatRequest { reasoning_effort: Some("high".to_owned()), top_p: Some(0.5), ..request() };
+    for (error, name) in [
+        ("\"gemma3:4b\" does not support thinking", "reasoning_effort"),
+        ("think value \"high\" is not supported for this model", "reasoning_effort"),
+        ("`reasoning_effort` must be one of `none` or `default`", "reasoning_effort"),
+        ("Argument not supported on this model: reasoningEffort", "reasoning_effort"),
+        ("`temperature` and `top_p` cannot both be specified for this model. Please use only one.", "top_p"),
+        ("invalid temperature: only 1 is allowed for this model", "temperature"),
+        ("`temperature` may only be set to 1 when thinking is enabled", "temperature"),
+        ("max_tokens and max_completion_tokens cannot both be set", "max_tokens"),
+        ("max_tokens and max_completion_tokens are mutually exclusive", "max_tokens"),
+        ("Only one of max_completion_tokens and max_tokens may be given", "max_tokens"),
+        ("Parallel tool calls are not supported", "parallel_tool_calls"),
+        ("temperature is fine but top_p is not supported by this model", "top_p"),
+    ] {
+        assert_eq!(change(with_effort(), error), omit(name), "{error}");
+    }
+    for (error, expected) in [
+        ("A conversation must start with a user message.", Change::AlternateRoles),
+        ("Cannot have 2 or more assistant messages at the end of the list.", Change::AlternateRoles),
+        ("Please ensure that multiturn requests ends with a user role or a function response.", Change::EndWithUser),
+        ("Assistant response prefill is incompatible with enable_thinking.", Change::EndWithUser),
+        ("No user query found in messages.", Change::EndWithUser),
+        ("Invalid value: 'system'. Supported values are: 'user', 'assistant'.", Change::SystemAsUser),
+        ("messages[1].content: Input should be a valid string", Change::ContentAsText),
+    ] {
+        assert_eq!(change(request(), error), Some(expected), "{error}");
+    }
+}
+
+#[test]
+fn lists_of_what_is_supported_and_repeated_requests_name_no_fault() {
+    for error in [
+        "unknown field `tools`, expected one of `model`, `temperature`, `stream_options`",
+        "[{'type': 'extra_forbidden', 'loc': ('body', 'foo'), 'msg': 'Extra inputs are not permitted', 'input': {'temperature': 0.5}}]",
+    ] {
+        assert_eq!(change(request(), error), None, "{error}");
+    }
+}
+
+#[test]
+fn a_change_that_does_not_help_is_taken_back() {
+    let mut body = body(ChatRequest { top_p: Some(0.5), ..request() });
+    let error = report("unsupported parameters: temperature, top_p");
+
+    assert_eq!(body.adapt(&error), omit("temperature"));
+    assert_eq!(body.adapt(&error), omit("top_p"));
+    assert_eq!(parse(&body)["temperature"], 0.5);
+    assert_eq!(body.adapt(&error), None);
+    assert_eq!(parse(&body)["top_p"], 0.5);
+    assert_eq!(*body.adaptations(), Adaptations::default());
+}
+
+#[test]
+fn a_quotation_is_recognized_in_each_spelling() {
+    let prompt = "Why?\nthe system\nrole is not supported, caf\u{e9}: temperature  is \"not supported\"";
+    for quotation in [
+        "Invalid message content: 'Why?\\nthe system\\nrole is not supported",
+        "Invalid content: WHY? THE SYSTEM ROLE IS NOT SUPPORTED",
+        "{\"text\": \"caf\\u00e9: temperature  is \\\"not supported\\\"\"}",
+        "temperature is 'not supported'",
+    ] {
+        assert_eq!(
+            change(messages(&[(ChatRole::System, "S"), (ChatRole::User, prompt)]), quotation),
+            None,
+            "{quotation}"
+        );
+    }
 }

@@ -8,12 +8,12 @@ fn read_pieces(pieces: &[&[u8]]) -> Result<Vec<ChatDelta>, Failure> {
     let mut reader = AnswerReader::new(ThinkTags::Strip);
     let mut deltas = Vec::new();
     for piece in pieces {
-        if reader.is_complete() {
+        if reader.state() == End::Complete {
             break;
         }
-        deltas.extend(reader.push(piece)?);
+        reader.push(piece, &mut deltas)?;
     }
-    deltas.extend(reader.end()?);
+    reader.end(&mut deltas)?;
     Ok(deltas)
 }
 
@@ -126,8 +126,8 @@ fn the_form_is_decided_by_the_first_byte() {
     ] {
         assert_eq!(read(&body).map(|deltas| text(&deltas)), Ok("Hello".to_owned()), "{body}");
     }
-    let Err(Failure::Invalid(text)) = read("<html>Bad gateway</html>") else { panic!("HTML is not an answer") };
-    assert_eq!(text, "sent something other than an answer: <html>Bad gateway</html>");
+    let Err(Failure::NotAnAnswer(_, text)) = read("<html>Bad gateway</html>") else { panic!("HTML is not an answer") };
+    assert_eq!(text, "<html>Bad gateway</html>");
 }
 
 #[test]
@@ -160,21 +160,73 @@ fn thinking_between_tags_is_hidden_and_a_turn_of_calls_has_no_text() {
     assert_eq!(text(&cut), "", "thinking that the limit cut off is not the answer");
 }
 
+/// The state after these chunks.
+fn state(chunks: &[Value]) -> End {
+    let mut reader = AnswerReader::new(ThinkTags::Strip);
+    reader.push(stream(chunks).as_bytes(), &mut Vec::new()).unwrap();
+    reader.state()
+}
+
 #[test]
 fn an_answer_is_complete_with_its_finish_reason_and_its_usage() {
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
+    let with_content = json!({"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]});
+
+    assert_eq!(state(&[hello()]), End::Open);
+    assert_eq!(state(&[hello(), finish("stop")]), End::Finished);
+    assert_eq!(state(&[hello(), finish("stop"), usage.clone()]), End::Complete);
+    assert_eq!(
+        state(&[usage.clone(), hello(), finish("stop")]),
+        End::Finished,
+        "the usage of the whole answer follows"
+    );
+    assert_eq!(state(&[with_content.clone(), usage.clone()]), End::Doubtful, "more content may follow");
+    assert_eq!(state(&[with_content.clone(), with_content, usage]), End::Open, "each piece has the finish reason");
+}
+
+#[test]
+fn content_after_a_finish_reason_belongs_to_the_answer() {
+    let piece = |text: &str| json!({"choices": [{"delta": {"content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}});
+
+    let deltas = read(&(stream(&[piece("Hel"), piece("lo"), piece(" world")]) + "data: [DONE]\n\n")).unwrap();
+
+    assert_eq!(text(&deltas), "Hello world");
+}
+
+#[test]
+fn text_before_an_error_is_read() {
     let mut reader = AnswerReader::new(ThinkTags::Strip);
-    reader.push(stream(&[hello(), finish("stop")]).as_bytes()).unwrap();
-    assert_eq!((reader.is_finished(), reader.is_complete()), (true, false));
+    let mut deltas = Vec::new();
+    let failed = reader.push(stream(&[hello(), json!({"error": {"message": "boom"}})]).as_bytes(), &mut deltas);
 
-    reader
-        .push(stream(&[json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})]).as_bytes())
-        .unwrap();
-    assert!(reader.is_complete());
+    assert_eq!((failed.is_err(), text(&deltas).as_str()), (true, "Hello"));
+}
 
-    let mut early = AnswerReader::new(ThinkTags::Strip);
-    let usage = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0}});
-    early.push(stream(&[usage, hello(), finish("stop")]).as_bytes()).unwrap();
-    assert!(!early.is_complete(), "the usage of the whole answer follows");
+#[test]
+fn keep_alives_of_every_form_are_ignored() {
+    for keep_alive in ["event: ping\r\ndata: 2024-01-01 12:00:00.1\r\n\r\n", "data: ping\n\n", "data: : keep-alive\n\n"]
+    {
+        let body = format!("{keep_alive}{}{keep_alive}{}", stream(&[hello()]), stream(&[finish("stop")]));
+        assert_eq!(read(&body).map(|deltas| text(&deltas)), Ok("Hello".to_owned()), "{keep_alive}");
+    }
+}
+
+#[test]
+fn unusual_framings_are_read() {
+    for body in [
+        format!("data: data: {}\n\ndata: [done]\n\n", hello()),
+        format!("data: {}\ndata: {}\n", hello(), finish("stop")),
+        format!("{}\n\n{}\n\n", format_args!("data: {}", hello()), finish("stop")),
+    ] {
+        assert_eq!(read(&body).map(|deltas| text(&deltas)), Ok("Hello".to_owned()), "{body}");
+    }
+    let whole = format!("\u{FEFF}{}", stream(&[hello(), finish("stop")])).into_bytes();
+    let deltas = read_pieces(&[&whole[..1], &whole[1..]]).unwrap();
+    assert_eq!(text(&deltas), "Hello");
+    let json = json!({"choices": [{"message": {"content": "Hello"}}]}).to_string();
+    let mut reader = AnswerReader::new(ThinkTags::Strip);
+    reader.push(json.as_bytes(), &mut Vec::new()).unwrap();
+    assert_eq!(reader.state(), End::Finished, "a whole JSON body needs no end");
 }
 
 /// Chunks of an answer: text, a call in fragments, reasoning, usage; the last one has the finish reason.
