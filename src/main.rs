@@ -90,11 +90,11 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
     tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
-    // If a program reads the log, the banner is not printed.
+    // If the log is JSON, a program reads it, and the banner is not printed.
     if settings.log_format != LogFormat::Json
         && let Err(error) = banner(&server, !settings.api_keys.is_empty())
     {
-        tracing::warn!(error = &error as &dyn std::error::Error, "standard output cannot be written");
+        tracing::warn!(error = &error as &dyn std::error::Error, "failed to write to standard output");
     }
     tokio::select! {
         _ = terminate.recv() => {}
