@@ -1,4 +1,5 @@
-//! Graceful shutdown of open responses: they may finish within the grace period, and are then ended properly.
+//! Graceful shutdown of open responses: they may finish within the grace period. Then the server ends them with an
+//! error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +51,7 @@ impl Drain {
     /// Ends the open responses, and waits for them for at most `max`.
     pub async fn stop(&self, max: Duration) {
         self.inner.stopped.cancel();
-        // Responses whose clients read nothing end with their connections.
+        // Responses to clients that read nothing end when their connections are closed.
         let _ = tokio::time::timeout(max, self.inner.open.wait()).await;
     }
 }

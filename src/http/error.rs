@@ -79,13 +79,13 @@ pub(super) fn error_response(error: &api::Error) -> Response {
     let status = StatusCode::from_u16(error.kind.status()).expect("every kind has a valid status");
     let mut response = (status, Json(json!({"error": error.body()}))).into_response();
     if error.kind == Kind::Unavailable {
-        // By then, another server responds or this one has restarted.
+        // One second is usually enough for another server to respond, or for this one to restart.
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
     }
     response
 }
 
-/// Returns the response on a connection above the connection limit, where only health checks are served.
+/// Returns the response on a connection above the connection limit, which serves only health checks.
 #[must_use]
 pub fn overloaded() -> Response {
     let error = api::Error::new(Kind::Unavailable, "The server has too many connections. Please retry.");

@@ -122,8 +122,8 @@ impl FromRequest<App> for Object {
     }
 }
 
-/// Parses a JSON text. A lone surrogate becomes U+FFFD: some clients cut texts in the middle of a character, and their JSON
-/// encoders write the half that is left as an escape.
+/// Parses a JSON text. A lone surrogate escape becomes U+FFFD: some clients truncate text in the middle of a UTF-16
+/// surrogate pair, and their JSON encoders escape the remaining half.
 fn parse(bytes: &mut [u8]) -> serde_json::Result<Value> {
     serde_json::from_slice(bytes)
         .or_else(|error| if replace_lone_surrogates(bytes) { serde_json::from_slice(bytes) } else { Err(error) })
@@ -179,8 +179,8 @@ impl Memory {
         self.permit.as_ref().map_or(0, |permit| permit.num_permits() * 1024)
     }
 
-    /// Reserves more memory. Waits until other bodies have released it. All waits of one body are limited by the body
-    /// timeout.
+    /// Reserves more memory. Waits until other bodies have released enough. The body timeout limits the total wait of
+    /// one body.
     async fn reserve(&mut self, settings: &Settings, bytes: usize) -> Result<(), api::Error> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         let began = Instant::now();
@@ -190,7 +190,7 @@ impl Memory {
         let Ok(Ok(permit)) = permit else {
             tracing::warn!(
                 bodies_bytes_max = settings.bodies_bytes_max,
-                "a request was rejected, because other request bodies use all memory for bodies (bodies_bytes_max)"
+                "request rejected: other requests use all the memory for request bodies (bodies_bytes_max)"
             );
             return Err(api::Error::new(
                 Kind::Unavailable,
@@ -205,14 +205,14 @@ impl Memory {
     }
 }
 
-/// Reads a body. Reserves memory for a large body. The time that it waits for memory does not count as the client's.
+/// Reads a body, and reserves memory for a large one. The body timeout does not include the wait for memory.
 async fn read(body: Body, settings: &Settings) -> Result<(BytesMut, Memory), api::Error> {
     let max = settings.body_bytes_max;
     let too_large = || {
         let text = format!("The request body is larger than {max} bytes, the maximum of this server (body_bytes_max).");
         api::Error::new(Kind::TooLarge, text)
     };
-    // Before the body is asked for: a client that waits for 100 need not send a body that is too large.
+    // Before the first read, which sends 100: a client that waits for 100 does not send a body that is too large.
     if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > max {
         return Err(too_large());
     }
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    /// A body of two pieces of 100 kB with a pause between them.
+    /// A body of two chunks of 100 kB with a pause between them.
     fn body(pause: Duration) -> Body {
         let pieces = futures_util::stream::iter([Duration::ZERO, pause]).then(async |pause| {
             tokio::time::sleep(pause).await;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wait_for_memory_does_not_count_as_the_clients_time() {
+    async fn the_body_timeout_does_not_include_the_wait_for_memory() {
         let settings = settings();
         let other = settings.bodies.clone().acquire_many_owned(1024).await.unwrap();
 
@@ -330,11 +330,11 @@ mod tests {
         let (bytes, memory) = read.unwrap();
         assert_eq!((bytes.len(), memory.bytes() >= 200_000), (200_000, true));
         drop(memory);
-        assert_eq!(settings.bodies.available_permits(), 1024, "the memory is released");
+        assert_eq!(settings.bodies.available_permits(), 1024, "the memory was released");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_waits_for_memory_for_a_limited_time_in_all() {
+    async fn the_total_wait_of_a_body_for_memory_is_limited() {
         let settings = settings();
         let other = settings.bodies.clone().acquire_many_owned(1024).await.unwrap();
 
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(error.kind, Kind::Unavailable);
         assert!(error.message.contains("bodies_bytes_max"), "{error}");
 
-        // It waits for 50 s, gets a part of the memory, and waits for 10 s more.
+        // It waits for 50 s, reserves a part of the memory, and waits for 10 more seconds.
         let began = Instant::now();
         let release_a_part = async {
             tokio::time::sleep(50 * SECOND).await;

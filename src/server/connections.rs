@@ -1,9 +1,9 @@
-//! Accepts connections, within bounds, and serves them.
+//! Accepts and serves a limited number of connections.
 //!
-//! When there are as many connections as there may be, the one that has been idle longest is closed for a new one. Where
-//! none is idle, a few more are served for `/health` and `/ready` alone; others wait until one ends.
+//! At the limit, the connection that has been idle longest is closed to accept a new one. If none is idle, a few more
+//! connections are accepted that serve only `/health` and `/ready`. Further connections wait in the socket's backlog.
 //!
-//! A connection that closes before its client has sent all of a request lingers: see [`Stalling::linger`].
+//! A connection that is closed before its client has sent the whole request lingers: see [`ClientStream::linger`].
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -31,59 +31,59 @@ use tower_service::Service as _;
 
 use crate::http;
 
-/// How long open connections get to send their last bytes after everything under way has ended.
-const LAST_BYTES: Duration = Duration::from_secs(2);
-/// Pause after a connection could not be accepted, such as when there are no file handles left.
+/// Timeout for open connections to finish sending when the server stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a connection could not be accepted, for example because no file handles are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the maximum, for health checks alone.
+/// Number of connections above the maximum that serve only health checks.
 const HEALTH_CONNECTIONS: usize = 8;
-/// Minimum time between two warnings that the maximum is reached.
+/// Minimum time between two warnings that the connection limit is reached.
 const WARN_EVERY: Duration = Duration::from_mins(1);
-/// How a connection is closed whose client may still be sending.
+/// Limits of closing a connection while its client may still be sending.
 const LINGER: Linger = Linger {
-    // Clients that read a reply only after they have sent the whole body get it too, if they send 32 MiB at 9 Mbit/s.
+    // Enough for clients that send the whole body before they read the response: 32 MiB at 9 Mbit/s.
     time: Duration::from_secs(30),
-    // A client that neither sends nor closes for so long has the reply, or is gone.
+    // A client that neither sends nor closes for this long has received the response or is lost.
     idle_time: Duration::from_secs(5),
-    // Eight times the usual maximum of a body. To read and discard it takes a few hundredths of a second.
+    // Eight times the default of body_bytes_max. Discarding it takes a few hundredths of a second.
     bytes_max: 256 * 1024 * 1024,
 };
-/// Size of the buffer for bytes that are discarded.
+/// Size of the buffer for discarded bytes.
 const DISCARD_BYTES: usize = 16 * 1024;
-/// File handles that are not for connections: the log, the database's files, and what the runtime needs.
+/// File handles that are not available for connections: the log, the database files, and the runtime.
 const OTHER_HANDLES: u64 = 32;
 
-/// Bounds of connections.
+/// Limits of connections.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// Maximum number of connections; 0 for as many as the file handles allow.
+    /// Maximum number of connections. 0: as many as the limit of open files allows.
     pub connections_max: usize,
-    /// Maximum size of a request's head, in bytes.
+    /// Maximum size of the request line and headers, in bytes.
     pub head_bytes_max: usize,
-    /// How long a request's head may take to arrive, and a connection may be idle.
+    /// Timeout for receiving the request headers, and idle timeout of a connection.
     pub header_timeout: Duration,
-    /// How long a client may take no byte of a reply.
+    /// How long a client may read nothing of a response.
     pub write_timeout: Duration,
-    /// Handles that the database and the model servers need.
+    /// File handles that are reserved for database connections.
     pub reserved_handles: u64,
 }
 
 /// Limits of closing a connection whose client may still be sending.
 #[derive(Debug, Clone, Copy)]
 struct Linger {
-    /// Maximum time in all.
+    /// Maximum total time.
     time: Duration,
-    /// Maximum time in which the client sends nothing.
+    /// Maximum time without data from the client.
     idle_time: Duration,
-    /// Maximum number of bytes that are read and discarded.
+    /// Maximum number of discarded bytes.
     bytes_max: usize,
 }
 
-/// Raises the limit of file handles as far as the system allows, and returns how many connections that leaves.
+/// Raises the limit of file handles to the maximum that the system allows. Returns the maximum number of connections.
 pub(super) fn connections_allowed(settings: &Settings) -> usize {
     let handles = rlimit::increase_nofile_limit(u64::MAX).or_else(|_| rlimit::Resource::NOFILE.get_soft());
     let handles = handles.unwrap_or(1024);
-    // Half of what is left: each run that a connection asks for has a connection to its model server.
+    // Half of the rest: the run of a connection needs another connection, to its model server.
     let left = handles.saturating_sub(OTHER_HANDLES + settings.reserved_handles) / 2;
     let left = usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(HEALTH_CONNECTIONS).max(1);
     match settings.connections_max {
@@ -101,12 +101,12 @@ pub(super) fn connections_allowed(settings: &Settings) -> usize {
     }
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<Open>,
     next: AtomicU64,
-    /// When it was last reported that the maximum is reached.
+    /// When the last warning was logged that the limit is reached.
     warned_at: Mutex<Option<Instant>>,
 }
 
@@ -114,7 +114,7 @@ struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     by_number: HashMap<u64, Arc<Connection>>,
-    /// How many of them are for health checks alone.
+    /// How many of them serve only health checks.
     extra: usize,
 }
 
@@ -129,22 +129,22 @@ impl Open {
 /// One connection.
 #[derive(Debug)]
 struct Connection {
-    /// Requests whose reply is not sent yet; 0 while it is idle.
-    under_way: AtomicUsize,
+    /// Number of requests whose response was not sent completely; 0 while the connection is idle.
+    active_requests: AtomicUsize,
     idle_since: Mutex<Instant>,
     close: CancellationToken,
-    /// Whether it is for health checks alone.
+    /// Whether it serves only health checks.
     is_extra: bool,
-    /// Whether it closes after its reply, although the client may still be sending the request.
+    /// Whether it closes after the response, although the client may still be sending the request.
     has_unread_request: AtomicBool,
 }
 
-/// A kind of connections.
+/// Selects connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
-    /// All.
+    /// All connections.
     All,
-    /// All but those for health checks alone.
+    /// All except those that serve only health checks.
     Normal,
 }
 
@@ -163,7 +163,7 @@ impl Connections {
 
     fn add(&self, is_extra: bool) -> (u64, Arc<Connection>) {
         let connection = Arc::new(Connection {
-            under_way: AtomicUsize::new(0),
+            active_requests: AtomicUsize::new(0),
             idle_since: Mutex::new(Instant::now()),
             close: CancellationToken::new(),
             is_extra,
@@ -181,11 +181,11 @@ impl Connections {
         self.lock().remove(number);
     }
 
-    /// Closes the connection that has been idle longest; returns whether there was one.
-    fn close_an_idle_one(&self, which: Which) -> bool {
+    /// Closes the connection that has been idle longest. Returns false if no connection is idle.
+    fn close_longest_idle(&self, which: Which) -> bool {
         let mut open = self.lock();
         let idle = open.by_number.iter().filter(|(_, connection)| {
-            connection.under_way.load(Ordering::Acquire) == 0 && (which == Which::All || !connection.is_extra)
+            connection.active_requests.load(Ordering::Acquire) == 0 && (which == Which::All || !connection.is_extra)
         });
         let Some(number) = idle.min_by_key(|(_, connection)| connection.idle_since()).map(|(number, _)| *number) else {
             return false;
@@ -196,12 +196,12 @@ impl Connections {
         true
     }
 
-    /// Reports that the maximum is reached, but not too often.
+    /// Logs that the connection limit is reached, at most once per [`WARN_EVERY`].
     fn warn_full(&self, connections_max: usize) {
         let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
         if warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             *warned_at = Some(Instant::now());
-            tracing::warn!(connections_max, "no more connections are served (connections_max)");
+            tracing::warn!(connections_max, "connection limit reached (connections_max)");
         }
     }
 }
@@ -216,24 +216,24 @@ impl Connection {
     }
 }
 
-/// A request that is under way, to the end of its reply.
-struct UnderWay(Arc<Connection>);
+/// A request in progress. Dropped when its response was sent.
+struct ActiveRequest(Arc<Connection>);
 
-impl UnderWay {
+impl ActiveRequest {
     fn new(connection: Arc<Connection>) -> Self {
-        connection.under_way.fetch_add(1, Ordering::AcqRel);
+        connection.active_requests.fetch_add(1, Ordering::AcqRel);
         Self(connection)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.0.active_requests.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Accepts connections until `closing`, then lets those that are open finish what they are sending.
+/// Accepts connections until `closing` is cancelled. Then waits for open connections to finish sending.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -251,14 +251,14 @@ pub(super) async fn serve(
         let (stream, is_extra) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to accept a connection");
                 // File handles may be exhausted: closing an idle connection frees one.
-                connections.close_an_idle_one(Which::All);
+                connections.close_longest_idle(Which::All);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        // Tokens are small and must leave at once.
+        // Tokens are small and must be sent without delay.
         let _ = stream.set_nodelay(true);
         let (number, connection) = connections.add(is_extra);
         let served = serve_connection(stream, router.clone(), settings.clone(), connection, closing.clone());
@@ -270,25 +270,26 @@ pub(super) async fn serve(
     }
     drop(listener);
     tasks.close();
-    if tokio::time::timeout(LAST_BYTES, tasks.wait()).await.is_err() {
-        tracing::debug!(connections = tasks.len(), "connections were still open at the end");
+    if tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
+        tracing::debug!(connections = tasks.len(), "connections were still open at exit");
     }
 }
 
-/// Waits for a connection, and for room for it.
+/// Accepts a connection, and waits while there are too many. Returns also whether it serves only health checks.
 async fn accept(
     listener: &TcpListener,
     connections: &Connections,
     connections_max: usize,
 ) -> io::Result<(TcpStream, bool)> {
     while connections.count(Which::All) >= connections_max + HEALTH_CONNECTIONS
-        && !connections.close_an_idle_one(Which::All)
+        && !connections.close_longest_idle(Which::All)
     {
         connections.warn_full(connections_max);
         tokio::time::sleep(ACCEPT_PAUSE / 10).await;
     }
     let (stream, _) = listener.accept().await?;
-    let is_extra = connections.count(Which::Normal) >= connections_max && !connections.close_an_idle_one(Which::Normal);
+    let is_extra =
+        connections.count(Which::Normal) >= connections_max && !connections.close_longest_idle(Which::Normal);
     if is_extra {
         connections.warn_full(connections_max);
     }
@@ -303,12 +304,12 @@ async fn serve_connection(
     closing: CancellationToken,
 ) {
     let close = connection.close.clone();
-    let io = TokioIo::new(Stalling::new(stream, settings.write_timeout, connection.clone()));
+    let io = TokioIo::new(ClientStream::new(stream, settings.write_timeout, connection.clone()));
     let served = connection.clone();
     let service = hyper::service::service_fn(move |request| {
-        let under_way = UnderWay::new(served.clone());
+        let active_request = ActiveRequest::new(served.clone());
         let router = router.clone();
-        async move { Ok::<_, Infallible>(respond(router, request, under_way).await) }
+        async move { Ok::<_, Infallible>(respond(router, request, active_request).await) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_buf_size(settings.head_bytes_max);
@@ -323,17 +324,17 @@ async fn serve_connection(
     let io = serving.into_parts().io.into_inner();
     if let Err(error) = &outcome {
         if io.is_stalled {
-            // The system would hold what was not sent for minutes.
+            // Discards unsent data, which the system would otherwise keep for minutes.
             let _ = io.stream.set_zero_linger();
             tracing::info!(
                 write_timeout_s = settings.write_timeout.as_secs(),
-                "closed a connection whose client reads nothing"
+                "connection closed: the client reads nothing (write_timeout_s)"
             );
         } else {
-            tracing::debug!(error = error as &dyn std::error::Error, "a connection broke");
+            tracing::debug!(error = error as &dyn std::error::Error, "connection failed");
         }
     }
-    // hyper has answered what it could not parse, such as a head that is too large.
+    // hyper has already responded to a request that it could not parse, such as one with too large headers.
     let is_unreadable = outcome.is_err_and(|error| error.is_parse());
     if is_unreadable || connection.has_unread_request() {
         tokio::select! {
@@ -343,8 +344,8 @@ async fn serve_connection(
     }
 }
 
-async fn respond(mut router: Router, request: hyper::Request<Incoming>, under_way: UnderWay) -> Response {
-    let response = if under_way.0.is_extra && !["/health", "/ready"].contains(&request.uri().path()) {
+async fn respond(mut router: Router, request: hyper::Request<Incoming>, active_request: ActiveRequest) -> Response {
+    let response = if active_request.0.is_extra && !["/health", "/ready"].contains(&request.uri().path()) {
         http::overloaded()
     } else {
         let request: Request = request.map(Body::new);
@@ -352,18 +353,18 @@ async fn respond(mut router: Router, request: hyper::Request<Incoming>, under_wa
         response
     };
     if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
-        under_way.0.has_unread_request.store(true, Ordering::Release);
+        active_request.0.has_unread_request.store(true, Ordering::Release);
     }
-    response.map(|body| Body::new(Guarded { body, _under_way: under_way }))
+    response.map(|body| Body::new(ActiveBody { body, _active_request: active_request }))
 }
 
-/// A reply's body; while it is sent, its connection is not idle.
-struct Guarded {
+/// A response body that keeps its connection active until it is sent.
+struct ActiveBody {
     body: Body,
-    _under_way: UnderWay,
+    _active_request: ActiveRequest,
 }
 
-impl hyper::body::Body for Guarded {
+impl hyper::body::Body for ActiveBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -383,22 +384,22 @@ impl hyper::body::Body for Guarded {
     }
 }
 
-/// A connection that fails if its client reads nothing for too long.
-struct Stalling {
+/// A client connection. Writes fail if the client reads nothing for longer than the write timeout.
+struct ClientStream {
     stream: TcpStream,
     write_timeout: Duration,
     connection: Arc<Connection>,
     timeout: Option<Pin<Box<Sleep>>>,
-    /// Whether it has failed because the client reads nothing.
+    /// Whether the write timeout has expired.
     is_stalled: bool,
 }
 
-impl Stalling {
+impl ClientStream {
     fn new(stream: TcpStream, write_timeout: Duration, connection: Arc<Connection>) -> Self {
         Self { stream, write_timeout, connection, timeout: None, is_stalled: false }
     }
 
-    /// Passes a write on, or fails when it has waited for too long.
+    /// Returns the result of a write, or an error if writes have been blocked for longer than the write timeout.
     fn watch<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timeout = None;
@@ -414,7 +415,7 @@ impl Stalling {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing (write_timeout_s)")))
     }
 
-    /// Discards what has arrived of a request that is not read any more: the client may read the reply only after it has
+    /// Discards received bytes of a request that is no longer read. The client may read the response only after it has
     /// sent the whole request.
     fn discard(&mut self, context: &mut Context<'_>) {
         let mut space = [0; DISCARD_BYTES];
@@ -427,11 +428,11 @@ impl Stalling {
         }
     }
 
-    /// Closes a connection so that its client gets the reply: ends the server's side, and discards what the client sends
-    /// until it closes its side, or a limit is reached.
+    /// Closes the connection without losing the response: shuts down the write side, and discards what the client sends
+    /// until the client closes the connection or a limit is reached.
     ///
-    /// If the socket were closed at once, the system would answer further bytes with a reset. A client that gets a reset
-    /// while it sends may not read the reply.
+    /// If the socket were closed immediately, the system would respond to further bytes with a reset, and a client that
+    /// receives a reset while it sends may not read the response.
     async fn linger(mut self, limits: Linger) {
         let _ = self.stream.shutdown().await;
         let discard = async {
@@ -440,7 +441,7 @@ impl Stalling {
             while bytes < limits.bytes_max {
                 match tokio::time::timeout(limits.idle_time, self.stream.read(&mut space)).await {
                     Ok(Ok(read)) if read > 0 => bytes += read,
-                    // The client has closed, or does nothing.
+                    // The client has closed the connection or sends nothing.
                     Ok(_) | Err(_) => return,
                 }
             }
@@ -449,7 +450,7 @@ impl Stalling {
     }
 }
 
-impl AsyncRead for Stalling {
+impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -459,7 +460,7 @@ impl AsyncRead for Stalling {
     }
 }
 
-impl AsyncWrite for Stalling {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(written, context)
@@ -495,23 +496,23 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     /// Returns the server's side and the client's side of a connection.
-    async fn connect() -> (Stalling, TcpStream) {
+    async fn connect() -> (ClientStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let (_, connection) = Connections::default().add(false);
-        (Stalling::new(accepted.unwrap().0, LONG, connection), client.unwrap())
+        (ClientStream::new(accepted.unwrap().0, LONG, connection), client.unwrap())
     }
 
     #[tokio::test]
-    async fn to_close_a_connection_for_health_checks_makes_no_room_for_others() {
+    async fn closing_a_health_check_connection_does_not_free_a_slot_for_others() {
         let connections = Connections::default();
         let (_, busy) = connections.add(false);
-        let _under_way = UnderWay::new(busy);
+        let _active_request = ActiveRequest::new(busy);
         let (_, extra) = connections.add(true);
 
         assert_eq!((connections.count(Which::All), connections.count(Which::Normal)), (2, 1));
-        assert!(!connections.close_an_idle_one(Which::Normal) && !extra.close.is_cancelled());
-        assert!(connections.close_an_idle_one(Which::All) && extra.close.is_cancelled());
+        assert!(!connections.close_longest_idle(Which::Normal) && !extra.close.is_cancelled());
+        assert!(connections.close_longest_idle(Which::All) && extra.close.is_cancelled());
         assert_eq!((connections.count(Which::All), connections.count(Which::Normal)), (1, 1));
     }
 
@@ -522,7 +523,7 @@ mod tests {
 
         let sent = async {
             client.write_all(&vec![0; 5_000_000]).await.unwrap();
-            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the server has ended its side");
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "the server has shut down its write side");
             drop(client);
         };
         tokio::time::timeout(LONG / 2, async { tokio::join!(server.linger(limits), sent) }).await.unwrap();
@@ -535,13 +536,13 @@ mod tests {
 
         for limits in [Linger { time: one, ..limits }, Linger { idle_time: one, ..limits }] {
             let (server, _client) = connect().await;
-            tokio::time::timeout(LONG / 2, server.linger(limits)).await.expect("the limit is kept");
+            tokio::time::timeout(LONG / 2, server.linger(limits)).await.expect("the time limit applies");
         }
         let (server, mut client) = connect().await;
         let send = async { while client.write_all(&[0; 4096]).await.is_ok() {} };
         let limits = Linger { bytes_max: 1_000_000, ..limits };
         tokio::time::timeout(LONG / 2, async { tokio::join!(server.linger(limits), send) })
             .await
-            .expect("it is closed");
+            .expect("the byte limit applies");
     }
 }

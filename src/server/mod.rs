@@ -23,7 +23,7 @@ use crate::work::Supervisor;
 
 /// Timeout of each step of the shutdown after the grace period.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// How long streams can take to end after the grace period.
+/// Timeout for streams to end after the grace period.
 const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
 /// How often the clock is synchronized with the database's.
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);

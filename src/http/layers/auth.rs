@@ -118,8 +118,8 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<Caller, api::Error> {
     })
 }
 
-/// Without API keys, rejects requests from web pages: `Origin` names the page, and `Host` reveals DNS rebinding. Origins in
-/// the settings are allowed.
+/// Without API keys, rejects requests from web pages of other machines: `Origin` names the page, and `Host` reveals DNS
+/// rebinding. Origins in the settings are allowed.
 fn check_local(headers: &HeaderMap, origins: &[String]) -> Result<(), api::Error> {
     for name in [HOST, ORIGIN] {
         let Some(value) = headers.get(&name) else { continue };

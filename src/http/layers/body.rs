@@ -1,16 +1,16 @@
-//! Replies that are ready before the request body was read, such as 401, 404 or 413.
+//! Responses that are sent before the request body was read, such as 401, 404 or 413.
 //!
-//! If a server closes a socket that has unread bytes, the system sends a reset, and the client may lose the reply. So a small
-//! rest of the body is read and discarded before the reply, and the connection stays usable. Otherwise the reply says
-//! `connection: close`, and the server discards what the client still sends until the client has closed as well
-//! (`server/connections.rs`).
+//! If a server closes a socket that has unread bytes, the system sends a reset, and the client may lose the response.
+//! So a small unread remainder of the body is discarded before the response, and the connection stays open. Otherwise
+//! the response has `connection: close`, and the server discards what the client sends until the client closes the
+//! connection (`server/connections.rs`).
 //!
-//! | body | reply |
+//! | request body | response |
 //! | --- | --- |
 //! | was read | unchanged |
-//! | the rest is at most `DRAIN_BYTES_MAX` and arrives within `DRAIN_TIME` | unchanged |
-//! | the rest is larger or slower, or invalid | `connection: close` |
-//! | not asked for yet (`expect: 100-continue`) | `connection: close`; 100 is not sent, so the client need not send the body |
+//! | the remainder is at most `DRAIN_BYTES_MAX` and arrives within `DRAIN_TIME` | unchanged |
+//! | the remainder is larger or slower, or invalid | `connection: close` |
+//! | the client waits for 100 (`expect: 100-continue`) | `connection: close`, 100 is not sent |
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,31 +26,32 @@ use axum::response::Response;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 
-/// Maximum size of a rest that is discarded before the reply, in bytes. To send more costs a client about as much as a new
-/// connection.
+/// Maximum size of a remainder that is discarded before the response, in bytes. Sending more takes a client about as
+/// long as opening a new connection.
 const DRAIN_BYTES_MAX: usize = 256 * 1024;
-/// Maximum time to discard a rest before the reply. Enough for what is already on its way, and too short to be noticed.
+/// Maximum time to discard a remainder before the response. Enough for bytes that were already sent, and too short to
+/// be noticed.
 const DRAIN_TIME: Duration = Duration::from_millis(200);
 
-/// Runs the request. If its body was not read to the end, discards a small rest, or announces that the connection closes.
+/// Runs the request. If its body was not read to the end, discards a small remainder, or adds `connection: close`.
 pub(in crate::http) async fn finish_body(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
     let expects_continue = request.headers().contains_key(EXPECT);
     let unread = Unread::default();
-    let request = request.map(|body| Body::new(Watched::new(body, unread.clone())));
+    let request = request.map(|body| Body::new(TrackedBody::new(body, unread.clone())));
     let mut response = next.run(request).await;
-    let Some(rest) = unread.take() else { return response };
+    let Some(remainder) = unread.take() else { return response };
     // hyper sends 100 when the body is polled for the first time.
-    let is_held_back = expects_continue && !rest.is_polled;
-    if is_held_back || rest.is_broken || !drain(rest.body).await {
+    let awaits_continue = expects_continue && !remainder.is_polled;
+    if awaits_continue || remainder.is_broken || !drain(remainder.body).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// Reads the rest of a body and discards it. Returns whether it reached the end within the limits.
+/// Discards the remainder of a body. Returns whether the end was reached within the limits.
 async fn drain(mut body: Body) -> bool {
     let known = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if known > DRAIN_BYTES_MAX {
@@ -70,43 +71,43 @@ async fn drain(mut body: Body) -> bool {
     tokio::time::timeout(DRAIN_TIME, read).await.unwrap_or(false)
 }
 
-/// Where a body is put that its reader drops before the end.
+/// Receives the remainder of a body that was dropped before its end.
 #[derive(Clone, Default)]
-struct Unread(Arc<Mutex<Option<Rest>>>);
+struct Unread(Arc<Mutex<Option<Remainder>>>);
 
 impl Unread {
-    fn put(&self, rest: Rest) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(rest);
+    fn put(&self, remainder: Remainder) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(remainder);
     }
 
-    fn take(&self) -> Option<Rest> {
+    fn take(&self) -> Option<Remainder> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// The rest of a body.
+/// The unread remainder of a body.
 #[derive(Default)]
-struct Rest {
+struct Remainder {
     body: Body,
     is_polled: bool,
     /// Whether the body ended with an error, such as an invalid chunk.
     is_broken: bool,
 }
 
-/// A body that is put aside if it is dropped before its end.
-struct Watched {
-    rest: Rest,
+/// A body that passes its remainder to `unread` if it is dropped before its end.
+struct TrackedBody {
+    remainder: Remainder,
     is_finished: bool,
     unread: Unread,
 }
 
-impl Watched {
+impl TrackedBody {
     fn new(body: Body, unread: Unread) -> Self {
-        Self { rest: Rest { body, is_polled: false, is_broken: false }, is_finished: false, unread }
+        Self { remainder: Remainder { body, is_polled: false, is_broken: false }, is_finished: false, unread }
     }
 }
 
-impl HttpBody for Watched {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -114,30 +115,30 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.rest.is_polled = true;
-        let frame = ready!(Pin::new(&mut self.rest.body).poll_frame(context));
+        self.remainder.is_polled = true;
+        let frame = ready!(Pin::new(&mut self.remainder.body).poll_frame(context));
         match &frame {
             None => self.is_finished = true,
             Some(Ok(_)) => {}
-            Some(Err(_)) => self.rest.is_broken = true,
+            Some(Err(_)) => self.remainder.is_broken = true,
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.body.is_end_stream()
+        self.remainder.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.rest.body.size_hint()
+        self.remainder.body.size_hint()
     }
 }
 
-impl Drop for Watched {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
-        let is_finished = self.is_finished || self.rest.body.is_end_stream();
-        if !is_finished || self.rest.is_broken {
-            self.unread.put(std::mem::take(&mut self.rest));
+        let is_finished = self.is_finished || self.remainder.body.is_end_stream();
+        if !is_finished || self.remainder.is_broken {
+            self.unread.put(std::mem::take(&mut self.remainder));
         }
     }
 }

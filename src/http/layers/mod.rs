@@ -1,5 +1,5 @@
-//! Layers around the routes, outermost first: `body` (bodies that are not read to their end), `cors`, `trace` (request ids and
-//! the log), `auth` (keys, foreign hosts and origins), `limit` (requests per minute).
+//! Layers around the routes, outermost first: `body` (request bodies that were not read), `cors`, `trace` (request ids
+//! and the log), `auth` (keys, foreign hosts and origins), `limit` (requests per minute).
 
 pub(super) mod auth;
 pub(super) mod body;
