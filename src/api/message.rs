@@ -304,8 +304,8 @@ fn content(value: Value, at: &At<'_>) -> Result<Vec<Content>, Error> {
 
 /// Returns 400 `Message content must be non-empty.`
 ///
-/// The error of the service for an empty string. For parts without any text or image it is not recorded. An empty text
-/// beside an image is accepted: front ends send it.
+/// The service returned this error for an empty string; its response to parts without any text or image is not
+/// recorded. Empty text together with an image is accepted, because front ends send it.
 fn empty_content(at: &At<'_>) -> Error {
     Error::invalid("Message content must be non-empty.").at(at.to_string())
 }

@@ -47,7 +47,7 @@ pub struct TurnRecord {
     pub refusal_bytes: usize,
     /// The model's IDs of the calls, by index.
     pub call_ids: Vec<String>,
-    /// What the model wrote besides and needs back, if there is anything.
+    /// Other members of the turn, which are sent back to the model, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Box<ReplayedMembers>>,
 }
@@ -172,7 +172,7 @@ pub struct RunStepObject<'a> {
 }
 
 impl<'a> RunStepObject<'a> {
-    /// Returns the form of a step in a stream, which keeps `expires_at` after the step has ended.
+    /// Returns the form of a step in a stream, which has `expires_at` even after the step has ended.
     #[must_use]
     pub fn in_stream(step: &'a RunStep) -> Self {
         let mut object = Self::from(step);

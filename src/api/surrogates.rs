@@ -1,5 +1,5 @@
-//! Surrogate escapes in JSON texts. JSON encodes a character outside the basic plane as a pair of escapes, such as
-//! `\ud83d\ude00`; a parser rejects one half without the other.
+//! Surrogate escapes in JSON texts. JSON escapes a character outside of the Basic Multilingual Plane as a pair, such as
+//! `\ud83d\ude00`; parsers reject one half without the other.
 
 /// Length of `\u0000`, in bytes.
 const ESCAPE_BYTES: usize = 6;
@@ -42,7 +42,7 @@ impl SurrogateJoiner {
     }
 }
 
-/// Replaces each surrogate escape without its other half by the escape of U+FFFD, in place. Returns whether there was one.
+/// Replaces each lone surrogate escape with the escape of U+FFFD, in place. Returns whether there was one.
 pub fn replace_lone_surrogates(text: &mut [u8]) -> bool {
     let mut checked = 0;
     while let Some((start, _)) = next_lone_surrogate(text, checked) {
@@ -81,7 +81,7 @@ fn next_lone_surrogate(text: &[u8], from: usize) -> Option<(usize, Half)> {
         at = match (Half::of(escape), next) {
             (Some(Half::High), Some(Half::Low)) => start + 2 * ESCAPE_BYTES,
             (Some(half), _) => return Some((start, half)),
-            // Of every other escape, only the character after the backslash can be another backslash.
+            // In any other escape, only the character after the backslash can be a backslash.
             (None, _) => start + 2,
         };
     }

@@ -228,7 +228,7 @@ pub const FIRST_VERSION: i64 = 1;
 /// How a commit changes the lease of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextLease {
-    /// Keeps the lease.
+    /// Leaves the lease unchanged.
     Keep,
     /// Acquires a new lease with this duration, which counts as an attempt.
     Acquire(Duration),

@@ -391,7 +391,7 @@ impl Backend {
     }
 }
 
-/// Creates the folder of the file, and locks the file.
+/// Creates the folder of the database file, and locks the lock file next to it.
 fn lock(path: &Path) -> Result<File, Error> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::InvalidUrl(format!("failed to open the database {}: {error}", path.display()))

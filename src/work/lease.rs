@@ -110,9 +110,9 @@ impl Leases {
         Attempt { lease, lost, stopping, critical, leases: leases.clone() }
     }
 
-    /// Returns the jobs that this server must not claim because it drives them. A lease can expire while the database is
-    /// unavailable, or when its clock is set. If there are more than [`EXCLUDED_MAX`], returns only those whose lease has
-    /// expired by this server's clock.
+    /// Returns the jobs that this server must not claim because it drives them: their leases can expire while the
+    /// database is unavailable, or when the database's clock is changed. If there are more than [`EXCLUDED_MAX`],
+    /// returns only those whose lease has expired by this server's clock.
     pub(super) fn not_to_claim(&self) -> Vec<String> {
         let now = Instant::now();
         let held = lock(&self.held);

@@ -9,9 +9,10 @@
 //!    └──── due again ◀──────┴─────▶ failed or panicked: the cause is stored; after `attempts_max` the job is given up
 //! ```
 //!
-//! A separate loop renews all leases in one statement, independently of the driven work. A lease that has expired because
-//! the database was unavailable is lost only when another server claims the job. Until then the work continues, and this
-//! server does not claim the job again. Jobs whose server was lost repeatedly are driven a few at a time (`trials`).
+//! A separate loop renews all leases in a few statements, independently of the driven work. A lease that has expired
+//! because the database was unavailable is lost only when another server claims the job. Until then the work continues,
+//! and this server does not claim the job again. Jobs whose server was lost repeatedly are driven a few at a time
+//! (`trials`).
 
 mod lease;
 mod supervisor;

@@ -36,7 +36,7 @@ impl ToolResources {
     /// clears them, and null for all tools clears all.
     ///
     /// Source: API reference v2, "Overrides the list of file IDs made available to the `code_interpreter` tool". Whether the
-    /// service also removed those of the other tool is not recorded; to keep them loses nothing.
+    /// service also cleared those of the other tool is not recorded; leaving them unchanged loses no data.
     pub fn modify(&mut self, patch: Patch<Self>) {
         match patch {
             Patch::Keep => {}
