@@ -12,7 +12,7 @@ use super::{ChatDelta, ChatModel, ChatRequest, ChatRole, ChatStream, Endpoint, E
 use crate::api::run::FinishReason;
 use crate::api::usage::Usage;
 
-/// Pause before each word, long enough to see that the answer streams.
+/// Pause before each word, so that streaming is visible.
 const PAUSE: Duration = Duration::from_millis(15);
 
 /// Streams the last user message back word by word, after a sentence that names the echo model.

@@ -19,7 +19,7 @@ impl Scanner {
         self.in_string
     }
 
-    /// Takes the next byte. Returns whether it ends an object, an array or a string that is not inside another value.
+    /// Scans the next byte. Returns whether it ends an object, an array or a string that is not inside another value.
     pub fn push(&mut self, byte: u8) -> bool {
         if self.in_string {
             match byte {
@@ -46,8 +46,8 @@ impl Scanner {
     }
 }
 
-/// Parses a JSON text. Replaces what JSON does not have but some servers write: raw control characters in strings, and
-/// values such as `NaN`, which become null. Returns `None` if that is not enough.
+/// Parses a JSON text. Repairs invalid syntax that some servers send: raw control characters in strings are escaped,
+/// and values such as `NaN` become null. Returns `None` if the text is still invalid.
 #[must_use]
 pub fn parse(text: &str) -> Option<Value> {
     let parsed = serde_json::from_str(text).ok();
@@ -57,8 +57,8 @@ pub fn parse(text: &str) -> Option<Value> {
     })
 }
 
-/// Escapes raw control characters in strings. With `replace_words`, replaces words outside of strings that are not JSON by
-/// null.
+/// Escapes raw control characters in strings. With `replace_words`, replaces words outside of strings that are not JSON
+/// with null.
 fn repair(text: &str, replace_words: bool) -> String {
     let mut scanner = Scanner::default();
     let mut repaired = String::with_capacity(text.len());
@@ -111,12 +111,12 @@ pub fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| number(value).map(|number| number as i64))
 }
 
-/// Returns the arguments of a function call as a JSON object where the text has one reading, and otherwise unchanged:
-/// the client decides.
+/// Returns the arguments of a function call as a JSON object if the text is valid or can be repaired unambiguously.
+/// Otherwise returns the text unchanged, and the client decides.
 ///
-/// Repaired are: an absent or null text; an empty object before the object; the same object twice; an object in a string
-/// or in a Markdown code block; raw control characters in strings. For a function that takes no arguments, also `[]` and
-/// `""`.
+/// Repairs an absent or null text; an empty object before the object; the same object twice; an object in a string
+/// or in a Markdown code block; raw control characters in strings. For a function that takes no arguments, also repairs
+/// `[]` and `""`.
 #[must_use]
 pub fn arguments(text: &str, takes_arguments: bool) -> String {
     let trimmed = text.trim();
@@ -138,7 +138,7 @@ fn is_object(text: &str) -> bool {
     serde_json::from_str::<Map<String, Value>>(text).is_ok()
 }
 
-/// Returns the only object of a text of several: empty ones and repetitions do not count.
+/// Returns the object of a text that contains several values, if all others are empty objects or repetitions of it.
 fn one_object(text: &str) -> Option<String> {
     let mut found: Option<(&str, Map<String, Value>)> = None;
     for part in values(text)? {
@@ -152,7 +152,7 @@ fn one_object(text: &str) -> Option<String> {
     found.map(|(part, _)| part.to_owned())
 }
 
-/// Splits a text into the values that follow one another. Returns `None` if the last one is not complete.
+/// Splits a text into consecutive values. Returns `None` if the last one is not complete.
 fn values(text: &str) -> Option<Vec<&str>> {
     let mut scanner = Scanner::default();
     let (mut parts, mut start) = (Vec::new(), 0);
@@ -171,7 +171,7 @@ fn code_block(text: &str) -> Option<&str> {
     rest.trim_end().strip_suffix("```").map(str::trim)
 }
 
-/// Returns the object of a JSON string that holds one.
+/// Returns the object in a JSON string that contains one.
 fn object_in_string(text: &str) -> Option<String> {
     let inner: Value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&repair(text, false))).ok()?;
     let inner = inner.as_str()?.trim();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_with_one_reading_are_repaired() {
+    fn unambiguous_arguments_are_repaired() {
         let repaired = [
             ("{}{\"a\":1}", "{\"a\":1}"),
             ("{\"a\":1}{}", "{\"a\":1}"),

@@ -1,7 +1,7 @@
-//! Members of a model's answer that we do not know, but that the model needs back. Pure.
+//! Unknown members of a model's answer, which must be sent back to the model. Pure.
 //!
-//! Some models fail unless the next request repeats what they wrote beside their tool calls: `reasoning_content`
-//! (`DeepSeek`), `reasoning_details` (`OpenRouter`), `extra_content` of a call (Gemini). They arrive in pieces.
+//! Some models fail unless the next request repeats other members of a message with tool calls: `reasoning_content`
+//! (`DeepSeek`), `reasoning_details` (`OpenRouter`), `extra_content` of a call (Gemini). They are streamed in pieces.
 
 use serde_json::{Map, Value};
 
@@ -34,7 +34,7 @@ pub fn merge(members: &mut Map<String, Value>, name: &str, piece: Value) {
     }
 }
 
-/// Adds the members of an object that has arrived before; a null does not replace a value.
+/// Merges further members into an object. A null does not replace a value.
 fn merge_object(object: &mut Map<String, Value>, more: Map<String, Value>) {
     for (name, value) in more {
         match (object.get_mut(&name), value) {

@@ -64,7 +64,7 @@ pub struct ChatMessage {
     /// The call that a `tool` message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// Further members that the model wrote, and needs back.
+    /// Further members that the model wrote, which are sent back to it.
     #[serde(flatten)]
     pub members: Map<String, Value>,
 }
@@ -100,7 +100,7 @@ pub enum ChatDelta {
     Refusal(String),
     /// A part of a tool call.
     Call(CallPiece),
-    /// A part of another member of the message, which the model needs back with its calls; see [`members`].
+    /// A part of another member of the message, which is sent back to the model with its calls; see [`members`].
     Member(String, Value),
     /// Text that clients do not see, such as thinking between tags.
     Hidden(String),
@@ -121,7 +121,7 @@ pub struct CallPiece {
     pub name: Option<String>,
     /// More of the arguments; may be empty.
     pub arguments: String,
-    /// Further members of the call, which the model needs back.
+    /// Further members of the call, which are sent back to the model.
     pub members: Map<String, Value>,
 }
 

@@ -12,7 +12,7 @@ use super::{ChatModel, ModelObject};
 const LIST_FRESH: Duration = Duration::from_secs(30);
 /// The same if a server did not respond; its previous list is used until then.
 const LIST_RETRY: Duration = Duration::from_secs(1);
-/// Maximum ratio; a server that reports more counts something else.
+/// Maximum ratio. A server that reports more does not count the same tokens.
 const RATIO_MAX: f64 = 4.0;
 /// Maximum number of models whose ratio is stored; names come from clients.
 const RATIOS_MAX: usize = 1_000;

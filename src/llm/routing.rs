@@ -62,8 +62,8 @@ impl Models {
 
     /// Returns the context window of a model: maximum tokens of a prompt and its answer together.
     ///
-    /// The settings come first, under the `requested` name or the routed one; then what the route's server last listed.
-    /// Returns `None` if neither has it. Sends no request, so that a run does not wait.
+    /// Uses the settings, under the `requested` name or the routed one; otherwise the last model list of the route's
+    /// server. Returns `None` if neither has it. Sends no request, so that a run does not wait.
     pub async fn window(&self, requested: &str, route: &Route) -> Option<u32> {
         let configured = self.windows.get(requested).or_else(|| self.windows.get(&route.model));
         match configured {
@@ -127,7 +127,7 @@ impl Models {
         all
     }
 
-    /// Refreshes the lists of the servers' models for as long as it is polled.
+    /// Refreshes the model lists of the servers. Never returns.
     pub async fn refresh_lists(&self) {
         loop {
             self.cache.refresh(&self.servers).await;

@@ -1,4 +1,4 @@
-//! What model servers really send: each test plays the bytes of servers whose dialect differs from the specification.
+//! What model servers send: each test replays the bytes of servers whose dialect differs from the specification.
 
 use serde_json::{Value, json};
 
@@ -176,7 +176,7 @@ async fn members_are_sent_back_only_to_the_model_that_wrote_them() {
 }
 
 #[tokio::test]
-async fn a_member_that_a_server_does_not_want_back_is_left_out() {
+async fn a_member_that_a_server_rejects_is_omitted() {
     let first = || answer(&[json!({"reasoning_content": "Hm"}), call("weather", "{}")], "tool_calls");
     let refusal = rejected(400, "'messages.1' : for 'role:assistant' property 'reasoning_content' is unsupported");
     let hello = || Answer::Tokens(vec!["Hello"]);
@@ -190,7 +190,7 @@ async fn a_member_that_a_server_does_not_want_back_is_left_out() {
     let has_reasoning =
         |request: &Value| request["messages"][1].get("reasoning_content").map(|text| text == &json!("Hm"));
     let requests = upstream.requests();
-    assert_eq!(requests.len(), 5, "the second run has learned it");
+    assert_eq!(requests.len(), 5, "the second run is adapted from the start");
     assert_eq!((has_reasoning(&requests[1]), has_reasoning(&requests[2])), (Some(true), None));
 }
 
@@ -468,12 +468,12 @@ async fn the_form_of_the_body_is_decided_by_its_first_byte() {
 }
 
 #[tokio::test]
-async fn what_is_learned_of_one_model_is_not_applied_to_another() {
-    let refuses =
+async fn an_adaptation_to_one_model_is_not_applied_to_another() {
+    let rejects =
         |name: &str| rejected(400, &format!("Unsupported parameter: '{name}' is not supported with this model."));
     let hello = || Answer::Tokens(vec!["Hello"]);
     let (server, upstream) =
-        start([refuses("max_tokens"), hello(), refuses("max_completion_tokens"), hello(), hello(), hello()]).await;
+        start([rejects("max_tokens"), hello(), rejects("max_completion_tokens"), hello(), hello(), hello()]).await;
     let client = &server.client;
 
     for model in ["one", "two", "one", "two"] {
@@ -492,8 +492,8 @@ async fn what_is_learned_of_one_model_is_not_applied_to_another() {
 
 #[tokio::test]
 async fn a_parameter_is_omitted_later_only_if_the_request_without_it_was_accepted() {
-    let refuses = rejected(400, "Unsupported parameter: 'temperature'");
-    let (server, upstream) = start([refuses, rejected(400, "No such model"), Answer::Tokens(vec!["Hello"])]).await;
+    let rejection = rejected(400, "Unsupported parameter: 'temperature'");
+    let (server, upstream) = start([rejection, rejected(400, "No such model"), Answer::Tokens(vec!["Hello"])]).await;
 
     let failed = run_with(&server, json!({"temperature": 0.5})).await.0;
     assert!(error(&failed).1.contains("No such model"));
@@ -505,7 +505,7 @@ async fn a_parameter_is_omitted_later_only_if_the_request_without_it_was_accepte
 }
 
 #[tokio::test]
-async fn words_of_the_user_teach_nothing() {
+async fn an_error_that_quotes_the_user_does_not_change_the_request() {
     let prompt = "Why do I get \"Unsupported parameter: 'temperature'\" and \"System role not supported\"?";
     let quoting = rejected(400, &format!("The prompt was flagged: {prompt}"));
     let (server, upstream) = start([quoting, Answer::Tokens(vec!["Hello"])]).await;
@@ -520,12 +520,12 @@ async fn words_of_the_user_teach_nothing() {
 }
 
 #[tokio::test]
-async fn default_values_and_a_false_strict_are_not_sent_and_a_true_one_is_droppable() {
+async fn default_values_and_a_false_strict_are_not_sent_and_a_rejected_strict_is_omitted() {
     let strict = json!([{"type": "function", "function": {"name": "f", "strict": true,
         "parameters": {"type": "object", "properties": {}, "additionalProperties": false}}}]);
-    let refuses = rejected(400, "tools[0].function.strict: Extra inputs are not permitted");
+    let rejection = rejected(400, "tools[0].function.strict: Extra inputs are not permitted");
     let hello = || Answer::Tokens(vec!["Hello"]);
-    let (server, upstream) = start([hello(), refuses, hello()]).await;
+    let (server, upstream) = start([hello(), rejection, hello()]).await;
 
     run_with(&server, json!({"temperature": 1.0, "top_p": 1})).await;
     let strict = run_with(&server, json!({"tools": strict})).await.0;
@@ -538,7 +538,7 @@ async fn default_values_and_a_false_strict_are_not_sent_and_a_true_one_is_droppa
 }
 
 #[tokio::test]
-async fn arguments_are_repaired_where_there_is_one_reading_and_otherwise_handed_on() {
+async fn unambiguous_arguments_are_repaired_and_others_are_unchanged() {
     let written = [
         ("weather", "{}{\"city\":\"Rome\"}", "{\"city\":\"Rome\"}"),
         ("weather", "{\"city\":\"Rome\"}{\"city\":\"Rome\"}", "{\"city\":\"Rome\"}"),
@@ -601,7 +601,7 @@ async fn calls_are_read_in_every_form() {
 }
 
 #[tokio::test]
-async fn a_usage_without_counts_is_counted_by_us() {
+async fn tokens_are_counted_if_the_usage_has_no_counts() {
     let usages = [
         json!({}),
         json!({"total_tokens": 0, "total_characters": 0}),
@@ -622,10 +622,10 @@ async fn a_usage_without_counts_is_counted_by_us() {
 }
 
 #[tokio::test]
-async fn messages_are_joined_for_a_server_that_wants_alternating_roles() {
+async fn messages_are_joined_for_a_server_that_requires_alternating_roles() {
     let refusal = "Conversation roles must alternate user/assistant/user/assistant/...";
     let hello = || Answer::Tokens(vec!["Hello"]);
-    // llama.cpp answers 500 where a chat template fails.
+    // llama.cpp responds with 500 if a chat template fails.
     let (server, upstream) = start([rejected(500, refusal), hello(), hello()]).await;
     let client = &server.client;
     let assistant = assistant(client, json!({})).await;
@@ -636,7 +636,7 @@ async fn messages_are_joined_for_a_server_that_wants_alternating_roles() {
     }
 
     let requests = upstream.requests();
-    assert_eq!(requests.len(), 3, "the second run has learned it");
+    assert_eq!(requests.len(), 3, "the second run is adapted from the start");
     let roles = |request: &Value| {
         request["messages"]
             .as_array()
@@ -660,7 +660,7 @@ async fn instructions_go_into_the_first_user_message_for_a_server_without_a_syst
 }
 
 #[tokio::test]
-async fn a_rejection_inside_of_an_answer_is_adapted_to_as_well() {
+async fn a_request_is_adapted_after_a_rejection_inside_of_an_answer() {
     let body =
         "event: error\ndata: {\"error\":{\"message\":\"Error rendering prompt: System role not supported\"}}\n\n";
     let (server, upstream) = start([Answer::Raw(body), Answer::Tokens(vec!["Hello"])]).await;

@@ -212,7 +212,7 @@ both_stores!(parameters_that_a_server_rejects_are_omitted_on_retry, async |datab
 });
 
 #[tokio::test]
-async fn a_list_of_models_with_odd_entries_is_read_as_far_as_it_is_valid() {
+async fn invalid_entries_and_members_in_a_list_of_models_are_ignored() {
     let upstream = Upstream::start().await;
     upstream.set_models(json!([
         {"id": "a", "created": null, "context_length": "8192"},

@@ -1,8 +1,9 @@
 //! The JSON body of a request, adapted to what a model of a server accepts. Pure.
 //!
-//! A server that rejects a request may say which part of it is not supported. The request is then sent again without that
-//! part, and if it is accepted, later requests for the same model omit it as well. What is learned is narrow: the error
-//! must name the part as unsupported, and words that also occur in the prompt teach nothing, since servers quote it.
+//! A server that rejects a request may say which part of it is not supported. The request is then sent again without
+//! that part, and if it is accepted, later requests for the same model omit it as well. A request is changed only if
+//! the error names the part as unsupported. Words that also occur in the prompt are ignored, because servers quote the
+//! prompt.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -146,7 +147,7 @@ pub struct RequestBody {
     last: Option<(Change, String)>,
 }
 
-/// A request in the form of the wire.
+/// The wire form of a request.
 #[derive(Debug, Serialize, Deserialize)]
 struct Wire {
     #[serde(flatten)]
@@ -238,7 +239,7 @@ impl RequestBody {
         self.json = serialize(&wire);
     }
 
-    /// Returns the change that an error asks for.
+    /// Returns the change that an error requires.
     fn change(&self, report: &Report) -> Option<Change> {
         let named =
             report.param.as_deref().and_then(|param| param.rsplit(['.', ']', '[']).find(|part| !part.is_empty()));
@@ -255,7 +256,7 @@ impl RequestBody {
         clauses(&report.message).find_map(|clause| self.change_in(clause))
     }
 
-    /// Returns the change that one clause of an error text asks for.
+    /// Returns the change that one clause of an error text requires.
     fn change_in(&self, clause: &str) -> Option<Change> {
         let lower = clause.to_ascii_lowercase();
         let end = LISTS.iter().filter_map(|words| start_of_words(&lower, words)).min().unwrap_or(lower.len());
@@ -494,7 +495,7 @@ fn apply(change: &Change, wire: &mut Wire) {
     }
 }
 
-/// Joins neighboring messages of one role. An assistant message at the beginning gets a user message before it.
+/// Joins neighboring messages of one role. Inserts a user message before an assistant message at the beginning.
 fn alternating(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
     let mut alternating: Vec<ChatMessage> = Vec::with_capacity(messages.len());
     for message in messages {
@@ -531,7 +532,7 @@ fn joined(one: Value, other: Value) -> Value {
     }
 }
 
-/// Splits an error text into clauses: a name and what is wrong with it are in the same one.
+/// Splits an error text into clauses. The name of a part and the phrase that rejects it are in the same clause.
 fn clauses(text: &str) -> impl Iterator<Item = &str> {
     text.split(". ").flat_map(|part| part.split(['\n', ';', '!'])).filter(|clause| !clause.trim().is_empty())
 }

@@ -1,8 +1,8 @@
-//! Reads one answer of a model server, and decides whether it ended well. Pure.
+//! Reads one answer of a model server, and decides whether it is complete. Pure.
 //!
-//! An answer must prove its end: by a finish reason that we know, or by `[DONE]` or the end of a whole JSON body after
-//! something was said. Everything else is an error: one that the server reports, in any form; a connection that closes
-//! early; an answer without content.
+//! An answer must prove that it is complete: by a known finish reason, or by `[DONE]` or the end of a whole JSON body
+//! after some content. Everything else is an error: an error that the server reports, in any form; a connection that
+//! closes early; an answer without content.
 
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 pub enum Failure {
     /// The server reports an error.
     Reported(Report),
-    /// The answer is not valid, or does not prove its end. The text follows the server's name.
+    /// The answer is not valid, or does not prove that it is complete. The text follows the server's name.
     Invalid(String),
     /// A text that is not an answer: what is wrong with it, and its start.
     NotAnAnswer(&'static str, String),
@@ -73,15 +73,15 @@ pub struct AnswerReader {
     repeats_finish: bool,
     /// A finish reason that we do not know.
     unknown_finish: Option<String>,
-    /// Whether the usage has come with the finish reason or after it. Before, it may be of a part of the answer.
+    /// Whether the usage was sent with or after the finish reason. An earlier usage may be of a part of the answer.
     has_usage: bool,
-    /// Whether the server has said that nothing follows.
+    /// Whether the server has sent the end marker, such as `[DONE]`.
     is_done: bool,
     /// Whether an event was read.
     has_events: bool,
 }
 
-/// The form of the body, which its first byte tells: some servers send the wrong content type.
+/// The form of the body. Its first byte decides, because some servers send the wrong content type.
 #[derive(Debug)]
 enum Form {
     /// The bytes so far are blanks and a part of a byte order mark.
@@ -231,7 +231,7 @@ impl AnswerReader {
                 deltas.push(ChatDelta::Text(rest));
             }
         }
-        let said = self.text.has_begun() || self.has_refusal_or_call;
+        let has_content = self.text.has_begun() || self.has_refusal_or_call;
         match (self.finish, self.unknown_finish) {
             (Some(reason), _) => deltas.push(ChatDelta::Finish(reason)),
             (None, _) if self.is_done && said => deltas.push(ChatDelta::Finish(FinishReason::Stop)),

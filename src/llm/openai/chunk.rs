@@ -1,6 +1,6 @@
 //! Reads completion chunks and whole completions. Pure.
 //!
-//! Servers differ in what they send: a member of an unexpected type is an absent member, and never fails the answer.
+//! Servers differ in what they send. A member of an unexpected type is treated as absent, and never fails the answer.
 
 use serde_json::{Map, Value};
 
@@ -28,11 +28,11 @@ pub struct Chunk {
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finish {
-    /// The answer ended well, or at a limit.
+    /// The answer is complete, or reached a limit.
     Known(FinishReason),
     /// The server or the model failed.
     Failed(String),
-    /// A reason that we do not know, which proves nothing.
+    /// An unknown reason, which does not prove that the answer is complete.
     Unknown(String),
 }
 
@@ -109,7 +109,7 @@ fn read_message(mut message: Map<String, Value>, deltas: &mut Vec<ChatDelta>) {
     let calls = message.remove("tool_calls").map(calls).unwrap_or_default();
     deltas.extend(calls.into_iter().filter_map(read_call).map(ChatDelta::Call));
     if let Some(function @ Value::Object(_)) = message.remove("function_call") {
-        // The older form, of which an answer has at most one.
+        // The older form. An answer has at most one such call.
         let piece = read_call(Value::Object(Map::from_iter([("function".to_owned(), function)])));
         deltas.extend(piece.map(|piece| ChatDelta::Call(CallPiece { index: Some(0), ..piece })));
     }
@@ -239,7 +239,7 @@ fn finish(reason: &str) -> Finish {
     }
 }
 
-/// Reads the token counts. A usage has both counts, and a prompt has at least one token; all else is not a usage.
+/// Reads the token counts. A usage must have both counts, and a prompt at least one token; anything else is ignored.
 fn usage(usage: &Value) -> Option<Usage> {
     let count = |names: [&str; 2]| names.iter().find_map(|name| tokens(&usage[*name]));
     let prompt_tokens = count(["prompt_tokens", "input_tokens"]).filter(|tokens| *tokens > 0)?;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_members_of_a_message_and_of_a_call_are_kept() {
+    fn unknown_members_of_a_message_and_of_a_call_are_returned() {
         let signature = json!({"google": {"thought_signature": "s"}});
         let deltas =
             of(json!({"role": "assistant", "content": null, "reasoning_content": "Hm", "audio": null, "extra": [],

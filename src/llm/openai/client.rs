@@ -58,7 +58,7 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Maximum number of retries after a 429, a 5xx or a connection error, before the first byte.
     pub retries: u32,
-    /// What happens to thinking in the text.
+    /// Handling of thinking in the text.
     pub think_tags: ThinkTags,
 }
 
@@ -123,7 +123,7 @@ impl Upstream {
         let mut client = reqwest::Client::builder()
             .connect_timeout(settings.connect_timeout)
             .pool_max_idle_per_host(usize::MAX)
-            // A redirect would carry the prompt to another host.
+            // A redirect would send the prompt to another host.
             .redirect(reqwest::redirect::Policy::none());
         if is_loopback(host) {
             // A proxy cannot reach this machine's loopback.
@@ -377,7 +377,8 @@ impl Backoff {
         Self { retries, attempt: 0 }
     }
 
-    /// Returns the pause before the next retry, at least what the server requested; `None` if there is none left.
+    /// Returns the pause before the next retry: at least what the server requested, and at most [`BACK_OFF_MAX`].
+    /// Returns `None` if no retries are left.
     fn next(&mut self, requested: Option<Duration>) -> Option<Duration> {
         if self.attempt >= self.retries {
             return None;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::adapt::Adaptations;
 
-/// How long the changes are applied before the whole request is tried again: servers are upgraded.
+/// How long the changes are applied before an unchanged request is tried again, because servers are upgraded.
 const REMEMBERED_FOR: Duration = Duration::from_hours(1);
 /// Maximum number of models that are remembered; names come from clients.
 const MODELS_MAX: usize = 1_000;

@@ -1,7 +1,7 @@
 //! A model server with OpenAI's chat-completions API over HTTP.
 //!
-//! What servers send differs from the specification, so it is read leniently and judged strictly: see [`answer`]. What
-//! they accept differs too, so requests are adapted: see [`adapt`].
+//! What servers send differs from the specification. The syntax is read leniently, but an answer must prove that it is
+//! complete: see [`answer`]. What servers accept differs as well, so requests are adapted: see [`adapt`].
 
 mod adapt;
 mod answer;

@@ -1,4 +1,5 @@
-//! Reads a server's list of models. Pure, and lenient: an entry is read as far as it is valid, and skipped without an ID.
+//! Reads a server's list of models. Pure, and lenient: ignores invalid members of an entry, and skips entries without
+//! an ID.
 
 use serde_json::Value;
 
@@ -57,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_entry_is_read_as_far_as_it_is_valid_or_skipped() {
+    fn invalid_members_are_ignored_and_entries_without_an_id_are_skipped() {
         let list = read(&json!({"data": [
             {"id": "a", "created": null, "owned_by": 3, "object": []},
             {"id": "b", "created": 1.5e9},

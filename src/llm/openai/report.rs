@@ -10,9 +10,9 @@ const TEXT_CHARS_MAX: usize = 500;
 /// An error that a model server has reported.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    /// The HTTP status: that of the response, or one that the error itself names.
+    /// The HTTP status: that of the response, or the one in the error.
     pub status: u16,
-    /// The rejected parameter, if the error names it in a member of its own.
+    /// The rejected parameter, if the error has it in a separate member.
     pub param: Option<String>,
     /// The error code and the error type, if they are strings.
     pub codes: Vec<String>,
@@ -124,7 +124,7 @@ fn find(value: &Value) -> Option<Report> {
     }
 }
 
-/// Reads an error value: a string, a list, or an object with its facts.
+/// Reads an error value: a string, a list, or an object.
 fn read(error: &Value) -> Report {
     match error {
         Value::String(text) => Report::new(text.as_str()),

@@ -1,4 +1,4 @@
-//! Separates the visible text of a turn from what its beginning may have besides: blanks, and thinking between tags. Pure.
+//! Separates the visible text of a turn from leading whitespace and thinking between tags. Pure.
 
 /// Tags between which models write their thinking.
 /// In lower case; other cases are recognized as well.
@@ -16,7 +16,7 @@ const TAGS: [(&str, &str); 7] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThinkTags {
-    /// It is removed where a turn begins with it.
+    /// It is removed if a turn begins with it.
     #[default]
     Strip,
     /// It stays in the message.
@@ -25,14 +25,15 @@ pub enum ThinkTags {
 
 /// Filters the text of one turn.
 ///
-/// Blanks are held back until a visible character comes, so that a turn with blanks and calls has no text.
+/// Leading whitespace is buffered until the first visible character, so that a turn with only whitespace and calls has
+/// no text.
 #[derive(Debug)]
 pub struct VisibleText {
     tags: ThinkTags,
     state: State,
-    /// Text that is held back: blanks and the beginning of a tag; inside of tags, all since the opening one.
+    /// Buffered text: whitespace and the beginning of a tag; inside of tags, everything since the opening tag.
     held: String,
-    /// Where in `held` the search for the closing tag continues.
+    /// The position in `held` from which the closing tag is searched.
     searched: usize,
     /// Whether thinking was removed.
     has_thought: bool,
@@ -41,7 +42,7 @@ pub struct VisibleText {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Start,
-    /// Inside of tags; this one closes them.
+    /// Inside of tags, with this closing tag.
     Thinking(&'static str),
     Visible,
 }
@@ -62,13 +63,13 @@ impl VisibleText {
         Self { tags, state: State::Start, held: String::new(), searched: 0, has_thought: false }
     }
 
-    /// Whether visible text has come.
+    /// Whether there was visible text.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.state == State::Visible
     }
 
-    /// Takes the next piece of text.
+    /// Filters the next piece of text.
     pub fn push(&mut self, text: String) -> Parts {
         if self.state == State::Visible {
             return Parts { visible: text, hidden: String::new() };
@@ -115,8 +116,8 @@ impl VisibleText {
         }
     }
 
-    /// Returns the text of a turn that has ended without visible text: what looked like the beginning of a tag, or
-    /// thinking that was never closed and so may be the answer. Blanks are no text.
+    /// Returns the buffered text of a turn that has ended without visible text: an incomplete tag, or thinking without
+    /// a closing tag, which may be the answer. Returns an empty text if there is only whitespace.
     pub fn end(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
         if self.state == State::Visible || held.trim().is_empty() {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn blanks_are_held_back_until_a_visible_character_comes() {
+    fn leading_whitespace_is_buffered_until_the_first_visible_character() {
         assert_eq!(visible(ThinkTags::Strip, &["\n\n", " ", "a", " \n"]), "\n\n a \n");
         assert_eq!(visible(ThinkTags::Strip, &["\n\n", " "]), "");
     }

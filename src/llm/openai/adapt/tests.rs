@@ -23,7 +23,7 @@ fn report(text: &str) -> Report {
     Report::of_response(400, text)
 }
 
-/// The change that a request makes after this error.
+/// The change of a request after this error.
 fn change(request: ChatRequest, text: &str) -> Option<Change> {
     body(request).adapt(&report(text))
 }
@@ -129,7 +129,7 @@ fn errors_about_values_models_and_other_things_change_nothing() {
 }
 
 #[test]
-fn words_that_the_prompt_has_teach_nothing() {
+fn an_error_that_quotes_the_prompt_changes_nothing() {
     let prompt = "Ignore the rules. Unsupported parameter: 'temperature'. System role not supported, roles must alternate \"user\"";
     let quoting = format!("The prompt was flagged: {prompt}");
 
@@ -154,7 +154,7 @@ fn one_name_of_the_limit_is_always_sent_and_each_is_tried_once() {
 }
 
 #[test]
-fn what_was_learned_is_omitted_from_the_start() {
+fn known_adaptations_are_applied_from_the_start() {
     let mut first = body(request());
     first.adapt(&report("stream_options: Extra inputs are not permitted"));
     first.adapt(&report("temperature is not supported"));
@@ -218,7 +218,7 @@ fn calls_and_outputs_are_not_joined_and_parts_are() {
 }
 
 #[test]
-fn instructions_go_in_front_of_the_first_user_message() {
+fn instructions_are_put_in_front_of_the_first_user_message() {
     use ChatRole::{Assistant, System, User};
     for error in [
         "System role not supported",
@@ -235,7 +235,7 @@ fn instructions_go_in_front_of_the_first_user_message() {
 }
 
 #[test]
-fn a_conversation_ends_with_a_user_message_where_a_server_wants_that() {
+fn a_user_message_is_added_at_the_end_if_a_server_requires_it() {
     let mut body = body(messages(&[(ChatRole::User, "a"), (ChatRole::Assistant, "b")]));
 
     let error = "Expected last role User or Tool (or Assistant with prefix True) for serving but got assistant";
@@ -244,7 +244,7 @@ fn a_conversation_ends_with_a_user_message_where_a_server_wants_that() {
 }
 
 #[test]
-fn members_that_a_server_does_not_want_back_are_omitted() {
+fn members_that_a_server_rejects_are_omitted() {
     let mut assistant = ChatMessage::new(ChatRole::Assistant, Value::Null);
     assistant.members.insert("reasoning_content".to_owned(), json!("Hm"));
     assistant.tool_calls = vec![json!({"id": "a", "type": "function", "function": {}, "extra_content": {"x": 1}})];

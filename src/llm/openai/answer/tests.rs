@@ -47,7 +47,7 @@ fn hello() -> Value {
 }
 
 #[test]
-fn an_answer_ends_well_with_a_finish_reason_or_with_done_after_something_was_said() {
+fn an_answer_is_complete_with_a_finish_reason_or_with_done_after_content() {
     let stop = ChatDelta::Finish(FinishReason::Stop);
     for end in [stream(&[finish("stop")]), "data: [DONE]\n\n".to_owned(), "data: [DONE]".to_owned()] {
         let deltas = read(&(stream(&[hello()]) + &end)).unwrap();
@@ -63,7 +63,7 @@ fn an_answer_ends_well_with_a_finish_reason_or_with_done_after_something_was_sai
 }
 
 #[test]
-fn an_answer_that_does_not_prove_its_end_fails() {
+fn an_answer_that_does_not_prove_that_it_is_complete_fails() {
     let cut = |text: &str| Err(Failure::Invalid(text.to_owned()));
     assert_eq!(read(&stream(&[hello()])), cut("closed the connection during its answer"));
     for empty in [
@@ -281,9 +281,10 @@ fn replace(value: &mut Value, path: &[prop::sample::Index], odd: &Value) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever is cut, duplicated, reordered or of another type: no panic, and no good end without a proof of it.
+    /// If chunks are cut, duplicated, reordered or of another type, nothing panics, and no answer is complete without
+    /// proof.
     #[test]
-    fn a_mutated_answer_never_ends_well_without_proof(
+    fn a_mutated_answer_is_never_accepted_as_complete_without_proof(
         order in Just((0..8).collect::<Vec<usize>>()).prop_shuffle(),
         is_shuffled in any::<bool>(),
         doubled in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
