@@ -1,6 +1,6 @@
-//! The lifecycle of a run: its state and an input go in, a transition comes out. Pure; imports `api` alone.
+//! The lifecycle of a run: computes the transition from its state and an input. Pure; imports only `api`.
 //!
-//! What each input does in each state; a dash is rejected with [`InvalidTransition`]:
+//! The next state for each input in each state. A dash: rejected with [`InvalidTransition`].
 //!
 //! | input \ state      | queued      | in progress | requires action | cancelling | ended |
 //! |--------------------|-------------|-------------|-----------------|------------|-------|
@@ -22,7 +22,7 @@
 //! |---------------------------------------------|--------------------------------------------------------------|
 //! | text and refusal after the last tool calls  | removed from the message; the message and its step stay open |
 //! | a `tool_calls` step without calls           | removed                                                      |
-//! | a `tool_calls` step whose outputs came in   | completed already; nothing changes                           |
+//! | a `tool_calls` step with submitted outputs  | unchanged: it is already completed                           |
 //!
 //! An answer that ends before its calls are complete, at the token limit, ends their step without calls.
 //!
@@ -80,27 +80,27 @@ impl Progress {
         Self { run, steps: Vec::new(), message: None }
     }
 
-    /// Appends to the text part of the message, and creates it if necessary.
+    /// Appends to the text part of the message, and creates the part if necessary.
     ///
     /// # Panics
-    /// If there is no message: text comes only after [`Input::TextStarted`].
+    /// If there is no message, which [`Input::TextStarted`] creates.
     pub fn append(&mut self, text: &str) {
-        let content = &mut self.message.as_mut().expect("text comes after TextStarted").content;
+        let content = &mut self.message.as_mut().expect("TextStarted has created the message").content;
         match content.iter_mut().find_map(text_part) {
             Some(value) => value.push_str(text),
             None => content.push(Content::text(text)),
         }
     }
 
-    /// Appends to the refusal part of the message, and creates it if necessary.
+    /// Appends to the refusal part of the message, and creates the part if necessary.
     ///
     /// # Panics
     /// If there is no message, like [`Progress::append`].
-    pub fn append_refusal(&mut self, words: &str) {
-        let content = &mut self.message.as_mut().expect("a refusal comes after TextStarted").content;
+    pub fn append_refusal(&mut self, text: &str) {
+        let content = &mut self.message.as_mut().expect("TextStarted has created the message").content;
         match content.iter_mut().find_map(refusal_part) {
-            Some(refusal) => refusal.push_str(words),
-            None => content.push(Content::Refusal { refusal: words.to_owned() }),
+            Some(refusal) => refusal.push_str(text),
+            None => content.push(Content::Refusal { refusal: text.to_owned() }),
         }
     }
 
@@ -154,8 +154,8 @@ impl Progress {
         });
     }
 
-    /// Returns the length of what earlier turns wrote; at most the present length, because a client may have deleted the
-    /// message.
+    /// Returns the length of the text of earlier turns; at most the current length, because a client may have deleted
+    /// the message.
     #[must_use]
     pub fn settled(&self) -> Settled {
         let turns = || self.steps.iter().filter_map(|step| step.turn.as_ref());
@@ -190,14 +190,14 @@ pub enum Input {
         finish: FinishReason,
         /// The calls that it made, after [`Input::CallsStarted`].
         calls: Vec<CompletedCall>,
-        /// Members of a turn with calls that the model needs back.
+        /// Members of a turn with calls that are sent back to the model.
         replay: Option<Box<ReplayedMembers>>,
     },
     /// The client has submitted the outputs of all calls, in their order.
     OutputsSubmitted(Vec<String>),
     /// The run has reached its limit on prompt or completion tokens.
     LimitReached(RunIncompleteReason),
-    /// A client has asked to cancel it.
+    /// A client has requested its cancellation.
     CancelRequested,
     /// The model call of a run in status `cancelling` was stopped.
     Stopped {
@@ -244,7 +244,7 @@ pub enum Effect {
     CallModel,
     /// The worker continues to read the model's answer.
     ReadAnswer,
-    /// The service tells the worker that drives the run to stop its model call.
+    /// The service notifies the worker that drives the run, which stops its model call.
     StopModel,
     /// The service makes the run due, so that a worker claims it.
     Enqueue,
@@ -300,7 +300,7 @@ pub struct InvalidTransition {
 pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Result<Transition, InvalidTransition> {
     use RunState::{Cancelling, InProgress, Queued, RequiresAction};
 
-    // The clock of this server may be behind: no time is before the run's creation.
+    // The clock of this server may be slow. No time is before the run's creation.
     let now = now.max(progress.run.spec.created_at);
     let change = Change::new(progress.clone(), now);
     let started_at = progress.run.state.started_at();

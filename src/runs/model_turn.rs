@@ -160,7 +160,7 @@ impl Driver {
     }
 
     /// Builds the prompt from the newest message backwards, and reads only as much of the thread as it needs. Returns
-    /// `None` if its mandatory parts exceed the run's own budget.
+    /// `None` if its mandatory parts exceed the run's `max_prompt_tokens`.
     async fn build_prompt(
         &self,
         run: &LeasedRun,
@@ -257,7 +257,7 @@ impl Driver {
         let rounds = progress.rounds();
         if rounds > self.settings.tool_rounds_max && progress.open_calls().is_some() {
             return Ok(failed(
-                format!("The model called tools in {rounds} turns and was still not done (max_tool_rounds)."),
+                format!("The model called tools in {rounds} turns without completing the run (max_tool_rounds)."),
                 usage,
             ));
         }
@@ -270,7 +270,7 @@ impl Driver {
             Err(cause) => return Ok(failed(cause, usage)),
             Ok(Calls { made, replay }) => (made, replay),
         };
-        // After tool calls, a model may have nothing to add. Before them, an empty answer is an error of the model server.
+        // After tool calls, an empty answer is valid. Before them, it is an error of the model server.
         let is_empty = made.is_empty() && progress.text().is_empty() && progress.refusal().is_empty();
         if is_empty && finish == FinishReason::Stop && rounds == 0 {
             let error = llm::Error::Unavailable("The model server sent no answer.".to_owned());
@@ -334,7 +334,7 @@ impl Driver {
         if is_answered(turn, run) { self.spent(run, turn, prompt).await } else { Ok(Usage::default()) }
     }
 
-    /// Returns the tokens of a turn: as the model server reports them, or else by our own count.
+    /// Returns the tokens of a turn: those that the model server reported, or our own count.
     async fn spent(&self, run: &LeasedRun, turn: &Turn, prompt: &PromptTokens) -> Result<Usage, DriveError> {
         if let Some(usage) = turn.usage {
             return Ok(usage);

@@ -1,7 +1,7 @@
 //! Assembles one answer of the model from its deltas, in any dialect. Pure.
 //!
 //! Calls come in fragments, or whole; with an index, or without; some servers number all calls of a turn 0. A new name
-//! with a new ID or index starts the next call. Names and arguments are repaired if there is only one reading.
+//! with a new ID or index starts the next call. Names and arguments are repaired if they are unambiguous.
 
 use serde_json::{Map, Value};
 
@@ -30,7 +30,7 @@ pub struct KnownFunction {
 #[derive(Debug, Default)]
 pub struct Turn {
     calls: Vec<Call>,
-    /// Members of the message that the model needs back with its calls.
+    /// Members of the message that are sent back to the model with its calls.
     members: Map<String, Value>,
     /// Text that clients do not see; it counts as tokens.
     hidden: String,
@@ -60,7 +60,7 @@ struct Call {
     is_published: bool,
     /// The part of the arguments that was published.
     published: std::ops::Range<usize>,
-    /// Finds the end of the arguments; what follows is held back, since it may be a repetition.
+    /// Finds the end of the arguments. Later text is not published yet, because it may be a repetition.
     scanner: lenient::Scanner,
     /// How far the arguments were scanned, in bytes.
     scanned: usize,
@@ -83,7 +83,7 @@ pub enum TurnEvent {
 pub struct Calls {
     /// The calls, in order.
     pub made: Vec<CompletedCall>,
-    /// What the model needs back with them.
+    /// Members that are sent back to the model with the calls.
     pub replay: Option<Box<ReplayedMembers>>,
 }
 
@@ -111,7 +111,7 @@ impl Turn {
             }
             ChatDelta::Finish(reason) => {
                 self.finish = Some(reason);
-                // Names and arguments that were held back are published now.
+                // Publishes the buffered names and arguments.
                 (0..self.calls.len()).flat_map(|index| self.publish(index, true)).collect()
             }
             ChatDelta::Usage(usage) => {
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn the_known_name_inside_of_a_name_is_taken() {
+    fn a_known_name_inside_of_a_name_is_used() {
         for name in ["functions.f", " f", "f<|channel|>commentary", "functions.f:0", "tool/f", "f "] {
             assert_eq!(
                 calls(vec![piece(Some(0), "a", name, "{}")], false),
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_and_empty_arguments_are_taken_once() {
+    fn repeated_and_empty_arguments_are_used_once() {
         for arguments in [
             vec!["{}", "{\"a\"", ":1}"],
             vec!["{\"a\":1}", "{\"a\":1}"],

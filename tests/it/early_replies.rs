@@ -1,5 +1,5 @@
-//! Replies that are ready before the request body was read: they arrive, whatever the client still sends, and the next
-//! request succeeds. The clients send the whole body before they read, as many do.
+//! Responses that are sent before the request body was read. The client receives them even while it is still sending,
+//! and the next request succeeds. The clients send the whole body before they read, as many do.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream};
@@ -33,8 +33,8 @@ impl Connection {
     }
 
     async fn write(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.expect("the server reads on");
-        self.stream.flush().await.expect("the server reads on");
+        self.stream.write_all(bytes).await.expect("the server continues to read");
+        self.stream.flush().await.expect("the server continues to read");
     }
 
     async fn write_body(&mut self, size: usize) {
@@ -81,7 +81,7 @@ impl Connection {
     }
 }
 
-/// A request that is rejected, but for its body.
+/// A request that is rejected, without its body.
 #[derive(Clone, Copy)]
 struct Rejected {
     status: u16,

@@ -88,9 +88,9 @@ fn states() -> Vec<RunState> {
 }
 
 #[test]
-fn the_table_at_the_head_of_the_file_is_true() {
+fn the_state_machine_matches_the_table_in_its_documentation() {
     // Claimed, TextStarted, CallsStarted, ModelReplied, OutputsSubmitted, LimitReached, CancelRequested, Stopped, Failed,
-    // DeadlinePassed; a dash is refused.
+    // DeadlinePassed; a dash is rejected.
     let over = "- - - - - - - - - -";
     let table = [
         ("queued", "in_progress - - - - - cancelling - failed expired"),
@@ -117,7 +117,7 @@ fn the_table_at_the_head_of_the_file_is_true() {
     }
 }
 
-/// Where a run stands after these inputs; `Hi` is written when text begins.
+/// Returns the run after these inputs. `Hi` is written when text starts.
 fn walk(inputs: Vec<Input>) -> Progress {
     let ids = Ids::counting();
     let mut progress = Progress::new(run(&ids));
@@ -159,7 +159,7 @@ fn each_early_end_keeps_the_text_and_records_its_reason_and_the_usage_of_the_tur
         assert_eq!(progress.steps[0].usage, Some(spent));
         let message = progress.message.unwrap();
         assert_eq!(message.state, MessageState::Incomplete { at: NOW, reason });
-        assert_eq!(message.content, [Content::text("Hi")], "the text so far is kept");
+        assert_eq!(message.content, [Content::text("Hi")], "the text so far is stored");
     }
 }
 
@@ -230,7 +230,7 @@ fn calls_that_were_not_complete_are_removed_when_the_run_is_claimed_again() {
     assert_eq!(claimed.progress.steps, Vec::new());
     let began = step(&claimed.progress, Input::TextStarted, NOW, &ids).unwrap().progress;
     let ended = step(&began, replied(FinishReason::Stop), NOW, &ids).unwrap().progress;
-    assert_eq!(ended.run.state.status(), "completed", "the model may answer in text now");
+    assert_eq!(ended.run.state.status(), "completed", "the model may answer with text now");
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn a_run_continues_with_the_outputs_of_its_calls() {
     sum += usage(5);
     assert_eq!(progress.run.usage, sum);
     assert_eq!(progress.steps.iter().map(|step| step.usage.unwrap()).collect::<Vec<_>>(), [usage(3), usage(5)]);
-    let StepDetails::ToolCalls { tool_calls } = &progress.steps[0].details else { panic!("calls came first") };
+    let StepDetails::ToolCalls { tool_calls } = &progress.steps[0].details else { panic!("the first step has calls") };
     assert_eq!(tool_calls[0].function.output.as_deref(), Some("sunny"));
 }
 
@@ -281,7 +281,7 @@ fn a_message_that_began_before_the_calls_stays_open_and_is_the_only_one() {
 }
 
 #[test]
-fn a_message_that_its_client_deleted_is_created_anew_with_the_text_of_later_turns_alone() {
+fn a_deleted_message_is_created_again_with_only_the_text_of_later_turns() {
     let mut progress =
         walk(vec![Input::Claimed, Input::TextStarted, Input::CallsStarted, called(), answered(), Input::Claimed]);
     let deleted = progress.message.take().unwrap();
@@ -294,7 +294,7 @@ fn a_message_that_its_client_deleted_is_created_anew_with_the_text_of_later_turn
     assert_eq!(began.message.as_ref().map(|message| &message.id), Some(&deleted.id));
     let turns: Vec<_> = began.progress.steps.iter().filter_map(|step| step.turn.as_ref()).collect();
     assert_eq!(turns.iter().map(|turn| turn.text_bytes).collect::<Vec<_>>(), [0]);
-    assert!(began.steps.iter().any(|step| step.turn.is_some()), "and that is stored");
+    assert!(began.steps.iter().any(|step| step.turn.is_some()), "the change is stored");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn an_end_while_the_run_awaits_its_client_closes_the_calls() {
         let progress = walk([vec![Input::Claimed, Input::CallsStarted, called()], inputs].concat());
 
         assert_eq!(progress.steps.iter().map(|step| &step.state).collect::<Vec<_>>(), [&state]);
-        assert_eq!(progress.run.usage, usage(3), "the turn that called was paid");
+        assert_eq!(progress.run.usage, usage(3), "the usage of the turn with calls is recorded");
     }
 }
 
@@ -324,7 +324,7 @@ fn text_that_was_written_since_the_last_calls_is_removed_when_the_run_is_claimed
 }
 
 #[test]
-fn outputs_that_are_not_one_for_each_call_are_refused() {
+fn outputs_are_rejected_unless_there_is_one_for_each_call() {
     let ids = Ids::counting();
     let progress = walk(vec![Input::Claimed, Input::CallsStarted, called()]);
 
@@ -335,7 +335,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     prop::sample::select(
         [
             inputs(),
-            // What makes a run continue, more often than what ends it.
+            // Inputs that continue a run are more frequent than inputs that end it.
             vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsStarted, Input::TextStarted],
             vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)],
         ]
@@ -343,7 +343,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     )
 }
 
-/// A run in a state that some sequence of inputs leads to, text and deleted messages included.
+/// Returns a run in the state after these inputs, which include text and deleted messages.
 fn reach(inputs: &[(Input, u8)], ids: &Ids) -> Progress {
     let mut progress = Progress::new(run(ids));
     for (input, chance) in inputs {
@@ -377,7 +377,7 @@ proptest! {
             let usage = input.usage();
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
             spent += usage;
-            prop_assert!(!was_over, "an end was left");
+            prop_assert!(!was_over, "an ended run changed its state");
             prop_assert!(transition.steps.iter().all(|step| transition.progress.steps.contains(step)));
             let is_removed = |step: &RunStep| transition.removed_steps.contains(&step.id);
             prop_assert!(!transition.progress.steps.iter().any(is_removed));
@@ -399,8 +399,8 @@ proptest! {
         }
     }
 
-    /// Whatever has happened, also halfway through a turn: a worker that claims the run and a model that answers in text
-    /// bring it to its end, and so do a cancellation and the deadline.
+    /// In every reachable state, also in the middle of a turn, the run ends if a worker claims it and its model answers
+    /// with text, if it is cancelled, or if its deadline passes.
     #[test]
     fn from_every_state_that_can_be_reached_a_run_can_be_ended(
         inputs in prop::collection::vec((any_input(), 0_u8..30), 0..30),

@@ -104,7 +104,7 @@ pub struct PromptBuilder {
     kept: Vec<Kept>,
     /// Tokens of the whole prompt: counted, or an upper bound. Not valid if `has_exceeded`.
     tokens: usize,
-    /// Tokens of what is always in the prompt, likewise.
+    /// Tokens of the parts that are always in the prompt: counted, or an upper bound.
     fixed_tokens: usize,
     is_counted: bool,
     /// Whether the prompt has more tokens than [`Budget::tokens_max`] even with the newest message alone.

@@ -101,7 +101,7 @@ fn all_tokens() -> usize {
 }
 
 #[test]
-fn a_prompt_that_is_too_long_drops_the_oldest_messages_after_the_first() {
+fn a_prompt_that_is_too_long_omits_the_oldest_messages_after_the_first() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
     let newest = count_text(ChatRole::User, WORDS[3]);
@@ -109,11 +109,11 @@ fn a_prompt_that_is_too_long_drops_the_oldest_messages_after_the_first() {
     assert_eq!(kept(&build(&run, &thread, of_run(all_tokens()))), WORDS);
     assert_eq!(kept(&build(&run, &thread, of_run(all_tokens() - 1))), [WORDS[0], WORDS[2], WORDS[3]]);
     assert_eq!(kept(&build(&run, &thread, of_run(all_tokens() / 2))), [WORDS[3]]);
-    assert_eq!(build(&run, &thread, of_run(newest)), Err(TooLong), "it does not fit beside the instructions");
+    assert_eq!(build(&run, &thread, of_run(newest)), Err(TooLong), "it does not fit together with the instructions");
 }
 
 #[test]
-fn a_context_window_that_is_too_small_is_left_to_the_model_to_reject() {
+fn a_newest_message_that_exceeds_the_context_window_is_sent_anyway() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
 
@@ -122,7 +122,7 @@ fn a_context_window_that_is_too_small_is_left_to_the_model_to_reject() {
 }
 
 #[test]
-fn a_limit_on_bytes_drops_messages_like_one_on_tokens() {
+fn a_limit_on_bytes_omits_messages_like_a_limit_on_tokens() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
     let bytes = |messages: usize| Budget { bytes: "be kind".len() + messages, ..ALL };
@@ -134,7 +134,7 @@ fn a_limit_on_bytes_drops_messages_like_one_on_tokens() {
 }
 
 #[test]
-fn without_a_limit_nothing_is_dropped_or_counted() {
+fn without_a_limit_nothing_is_omitted_or_counted() {
     let ids = Ids::counting();
     let (run, thread) = (progress(&ids, &json!({})), thread(&ids, &WORDS));
 
@@ -184,7 +184,7 @@ fn a_cancelled_builder_stops_counting() {
 }
 
 #[test]
-fn a_model_that_counts_more_tokens_than_we_do_gets_less() {
+fn the_budget_is_reduced_for_a_model_that_counts_more_tokens_than_we_do() {
     assert_eq!(of_run(100).counted(2.0), of_run(50));
 }
 
@@ -210,7 +210,7 @@ fn the_runs_own_message_and_messages_without_content_are_left_out() {
 }
 
 #[test]
-fn pictures_are_sent_for_users_only() {
+fn images_are_sent_for_users_only() {
     let ids = Ids::counting();
     let url = |url: &str| {
         let picture = json!({"type": "image_url", "image_url": {"url": url, "detail": "auto"}});
@@ -276,14 +276,14 @@ fn rounds_whose_message_was_deleted_have_no_text() {
     assert_eq!(rounds(&run, "m")[0].content, Value::Null);
 
     // A later turn has begun the message again.
-    set_text(&ids, &mut run, "anew");
+    set_text(&ids, &mut run, "text");
     add_round(&ids, &mut run, 4, "b");
-    assert_eq!((&rounds(&run, "m")[0].content, &rounds(&run, "m")[2].content), (&Value::Null, &json!("anew")));
+    assert_eq!((&rounds(&run, "m")[0].content, &rounds(&run, "m")[2].content), (&Value::Null, &json!("text")));
 
-    set_text(&ids, &mut run, "anew and more");
+    set_text(&ids, &mut run, "text and more");
     add_round(&ids, &mut run, 13, "c");
     let texts: Vec<Value> = rounds(&run, "m").into_iter().step_by(2).map(|message| message.content).collect();
-    assert_eq!(texts, [Value::Null, json!("anew"), json!("and more")]);
+    assert_eq!(texts, [Value::Null, json!("text"), json!("and more")]);
 }
 
 /// The prompt by the plain algorithm, which reads and counts the whole thread.
