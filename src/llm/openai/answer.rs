@@ -224,8 +224,8 @@ impl AnswerReader {
                 self.read_events(last.into_iter().collect(), deltas)?;
             }
         }
-        let said = self.text.has_begun() || self.has_refusal_or_call;
-        if !said && self.finish != Some(FinishReason::Length) {
+        let has_content = self.text.has_begun() || self.has_refusal_or_call;
+        if !has_content && self.finish != Some(FinishReason::Length) {
             let rest = self.text.end();
             if !rest.is_empty() {
                 deltas.push(ChatDelta::Text(rest));
@@ -234,8 +234,8 @@ impl AnswerReader {
         let has_content = self.text.has_begun() || self.has_refusal_or_call;
         match (self.finish, self.unknown_finish) {
             (Some(reason), _) => deltas.push(ChatDelta::Finish(reason)),
-            (None, _) if self.is_done && said => deltas.push(ChatDelta::Finish(FinishReason::Stop)),
-            (None, _) if !said => return Err(Failure::Invalid("sent no answer".to_owned())),
+            (None, _) if self.is_done && has_content => deltas.push(ChatDelta::Finish(FinishReason::Stop)),
+            (None, _) if !has_content => return Err(Failure::Invalid("sent no answer".to_owned())),
             (None, Some(reason)) => {
                 let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
                 return Err(Failure::Invalid(format!("ended its answer with the unknown finish reason \"{reason}\"")));
