@@ -75,7 +75,13 @@ use runs::Written;
 type Db = sqlx::Postgres;
 type Row = sqlx::postgres::PgRow;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+/// Returns the migrations. A migration of a newer release in the database is not an error: during an upgrade, servers of
+/// both releases start.
+fn migrations() -> sqlx::migrate::Migrator {
+    let mut migrations = sqlx::migrate!("migrations/postgres");
+    migrations.set_ignore_missing(true);
+    migrations
+}
 
 /// The channel on which servers notify each other of changed runs.
 const RUN_CHANGES: &str = "assistd_run_changes";
@@ -208,7 +214,7 @@ impl Backend {
         );
         let mut first = connect(&options, settings, &display_name).await?;
         // Uses an advisory lock, so that several servers can start concurrently.
-        MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
+        migrations().run(&mut first).await.map_err(Error::Migration)?;
         first.close().await?;
         let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
         let backend = Self { pool, options, display_name, clock, unreadable: Unreadable::default() };

@@ -66,7 +66,13 @@ use runs::Written;
 type Db = sqlx::Sqlite;
 type Row = sqlx::sqlite::SqliteRow;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+/// Returns the migrations. A migration of a newer release in the database is not an error: during an upgrade, servers of
+/// both releases start.
+fn migrations() -> sqlx::migrate::Migrator {
+    let mut migrations = sqlx::migrate!("migrations/sqlite");
+    migrations.set_ignore_missing(true);
+    migrations
+}
 
 /// How long a statement waits for a lock. Only other programs, such as the `sqlite3` shell, can hold one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -158,7 +164,7 @@ impl Backend {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let mut first = SqliteConnection::connect_with(&options).await?;
-        MIGRATIONS.run(&mut first).await.map_err(Error::Migration)?;
+        migrations().run(&mut first).await.map_err(Error::Migration)?;
         // No other server uses the file, so all leases are from earlier processes and can be cleared. If this fails, for
         // example on a full disk, the leases expire.
         let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await;

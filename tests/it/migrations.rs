@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::both_stores;
 use crate::support::database::Database;
 
 #[test]
@@ -26,6 +27,21 @@ async fn several_servers_can_start_concurrently_on_an_empty_database() {
         store.check().await.unwrap();
     }
 }
+
+both_stores!(a_server_starts_on_a_database_with_a_migration_of_a_newer_release, async |database: Database| {
+    database.open().await.close().await;
+    database
+        .execute(
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             select 9999, 'newer', success, checksum, execution_time from _sqlx_migrations where version = 1",
+        )
+        .await;
+
+    let store = database.open().await;
+
+    store.check().await.unwrap();
+    store.close().await;
+});
 
 #[tokio::test]
 async fn a_sqlite_file_can_be_opened_by_one_server_at_a_time() {
