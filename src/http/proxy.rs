@@ -55,10 +55,7 @@ async fn forward(
     Object(mut members): Object,
 ) -> Result<Response, Error> {
     if app.drain.is_draining() {
-        return Err(Error::from(api::Error::new(
-            Kind::Unavailable,
-            "The server is stopping and starts no new requests.",
-        )));
+        return Err(stopping().into());
     }
     if let Some(deployment) = params.get("deployment") {
         members.insert("model".to_owned(), Value::String(deployment.to_owned()));
@@ -70,8 +67,12 @@ async fn forward(
     let route = app.models.route(&name).await;
     members.insert("model".to_owned(), Value::String(route.model));
     let open_response = app.drain.register();
-    let proxied = route.server.proxy(endpoint, members).await?;
-    let is_stream = proxied.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/event-stream"));
+    let proxied = tokio::select! {
+        biased;
+        () = app.drain.stopped() => return Err(stopping().into()),
+        proxied = route.server.proxy(endpoint, members) => proxied?,
+    };
+    let is_stream = proxied.is_stream;
     let mut body = proxied.body;
     let drain = app.drain.clone();
     let bytes = async_stream::stream! {
@@ -103,7 +104,14 @@ async fn forward(
     if let Some(kind) = proxied.content_type.and_then(|kind| HeaderValue::from_str(&kind).ok()) {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
+    if let Some(after) = proxied.retry_after.and_then(|after| HeaderValue::from_str(&after).ok()) {
+        response.headers_mut().insert(header::RETRY_AFTER, after);
+    }
     Ok(response)
+}
+
+fn stopping() -> api::Error {
+    api::Error::new(Kind::Unavailable, "The server is stopping and starts no new requests.")
 }
 
 /// Returns the end of a stream that cannot continue. Starts with an empty line, because an event may be partial.

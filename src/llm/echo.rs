@@ -55,6 +55,8 @@ impl ChatModel for Echo {
             return Ok(Proxied {
                 status: 404,
                 content_type: Some("application/json".to_owned()),
+                retry_after: None,
+                is_stream: false,
                 body: stream::iter([Ok(Bytes::from(error.to_string()))]).boxed(),
             });
         }
@@ -90,6 +92,8 @@ impl ChatModel for Echo {
             return Ok(Proxied {
                 status: 200,
                 content_type: Some("text/event-stream; charset=utf-8".to_owned()),
+                retry_after: None,
+                is_stream: true,
                 body: body.boxed(),
             });
         }
@@ -105,6 +109,8 @@ impl ChatModel for Echo {
         Ok(Proxied {
             status: 200,
             content_type: Some("application/json".to_owned()),
+            retry_after: None,
+            is_stream: false,
             body: stream::iter([Ok(Bytes::from(reply.to_string()))]).boxed(),
         })
     }

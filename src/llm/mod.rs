@@ -149,6 +149,10 @@ pub struct Proxied {
     pub status: u16,
     /// The content type, if the server sent one.
     pub content_type: Option<String>,
+    /// The `retry-after` header, if the server sent one.
+    pub retry_after: Option<String>,
+    /// Whether the body is an event stream, whatever its content type.
+    pub is_stream: bool,
     /// The body as it arrives.
     pub body: BoxStream<'static, Result<Bytes, Error>>,
 }

@@ -105,6 +105,46 @@ async fn a_forwarded_stream_that_stalls_or_breaks_ends_with_an_error() {
 }
 
 #[tokio::test]
+async fn a_forwarded_stream_ends_with_done_though_the_connection_stays_open() {
+    let upstream = Upstream::scripted([Answer::Hang("data: {\"choices\":[]}\n\ndata: [DONE]\n\n")]).await;
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
+    let body = json!({"model": "m", "messages": [], "stream": true});
+
+    let stream = server.client.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+
+    assert_eq!(stream.text().await.unwrap(), "data: {\"choices\":[]}\n\ndata: [DONE]\n\n");
+    upstream.wait_for_disconnect().await;
+}
+
+#[tokio::test]
+async fn the_last_rate_limit_of_a_forwarded_request_says_when_to_retry() {
+    let busy = || Answer::Status(429, vec![("retry-after", "0")], json!({"error": {"message": "slow down"}}));
+    let upstream = Upstream::scripted([busy(), busy()]).await;
+    let database = Database::sqlite();
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_RETRIES", "1")]).await;
+
+    let reply =
+        server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await.unwrap();
+
+    assert_eq!((reply.status().as_u16(), reply.headers()["retry-after"].to_str().unwrap()), (429, "0"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarded_request_without_an_answer_is_rejected_when_the_server_stops() {
+    let upstream = Upstream::scripted([Answer::Held(Box::new(Answer::Tokens(vec!["Hello"])))]).await;
+    let database = Database::sqlite();
+    let server = Server::with(&database, &upstream, &[("SHUTDOWN_GRACE_S", "0")]).await;
+    let request = server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send();
+    let request = tokio::spawn(request);
+    upstream.wait_for_requests(1).await;
+
+    let (reply, ()) = tokio::join!(request, server.stop());
+
+    assert_eq!(reply.unwrap().unwrap().status().as_u16(), 503);
+}
+
+#[tokio::test]
 async fn the_echo_model_answers_chat_completions() {
     use assistd::llm::{ChatModel as _, Echo, Endpoint};
     use futures_util::StreamExt as _;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use percent_encoding::percent_decode_str;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
@@ -21,6 +21,7 @@ use super::learned::Learned;
 use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
+use crate::llm::sse::Parser;
 use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient};
 
 /// Initial backoff before a retry; doubled for each further retry, and shortened by up to a half at random, so that
@@ -562,20 +563,34 @@ impl ChatModel for Upstream {
             let report = self.read_report(answer).await;
             return Err(self.rejected(&report));
         }
-        let content_type = answer.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content_type = content_type.map(str::to_owned);
+        let header = |name: &HeaderName| {
+            answer.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let (content_type, retry_after) = (header(&CONTENT_TYPE), header(&RETRY_AFTER));
         let idle = self.inner.settings.idle_timeout;
         if !status.is_success() {
             let text = self.masked(&answer.text(idle).await);
             let body = futures_util::stream::iter([Ok(Bytes::from(text))]).boxed();
-            return Ok(Proxied { status: status.as_u16(), content_type, body });
+            return Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream: false, body });
         }
+        let first = answer.first.as_deref().unwrap_or_default().trim_ascii_start().first();
+        let is_stream = first.is_some_and(|first| !b"{[".contains(first));
         let upstream = self.clone();
         let body = async_stream::stream! {
             let mut bytes = std::pin::pin!(answer.into_bytes());
+            let mut events = Parser::default();
             loop {
                 match tokio::time::timeout(idle, bytes.next()).await {
-                    Ok(Some(Ok(bytes))) => yield Ok(bytes),
+                    Ok(Some(Ok(bytes))) => {
+                        // Some servers keep the connection open after the end of a stream.
+                        let is_done = is_stream && events.push(&bytes).is_ok_and(|events| {
+                            events.iter().any(|event| event.data.trim() == "[DONE]")
+                        });
+                        yield Ok(bytes);
+                        if is_done {
+                            return;
+                        }
+                    }
                     Ok(None) => return,
                     Ok(Some(Err(error))) => {
                         yield Err(upstream.unavailable(&upstream.broken(&error)));
@@ -588,7 +603,7 @@ impl ChatModel for Upstream {
                 }
             }
         };
-        Ok(Proxied { status: status.as_u16(), content_type, body: body.boxed() })
+        Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream, body: body.boxed() })
     }
 
     async fn list(&self) -> Result<Vec<ModelObject>, Error> {
