@@ -20,11 +20,11 @@ const EXCLUDED_MAX: usize = 500;
 /// All leases of this server, by job ID.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    held: Mutex<HashMap<String, Held>>,
+    held: Mutex<HashMap<String, LeasedJob>>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct LeasedJob {
     number: i64,
     /// Before this time, no other server can have claimed the job.
     until: Instant,
@@ -96,7 +96,7 @@ impl Leases {
     pub(super) fn hold(leases: &Arc<Self>, lease: Lease, duration: Duration, stopping: CancellationToken) -> Attempt {
         let now = Instant::now();
         let (lost, critical) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
-        let held = Held {
+        let held = LeasedJob {
             number: lease.number,
             until: now + duration,
             since: now,

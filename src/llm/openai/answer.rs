@@ -224,14 +224,14 @@ impl AnswerReader {
                 self.read_events(last.into_iter().collect(), deltas)?;
             }
         }
-        let has_content = self.text.has_begun() || self.has_refusal_or_call;
+        let has_content = self.text.has_text() || self.has_refusal_or_call;
         if !has_content && self.finish != Some(FinishReason::Length) {
             let rest = self.text.end();
             if !rest.is_empty() {
                 deltas.push(ChatDelta::Text(rest));
             }
         }
-        let has_content = self.text.has_begun() || self.has_refusal_or_call;
+        let has_content = self.text.has_text() || self.has_refusal_or_call;
         match (self.finish, self.unknown_finish) {
             (Some(reason), _) => deltas.push(ChatDelta::Finish(reason)),
             (None, _) if self.is_done && has_content => deltas.push(ChatDelta::Finish(FinishReason::Stop)),

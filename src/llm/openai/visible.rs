@@ -65,7 +65,7 @@ impl VisibleText {
 
     /// Whether there was visible text.
     #[must_use]
-    pub fn has_begun(&self) -> bool {
+    pub fn has_text(&self) -> bool {
         self.state == State::Visible
     }
 
@@ -93,21 +93,21 @@ impl VisibleText {
                     self.state = State::Start;
                 }
                 State::Start => {
-                    let begun = self.held.trim_start();
-                    if begun.is_empty() {
+                    let rest = self.held.trim_start();
+                    if rest.is_empty() {
                         return parts;
                     }
                     let tags = if self.tags == ThinkTags::Strip { &TAGS[..] } else { &[] };
-                    let lower = begun.to_ascii_lowercase();
+                    let lower = rest.to_ascii_lowercase();
                     if let Some((open, close)) = tags.iter().find(|(open, _)| lower.starts_with(open)) {
-                        parts.hidden.push_str(begun);
-                        self.searched = self.held.len() - begun.len() + open.len();
+                        parts.hidden.push_str(rest);
+                        self.searched = self.held.len() - rest.len() + open.len();
                         self.state = State::Thinking(close);
                     } else if tags.iter().any(|(open, _)| open.starts_with(&lower)) {
                         return parts;
                     } else {
                         // Blanks between the thinking and the text belong to the thinking.
-                        parts.visible.push_str(if self.has_thought { begun } else { &self.held });
+                        parts.visible.push_str(if self.has_thought { rest } else { &self.held });
                         self.held.clear();
                         self.state = State::Visible;
                     }

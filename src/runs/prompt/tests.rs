@@ -275,7 +275,7 @@ fn rounds_whose_message_was_deleted_have_no_text() {
     add_round(&ids, &mut run, 8, "a");
     assert_eq!(rounds(&run, "m")[0].content, Value::Null);
 
-    // A later turn has begun the message again.
+    // A later turn has created the message again.
     set_text(&ids, &mut run, "text");
     add_round(&ids, &mut run, 4, "b");
     assert_eq!((&rounds(&run, "m")[0].content, &rounds(&run, "m")[2].content), (&Value::Null, &json!("text")));
