@@ -449,9 +449,9 @@ fn apply(change: &Change, wire: &mut Wire) {
     match change {
         Change::Omit(name) => match name.as_str() {
             "stream_options" => wire.stream_options = None,
-            "max_tokens" if request.max_completion_tokens.is_some() => wire.max_tokens = None,
-            "max_completion_tokens" if wire.max_tokens.is_some() => request.max_completion_tokens = None,
-            "max_tokens" | "max_completion_tokens" => {}
+            // The limit is always sent under one of its names.
+            "max_tokens" => request.max_completion_tokens = request.max_completion_tokens.or(wire.max_tokens.take()),
+            "max_completion_tokens" => wire.max_tokens = wire.max_tokens.or(request.max_completion_tokens.take()),
             "parallel_tool_calls" => request.parallel_tool_calls = None,
             "temperature" => request.temperature = None,
             "top_p" => request.top_p = None,

@@ -151,6 +151,10 @@ fn one_name_of_the_limit_is_always_sent_and_each_is_tried_once() {
     assert_eq!(body.adapt(&not_supported("max_completion_tokens")), omit("max_completion_tokens"));
     assert_eq!(limits(&body), [Some(json!(5)), None]);
     assert_eq!(body.adapt(&not_supported("max_tokens")), None);
+
+    let mut openai = RequestBody::new(request(), true, Adaptations::default());
+    assert_eq!(openai.adapt(&not_supported("max_completion_tokens")), omit("max_completion_tokens"));
+    assert_eq!(limits(&openai), [Some(json!(5)), None]);
 }
 
 #[test]
