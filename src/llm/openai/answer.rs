@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::chunk::{self, Finish};
+use super::chunk::{self, Chunk, Finish};
 use super::report::Report;
 use super::visible::{ThinkTags, VisibleText};
 use crate::api::run::FinishReason;
@@ -265,6 +265,10 @@ impl AnswerReader {
                 self.is_done = true;
                 break;
             }
+            if let Some(chunk) = chunk::read_plain(data, &mut self.choice) {
+                self.read_chunk(chunk, deltas)?;
+                continue;
+            }
             for value in self.parse(data).ok_or_else(|| not_a_chunk(data))? {
                 self.read_value(value, deltas)?;
             }
@@ -306,6 +310,10 @@ impl AnswerReader {
 
     fn read_value(&mut self, value: Value, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         let chunk = chunk::read(value, &mut self.choice)?;
+        self.read_chunk(chunk, deltas)
+    }
+
+    fn read_chunk(&mut self, chunk: Chunk, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         let is_last = self.finish.is_some() || chunk.finish.is_some();
         let mut has_content = false;
         for delta in chunk.deltas {
