@@ -57,6 +57,44 @@ pub fn parse(text: &str) -> Option<Value> {
     })
 }
 
+/// Escapes raw control characters in the strings of a JSON text that arrives in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct Escaper {
+    scanner: Scanner,
+}
+
+impl Escaper {
+    /// Returns the next piece with its control characters escaped.
+    pub fn push(&mut self, piece: &str) -> String {
+        let mut escaped = String::with_capacity(piece.len());
+        for character in piece.chars() {
+            let in_string = self.scanner.in_string();
+            if character.is_ascii() {
+                self.scanner.push(character as u8);
+            }
+            if in_string {
+                push_escaped(&mut escaped, character);
+            } else {
+                escaped.push(character);
+            }
+        }
+        escaped
+    }
+}
+
+/// Appends a character of a string.
+fn push_escaped(text: &mut String, character: char) {
+    match character {
+        '\n' => text.push_str("\\n"),
+        '\r' => text.push_str("\\r"),
+        '\t' => text.push_str("\\t"),
+        control if control < ' ' => {
+            let _ = write!(text, "\\u{:04x}", control as u32);
+        }
+        other => text.push(other),
+    }
+}
+
 /// Escapes raw control characters in strings. With `replace_words`, replaces words outside of strings that are not JSON
 /// with null.
 fn repair(text: &str, replace_words: bool) -> String {
@@ -69,15 +107,7 @@ fn repair(text: &str, replace_words: bool) -> String {
             scanner.push(character as u8);
         }
         if was_in_string {
-            match character {
-                '\n' => repaired.push_str("\\n"),
-                '\r' => repaired.push_str("\\r"),
-                '\t' => repaired.push_str("\\t"),
-                control if control.is_ascii_control() && control != '\u{7F}' => {
-                    let _ = write!(repaired, "\\u{:04x}", control as u32);
-                }
-                other => repaired.push(other),
-            }
+            push_escaped(&mut repaired, character);
         } else if character.is_whitespace() || matches!(character, '{' | '}' | '[' | ']' | ',' | ':' | '"') {
             push_word(&mut repaired, &mut word, replace_words);
             repaired.push(character);

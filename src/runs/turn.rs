@@ -62,6 +62,8 @@ struct Call {
     published: std::ops::Range<usize>,
     /// Finds the end of the arguments. Later text is not published yet, because it may be a repetition.
     scanner: lenient::Scanner,
+    /// Escapes raw control characters in the arguments, so that they are streamed as they are stored.
+    escaper: lenient::Escaper,
     /// How far the arguments were scanned, in bytes.
     scanned: usize,
     is_whole: bool,
@@ -136,6 +138,7 @@ impl Turn {
                     is_published: false,
                     published: 0..0,
                     scanner: lenient::Scanner::default(),
+                    escaper: lenient::Escaper::default(),
                     scanned: 0,
                     is_whole: false,
                 });
@@ -146,7 +149,8 @@ impl Turn {
             self.extend_name(index, name);
         }
         let call = &mut self.calls[index];
-        call.arguments.push_str(&piece.arguments);
+        let arguments = call.escaper.push(&piece.arguments);
+        call.arguments.push_str(&arguments);
         if call.upstream_id.is_none() {
             call.upstream_id = piece.id;
         }
@@ -159,10 +163,18 @@ impl Turn {
 
     /// Appends to a name that the server sends in pieces. A name that is complete or repeated stays.
     fn extend_name(&mut self, index: usize, piece: &str) {
-        let current = &self.calls[index].name;
-        if current != piece && self.function(current).is_none() {
+        let call = &self.calls[index];
+        let is_incomplete = call.name != piece && self.function(&call.name).is_none();
+        if is_incomplete || self.is_rest_of_name(call, piece) {
             self.calls[index].name.push_str(piece);
         }
+    }
+
+    /// Returns whether a name continues that of a call: together they start the name of a function.
+    fn is_rest_of_name(&self, call: &Call, piece: &str) -> bool {
+        let joined = format!("{}{piece}", call.name);
+        let starts_name = self.known.iter().any(|function| function.name.starts_with(&joined));
+        call.arguments.is_empty() && !call.is_published && starts_name
     }
 
     /// Publishes new parts of a call after its name is known. Until the turn `has_ended`, holds back text that may repeat
@@ -193,8 +205,13 @@ impl Turn {
     fn publish_name(&mut self, index: usize, must_start: bool) -> Option<TurnEvent> {
         let known = self.function(&self.calls[index].name).map(|function| function.name.clone());
         let call = &mut self.calls[index];
-        let may_start = must_start && !call.name.is_empty();
-        let name = known.or_else(|| may_start.then(|| call.name.clone())).filter(|_| !call.is_published)?;
+        // More of the name may follow.
+        let is_ambiguous =
+            self.known.iter().any(|function| function.name != call.name && function.name.starts_with(&call.name));
+        if call.is_published || call.name.is_empty() || is_ambiguous && !must_start {
+            return None;
+        }
+        let name = known.or_else(|| must_start.then(|| call.name.clone()))?;
         call.is_published = true;
         Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
     }
@@ -224,7 +241,7 @@ impl Turn {
     /// all calls.
     fn starts_call(&self, piece: &CallPiece, call: &Call) -> bool {
         let Some(name) = &piece.name else { return false };
-        if call.name.is_empty() {
+        if call.name.is_empty() || self.is_rest_of_name(call, name) {
             return false;
         }
         if piece.id.is_some() && call.upstream_id.is_some() && piece.id != call.upstream_id {
@@ -498,6 +515,22 @@ mod tests {
                 Ok(vec![("f".into(), "{}".into())]),
                 "{name}"
             );
+        }
+        for (pieces, expected) in [
+            (vec!["delete", "_draft"], "delete_draft"),
+            (vec!["sen", "d_", "draft"], "send_draft"),
+            (vec!["send"], "send"),
+            (vec!["search", "_web"], "search_web"),
+            (vec!["get", "_time"], "get_time"),
+        ] {
+            let names = ["delete", "delete_draft", "send", "send_draft", "search", "web", "search_web", "get_time"];
+            let known = names.map(|name| KnownFunction { name: name.to_owned(), takes_arguments: true });
+            let mut turn = Turn::new(known.to_vec(), false);
+            let names = pieces.iter().map(|name| piece(Some(0), "a", name, ""));
+            let deltas = names.chain([piece(Some(0), "", "", "{\"a\":1}")]);
+            let events: Vec<TurnEvent> = deltas.flat_map(|delta| turn.apply(delta, &Ids::counting())).collect();
+            assert_eq!(published(&events), [(expected.to_owned(), "{\"a\":1}".to_owned())], "{pieces:?}");
+            assert_eq!(turn.into_calls("m").unwrap().made[0].call.name, expected);
         }
         let in_pieces =
             vec![piece(Some(0), "a", "get_", ""), piece(Some(0), "", "time", ""), piece(Some(0), "", "", "{}")];
