@@ -73,6 +73,11 @@ impl Parser {
             return self.end_event();
         }
         if let Some(data) = field(&line, b"data:") {
+            if !self.has_data && data.trim_ascii() == b"[DONE]" {
+                // The end of a stream needs no empty line, which some servers omit.
+                self.name.clear();
+                return Some(Event { data: "[DONE]".to_owned(), is_error: false, is_keep_alive: false });
+            }
             if self.has_data {
                 self.data.push(b'\n');
             }

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::chunk::{self, Chunk, Finish};
+use super::chunk::{self, Chunk, Earlier, Finish};
 use super::report::Report;
 use super::visible::{ThinkTags, VisibleText};
 use crate::api::run::FinishReason;
@@ -62,8 +62,7 @@ pub struct AnswerReader {
     form: Form,
     surrogates: SurrogateJoiner,
     text: VisibleText,
-    /// The index of the choice that is read.
-    choice: Option<i64>,
+    earlier: Earlier,
     /// Whether the answer has a refusal or a call.
     has_refusal_or_call: bool,
     finish: Option<FinishReason>,
@@ -71,6 +70,8 @@ pub struct AnswerReader {
     has_content_since_finish: bool,
     /// Whether the finish reason came again after more content: it does not say when the answer ends.
     repeats_finish: bool,
+    /// An event that is not a part of an answer, such as a status. It is the cause if nothing of the answer follows.
+    note: Option<Failure>,
     /// A finish reason that we do not know.
     unknown_finish: Option<String>,
     /// Whether the usage was sent with or after the finish reason. An earlier usage may be of a part of the answer.
@@ -107,11 +108,12 @@ impl AnswerReader {
             form: Form::Unknown(Vec::new()),
             surrogates: SurrogateJoiner::default(),
             text: VisibleText::new(think_tags),
-            choice: None,
+            earlier: Earlier::default(),
             has_refusal_or_call: false,
             finish: None,
             has_content_since_finish: false,
             repeats_finish: false,
+            note: None,
             unknown_finish: None,
             has_usage: false,
             is_done: false,
@@ -128,7 +130,8 @@ impl AnswerReader {
             (_, None) => End::Open,
             _ if self.repeats_finish => End::Open,
             _ if self.has_content_since_finish => End::Doubtful,
-            (_, Some(_)) if self.has_usage => End::Complete,
+            // Members of a call may follow, without which the next request fails.
+            (_, Some(_)) if self.has_usage && !self.earlier.has_calls => End::Complete,
             (_, Some(_)) => End::Finished,
         }
     }
@@ -232,6 +235,9 @@ impl AnswerReader {
             }
         }
         let has_content = self.text.has_text() || self.has_refusal_or_call;
+        if let Some(note) = self.note {
+            return Err(note);
+        }
         match (self.finish, self.unknown_finish) {
             (Some(reason), _) => deltas.push(ChatDelta::Finish(reason)),
             (None, _) if self.is_done && has_content => deltas.push(ChatDelta::Finish(FinishReason::Stop)),
@@ -265,12 +271,18 @@ impl AnswerReader {
                 self.is_done = true;
                 break;
             }
-            if let Some(chunk) = chunk::read_plain(data, &mut self.choice) {
+            if let Some(chunk) = chunk::read_plain(data, &mut self.earlier) {
                 self.read_chunk(chunk, deltas)?;
                 continue;
             }
-            for value in self.parse(data).ok_or_else(|| not_a_chunk(data))? {
-                self.read_value(value, deltas)?;
+            match self.parse(data) {
+                Some(values) => {
+                    for value in values {
+                        self.read_value(value, deltas)?;
+                    }
+                }
+                None if data.starts_with(['{', '[']) => return Err(not_a_chunk(data)),
+                None => self.note = Some(not_a_chunk(data)),
             }
         }
         Ok(())
@@ -309,7 +321,13 @@ impl AnswerReader {
     }
 
     fn read_value(&mut self, value: Value, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
-        let chunk = chunk::read(value, &mut self.choice)?;
+        if let Some(report) = Report::of_note(&value)
+            && Report::in_answer(&value).is_none()
+        {
+            self.note = Some(report.into());
+            return Ok(());
+        }
+        let chunk = chunk::read(value, &mut self.earlier)?;
         self.read_chunk(chunk, deltas)
     }
 
@@ -328,6 +346,7 @@ impl AnswerReader {
                         deltas.push(ChatDelta::Text(parts.visible));
                     }
                 }
+                ChatDelta::Refusal(text) if !self.has_refusal_or_call && text.trim().is_empty() => {}
                 ChatDelta::Refusal(_) | ChatDelta::Call(_) => {
                     has_content = true;
                     self.has_refusal_or_call = true;
@@ -343,6 +362,9 @@ impl AnswerReader {
                 }
                 ChatDelta::Hidden(_) | ChatDelta::Finish(_) => deltas.push(delta),
             }
+        }
+        if has_content || chunk.finish.is_some() {
+            self.note = None;
         }
         self.has_content_since_finish |= has_content && is_last;
         self.repeats_finish |= has_content && self.finish.is_some();

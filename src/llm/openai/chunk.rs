@@ -89,10 +89,21 @@ struct PlainDelta<'a> {
     refusal: (),
 }
 
+/// What earlier chunks of an answer say about the next ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Earlier {
+    /// The index of the choice, which the first chunk sets: one choice is requested, and some servers do not call it 0.
+    pub index: Option<i64>,
+    /// Whether deltas had text. A whole message after them repeats it.
+    pub has_text: bool,
+    /// Whether deltas had calls.
+    pub has_calls: bool,
+}
+
 /// Reads a chunk that has text of choice 0 and nothing else; `None` for any other, which [`read`] reads.
 #[must_use]
-pub fn read_plain(event: &str, index: &mut Option<i64>) -> Option<Chunk> {
-    if index.is_some_and(|index| index != 0) {
+pub fn read_plain(event: &str, earlier: &mut Earlier) -> Option<Chunk> {
+    if earlier.index.is_some_and(|index| index != 0) {
         return None;
     }
     let chunk: PlainChunk<'_> = serde_json::from_str(event).ok()?;
@@ -100,16 +111,15 @@ pub fn read_plain(event: &str, index: &mut Option<i64>) -> Option<Chunk> {
     if choice.index != 0 || choice.delta.content.is_empty() {
         return None;
     }
-    *index = Some(0);
+    *earlier = Earlier { index: Some(0), has_text: true, ..*earlier };
     Some(Chunk { deltas: vec![ChatDelta::Text(choice.delta.content.into_owned())], finish: None })
 }
 
-/// Reads a chunk of a stream, or a whole completion. `index` is that of the choice, which the first chunk sets: one choice
-/// is asked for, and some servers do not call it 0.
+/// Reads a chunk of a stream, or a whole completion.
 ///
 /// # Errors
 /// An error that the server reports.
-pub fn read(value: Value, index: &mut Option<i64>) -> Result<Chunk, Report> {
+pub fn read(value: Value, earlier: &mut Earlier) -> Result<Chunk, Report> {
     if let Some(report) = Report::in_answer(&value) {
         return Err(report);
     }
@@ -124,11 +134,11 @@ pub fn read(value: Value, index: &mut Option<i64>) -> Result<Chunk, Report> {
     for choice in choices {
         let Value::Object(mut choice) = choice else { continue };
         let this = choice.get("index").and_then(integer).unwrap_or(0).max(0);
-        if *index.get_or_insert(this) != this {
+        if *earlier.index.get_or_insert(this) != this {
             continue;
         }
         usages.push(choice.remove("usage"));
-        read_choice(choice, &mut chunk);
+        read_choice(choice, earlier, &mut chunk);
     }
     if chunk.finish.is_none() {
         chunk.finish = reason(&members);
@@ -138,16 +148,25 @@ pub fn read(value: Value, index: &mut Option<i64>) -> Result<Chunk, Report> {
     Ok(chunk)
 }
 
-fn read_choice(mut choice: Map<String, Value>, chunk: &mut Chunk) {
-    let mut is_empty = true;
-    for name in ["delta", "message"] {
-        if let Some(Value::Object(message)) = choice.remove(name)
-            && is_empty
-        {
-            chunk.finish = chunk.finish.take().or_else(|| reason(&message));
-            is_empty = message.is_empty();
-            read_message(message, &mut chunk.deltas);
-        }
+fn read_choice(mut choice: Map<String, Value>, earlier: &mut Earlier, chunk: &mut Chunk) {
+    if let Some(Value::Object(delta)) = choice.remove("delta") {
+        chunk.finish = reason(&delta);
+        read_message(delta, &mut chunk.deltas);
+        let has = |is: fn(&ChatDelta) -> bool| chunk.deltas.iter().any(is);
+        earlier.has_text |= has(|delta| matches!(delta, ChatDelta::Text(_) | ChatDelta::Refusal(_)));
+        earlier.has_calls |= has(|delta| matches!(delta, ChatDelta::Call(_)));
+    }
+    if let Some(Value::Object(message)) = choice.remove("message") {
+        chunk.finish = chunk.finish.take().or_else(|| reason(&message));
+        let mut deltas = Vec::new();
+        read_message(message, &mut deltas);
+        deltas.retain(|delta| match delta {
+            ChatDelta::Text(_) | ChatDelta::Refusal(_) => !earlier.has_text,
+            ChatDelta::Call(_) => !earlier.has_calls,
+            ChatDelta::Member(..) => !earlier.has_text && !earlier.has_calls,
+            ChatDelta::Hidden(_) | ChatDelta::Finish(_) | ChatDelta::Usage(_) => true,
+        });
+        chunk.deltas.extend(deltas);
     }
     if let Some(text) = choice.get("text").and_then(Value::as_str).filter(|text| !text.is_empty()) {
         chunk.deltas.push(ChatDelta::Text(text.to_owned()));
@@ -292,6 +311,7 @@ fn finish(reason: &str) -> Finish {
     const LIMITED: [&str; 6] = ["length", "max_", "limit", "exceed", "context_window", "truncat"];
     let lower = reason.trim().to_lowercase().replace(['-', ' '], "_");
     let lower = lower.strip_prefix("finish_reason_").unwrap_or(&lower);
+    let lower = lower.strip_suffix(":_stop").unwrap_or(lower);
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     match lower {
         "stop" | "stopped" | "tool_calls" | "tool_call" | "function_call" | "tool_use" | "end_turn"
@@ -336,7 +356,7 @@ mod tests {
     use super::*;
 
     fn deltas(chunk: Value) -> Vec<ChatDelta> {
-        read(chunk, &mut None).unwrap().deltas
+        read(chunk, &mut Earlier::default()).unwrap().deltas
     }
 
     /// The deltas of a chunk with this delta.
@@ -354,7 +374,7 @@ mod tests {
         let chunk = read(
             json!({"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "length"}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}}),
-            &mut None,
+            &mut Earlier::default(),
         );
 
         let usage = Usage {
@@ -381,7 +401,7 @@ mod tests {
         for nothing in
             [json!(1), json!("x"), json!([]), json!({"choices": 3}), json!({"choices": [null, {"delta": []}]})]
         {
-            assert_eq!(read(nothing.clone(), &mut None), Ok(Chunk::default()), "{nothing}");
+            assert_eq!(read(nothing.clone(), &mut Earlier::default()), Ok(Chunk::default()), "{nothing}");
         }
     }
 
@@ -480,7 +500,7 @@ mod tests {
         }
         assert_eq!(finish("galaxy"), Finish::Unknown("galaxy".to_owned()));
         let object = json!({"choices": [{"delta": {}, "finish_reason": {"type": "length"}}]});
-        assert_eq!(read(object, &mut None).unwrap().finish, Some(Finish::Known(FinishReason::Length)));
+        assert_eq!(read(object, &mut Earlier::default()).unwrap().finish, Some(Finish::Known(FinishReason::Length)));
     }
 
     #[test]
@@ -507,6 +527,18 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_message_after_deltas_repeats_them() {
+        let mut earlier = Earlier::default();
+        read(json!({"choices": [{"delta": {"content": "Hello"}}]}), &mut earlier).unwrap();
+        let call = json!({"function": {"name": "f", "arguments": "{}"}});
+        let whole = json!({"choices": [{"delta": null, "message": {"content": "Hello", "tool_calls": [call]}, "finish_reason": "stop"}]});
+
+        let chunk = read(whole, &mut earlier).unwrap();
+
+        assert!(matches!(&chunk.deltas[..], [ChatDelta::Call(_)]), "only the call is new: {chunk:?}");
+    }
+
+    #[test]
     fn a_plain_chunk_is_read_as_any_other() {
         let plain = [
             json!({"choices": [{"index": 0, "delta": {"content": "a\"\u{1F600}"}}]}),
@@ -516,8 +548,8 @@ mod tests {
                     "finish_reason": null, "logprobs": null}]}),
         ];
         for chunk in plain {
-            let read_plain = read_plain(&chunk.to_string(), &mut None);
-            assert_eq!(read_plain, Some(read(chunk.clone(), &mut None).unwrap()), "{chunk}");
+            let read_plain = read_plain(&chunk.to_string(), &mut Earlier::default());
+            assert_eq!(read_plain, Some(read(chunk.clone(), &mut Earlier::default()).unwrap()), "{chunk}");
         }
         let others = [
             json!({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}),
@@ -530,7 +562,7 @@ mod tests {
             json!({"choices": []}),
         ];
         for chunk in others {
-            assert_eq!(read_plain(&chunk.to_string(), &mut None), None, "{chunk}");
+            assert_eq!(read_plain(&chunk.to_string(), &mut Earlier::default()), None, "{chunk}");
         }
     }
 

@@ -24,7 +24,8 @@ impl Report {
     /// Reads the body of a response with an error status.
     #[must_use]
     pub fn of_response(status: u16, body: &str) -> Self {
-        let found = lenient::parse(body).as_ref().and_then(find);
+        let value = lenient::parse(body).filter(|value| value.is_object() || value.is_array() || value.is_string());
+        let found = value.as_ref().and_then(|value| find(value).or_else(|| Some(read(value))));
         let report = found.unwrap_or_else(|| Self { message: body.trim().to_owned(), ..Self::default() });
         Self { status, ..report }
     }
@@ -41,6 +42,17 @@ impl Report {
     #[must_use]
     pub fn in_answer(value: &Value) -> Option<Self> {
         find(value)
+    }
+
+    /// Returns the text of a value that has nothing of an answer, such as a status or an error that does not say that it is
+    /// one. If nothing of the answer follows, it is the cause.
+    #[must_use]
+    pub fn of_note(value: &Value) -> Option<Self> {
+        let object = value.as_object()?;
+        let is_good =
+            ["code", "status_code", "statusCode"].iter().any(|name| object.get(*name).is_some_and(is_success));
+        let has_text = TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set));
+        (has_text && !is_good && !object.contains_key("choices") && !object.contains_key("usage")).then(|| read(value))
     }
 
     /// Creates a report with this text.
@@ -74,7 +86,7 @@ impl Report {
 }
 
 /// Members that have the text of an error, the most specific first.
-const TEXTS: [&str; 12] = [
+const TEXTS: [&str; 13] = [
     "message",
     "detail",
     "msg",
@@ -87,7 +99,11 @@ const TEXTS: [&str; 12] = [
     "faultstring",
     "Message",
     "title",
+    "exception",
 ];
+
+/// Members that only errors have.
+const FAILED: [&str; 7] = ["error_code", "error_msg", "error_message", "faultstring", "Message", "exception", "__type"];
 
 /// Finds an error in any of its forms: an `error` member of a body, of a choice or of the first element of a list, or an
 /// object that has the form of an error itself.
@@ -117,8 +133,11 @@ fn find(value: &Value) -> Option<Report> {
                 return parts.filter(|part| is_set(&part["error"])).find_map(find);
             }
             let is_error = object.get("object").or_else(|| object.get("type")).is_some_and(|kind| kind == "error");
-            let has_text = TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set));
-            (is_error || has_text && !object.contains_key("usage")).then(|| read(value))
+            let has_text =
+                TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set)) && !object.contains_key("usage");
+            let report = read(value);
+            let is_failure = has_text && (report.status != 0 || FAILED.iter().any(|name| object.contains_key(*name)));
+            (is_error || is_failure).then_some(report)
         }
         _ => None,
     }
@@ -136,7 +155,8 @@ fn read(error: &Value) -> Report {
         Value::Object(object) => {
             let text = |name: &str| object.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
             let location = object.get("loc").and_then(Value::as_array).and_then(|parts| parts.last()?.as_str());
-            let nested = TEXTS.iter().find_map(|name| object.get(*name).filter(|text| is_set(text)));
+            let mut set = TEXTS.iter().filter_map(|name| object.get(*name)).filter(|text| is_set(text));
+            let nested = set.clone().find(|text| text.is_string()).or_else(|| set.next());
             let message = match (nested, location) {
                 (Some(Value::String(text)), Some(location)) => format!("{location}: {text}"),
                 (Some(Value::String(text)), None) => text.clone(),
@@ -150,6 +170,11 @@ fn read(error: &Value) -> Report {
             // OpenRouter has the text of the server behind it here.
             let message = match object.get("metadata").and_then(|metadata| metadata["raw"].as_str()) {
                 Some(raw) => format!("{message}: {raw}"),
+                None => message,
+            };
+            // Some servers have the cause in a second text.
+            let message = match text("reason").filter(|reason| !message.contains(reason)) {
+                Some(reason) => format!("{message}: {reason}"),
                 None => message,
             };
             let status = ["code", "status", "status_code", "statusCode", "error_code"]
@@ -174,13 +199,20 @@ fn status(value: &Value) -> Option<u16> {
     u16::try_from(number).ok().filter(|status| (400..600).contains(status))
 }
 
+fn is_success(code: &Value) -> bool {
+    let number = code.as_u64().or_else(|| code.as_str()?.trim().parse().ok());
+    number.is_some_and(|number| number == 0 || (200..300).contains(&number))
+}
+
 /// Returns whether an error member has a value: some servers always send the member, with empty values.
 fn is_set(error: &Value) -> bool {
     match error {
         Value::Null | Value::Bool(false) => false,
         Value::Bool(true) => true,
         Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty() && text != "0",
+        Value::String(text) => {
+            !["", "0", "none", "null", "false", "ok", "success"].contains(&text.trim().to_ascii_lowercase().as_str())
+        }
         Value::Array(elements) => elements.iter().any(is_set),
         Value::Object(members) => members.values().any(is_set),
     }
@@ -200,8 +232,9 @@ mod tests {
             json!([{"error": {"message": "bad", "code": 400}}]),
             json!({"object": "error", "message": "bad", "code": 400}),
             json!({"type": "error", "error": {"type": "x", "message": "bad"}}),
-            json!({"message": "bad"}),
-            json!({"detail": "bad"}),
+            json!({"message": "bad", "code": 500}),
+            json!({"detail": "bad", "status": 502}),
+            json!({"exception": "bad"}),
             json!({"errors": [{"message": "bad"}]}),
             json!({"choices": [{"error": {"message": "bad"}, "finish_reason": "error", "delta": {}}]}),
             json!({"error": true, "message": "bad"}),
@@ -212,7 +245,7 @@ mod tests {
             json!({"code": 500, "msg": "bad", "success": false}),
             json!({"Message": "bad"}),
             json!({"fault": {"faultstring": "bad"}}),
-            json!({"title": "Error", "status": 500, "reason": "bad"}),
+            json!({"status": 500, "reason": "bad"}),
         ];
         for form in forms {
             assert_eq!(Report::in_answer(&form).map(|report| report.message), Some("bad".to_owned()), "{form}");
@@ -226,6 +259,9 @@ mod tests {
             json!({"choices": [{"delta": {}, "error": null}]}),
             json!({"choices": [], "usage": {}, "error": {}}),
             json!({"type": "ping"}),
+            json!({"code": 0, "message": "Success"}),
+            json!({"status": "loading", "message": "Loading model weights"}),
+            json!({"choices": [], "error": "None"}),
             json!({"choices": [], "error": {"code": null, "message": null}}),
             json!({"choices": [], "error": {"code": 0, "message": ""}}),
             json!({"choices": [{"delta": {}}], "error": 0, "base_resp": {"status_code": 0, "status_msg": ""}}),

@@ -212,6 +212,25 @@ fn keep_alives_of_every_form_are_ignored() {
 }
 
 #[test]
+fn a_status_before_the_answer_is_ignored_and_is_the_cause_if_nothing_follows() {
+    for status in [
+        "{\"status\":\"loading\",\"message\":\"boom\"}",
+        "{\"type\":\"progress\",\"detail\":\"boom\"}",
+        "{\"code\":0,\"message\":\"Success\"}",
+        "OK",
+        "OPENROUTER PROCESSING",
+    ] {
+        let event = format!("data: {status}\n\n");
+        let good = read(&format!("{event}{}{event}{}", stream(&[hello()]), stream(&[finish("stop")])));
+        assert_eq!(good.map(|deltas| text(&deltas)), Ok("Hello".to_owned()), "{status}");
+        assert!(
+            read(&format!("{}{event}data: [DONE]\n\n", stream(&[hello()]))).is_err() || status.contains("Success"),
+            "{status}"
+        );
+    }
+}
+
+#[test]
 fn unusual_framings_are_read() {
     for body in [
         format!("data: data: {}\n\ndata: [done]\n\n", hello()),
