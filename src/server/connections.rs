@@ -11,7 +11,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -48,6 +48,11 @@ const LINGER: Linger = Linger {
     // Eight times the default of body_bytes_max. Discarding it takes a few hundredths of a second.
     bytes_max: 256 * 1024 * 1024,
 };
+/// How long a request is processed whose client has closed its side of the connection. Some clients do so after the last
+/// byte of a request and wait for the reply; others are gone.
+const HALF_CLOSED_TIME: Duration = Duration::from_secs(1);
+/// How long the next of several requests takes to start after the reply to the one before.
+const NEXT_REQUEST_TIME: Duration = Duration::from_millis(20);
 /// Size of the buffer for discarded bytes.
 const DISCARD_BYTES: usize = 16 * 1024;
 /// File handles that are not available for connections: the log, the database files, and the runtime.
@@ -137,6 +142,10 @@ struct Connection {
     is_extra: bool,
     /// Whether it closes after the response, although the client may still be sending the request.
     has_unread_request: AtomicBool,
+    /// Whether bytes of a request have arrived whose reply is not sent yet.
+    awaits_reply: AtomicBool,
+    /// Wakes the reader of a half-closed connection when the reply is sent.
+    reader: Mutex<Option<Waker>>,
 }
 
 /// Selects connections.
@@ -168,6 +177,8 @@ impl Connections {
             close: CancellationToken::new(),
             is_extra,
             has_unread_request: AtomicBool::new(false),
+            awaits_reply: AtomicBool::new(false),
+            reader: Mutex::default(),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut open = self.lock();
@@ -229,7 +240,12 @@ impl ActiveRequest {
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
         *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.active_requests.fetch_sub(1, Ordering::AcqRel);
+        if self.0.active_requests.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.awaits_reply.store(false, Ordering::Release);
+            if let Some(reader) = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                reader.wake();
+            }
+        }
     }
 }
 
@@ -390,13 +406,17 @@ struct ClientStream {
     write_timeout: Duration,
     connection: Arc<Connection>,
     timeout: Option<Pin<Box<Sleep>>>,
+    /// Runs after the client has closed its side before it got the reply.
+    half_closed: Option<Pin<Box<Sleep>>>,
+    /// Runs after a reply on a connection whose client has closed its side.
+    answered: Option<Pin<Box<Sleep>>>,
     /// Whether the write timeout has expired.
     is_stalled: bool,
 }
 
 impl ClientStream {
     fn new(stream: TcpStream, write_timeout: Duration, connection: Arc<Connection>) -> Self {
-        Self { stream, write_timeout, connection, timeout: None, is_stalled: false }
+        Self { stream, write_timeout, connection, timeout: None, half_closed: None, answered: None, is_stalled: false }
     }
 
     /// Returns the result of a write, or an error if writes have been blocked for longer than the write timeout.
@@ -456,7 +476,31 @@ impl AsyncRead for ClientStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let filled = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > filled {
+            self.connection.awaits_reply.store(true, Ordering::Release);
+            return Poll::Ready(Ok(()));
+        }
+        // The client has closed its side. hyper would drop a request that is not answered yet.
+        *self.connection.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+        let connection = self.connection.clone();
+        let is_active = || connection.active_requests.load(Ordering::Acquire) > 0;
+        let awaits_reply = is_active() || connection.awaits_reply.load(Ordering::Acquire);
+        if self.half_closed.is_none() && !awaits_reply {
+            return Poll::Ready(Ok(()));
+        }
+        let half_closed = self.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSED_TIME)));
+        if half_closed.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if awaits_reply {
+            self.answered = None;
+            return Poll::Pending;
+        }
+        // Another request may have arrived before the client closed its side.
+        let answered = self.answered.get_or_insert_with(|| Box::pin(tokio::time::sleep(NEXT_REQUEST_TIME)));
+        answered.as_mut().poll(context).map(Ok)
     }
 }
 

@@ -114,3 +114,26 @@ async fn a_surrogate_without_its_other_half_becomes_the_replacement_character() 
     let sent = upstream.requests().pop().unwrap();
     assert_eq!(sent["messages"][0]["content"], format!("{long}\u{FFFD}"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_closes_its_side_after_a_request_gets_the_reply() {
+    let database = Database::sqlite();
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let address = server.client.base_url.strip_prefix("http://").unwrap().to_owned();
+    let create = b"POST /v1/threads HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let list = b"GET /v1/threads HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    for request in [&create[..], &list[..], &[&create[..], &create[..]].concat()] {
+        for _ in 0..10 {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            stream.write_all(request).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+
+            let replies = response.matches("HTTP/1.1 200 OK").count();
+            let requests = String::from_utf8_lossy(request).matches("HTTP/1.1").count();
+            assert_eq!(replies, requests, "{response}");
+        }
+    }
+}
