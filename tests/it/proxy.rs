@@ -118,6 +118,44 @@ async fn a_forwarded_stream_ends_with_done_though_the_connection_stays_open() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_forwarded_stream_is_judged_like_that_of_a_run() {
+    let half = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n";
+    let finish = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let whole: &'static str = format!("{half}{finish}").leak();
+    let upstream = Upstream::scripted([
+        Answer::Raw(half),
+        Answer::Hang(whole),
+        Answer::Body("application/json", format!("{whole}data: [DONE]\n\n")),
+    ])
+    .await;
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
+    let body = json!({"model": "m", "messages": [], "stream": true});
+    let forwarded = async || {
+        let stream = server.client.request(Method::POST, "/v1/chat/completions").json(&body).send().await.unwrap();
+        stream.text().await.unwrap()
+    };
+
+    let broken = forwarded().await;
+    assert!(broken.starts_with(half) && broken.contains("closed the connection during its answer"), "{broken}");
+    assert_eq!(forwarded().await, whole, "the connection stays open after the finish reason");
+    assert_eq!(forwarded().await, format!("{whole}data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn a_key_in_a_forwarded_answer_is_masked() {
+    let text = "{\"error\":{\"message\":\"bad key sk-secret\"}}";
+    let upstream = Upstream::scripted([Answer::Body("application/json", text.to_owned())]).await;
+    let database = Database::sqlite();
+    let server = Server::with(&database, &upstream, &[("UPSTREAM_API_KEY", "sk-secret")]).await;
+
+    let reply =
+        server.client.request(Method::POST, "/v1/chat/completions").json(&json!({"model": "m"})).send().await.unwrap();
+
+    assert_eq!(reply.text().await.unwrap(), text.replace("sk-secret", "***"));
+}
+
+#[tokio::test]
 async fn the_last_rate_limit_of_a_forwarded_request_says_when_to_retry() {
     let busy = || Answer::Status(429, vec![("retry-after", "0")], json!({"error": {"message": "slow down"}}));
     let upstream = Upstream::scripted([busy(), busy()]).await;

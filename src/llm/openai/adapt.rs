@@ -33,7 +33,7 @@ const LIMITS: [(&str, &[&str]); 2] =
 /// Parameters of which some models accept only one: the first is omitted.
 const EXCLUSIVE: [(&str, &str); 2] = [("max_tokens", "max_completion_tokens"), ("top_p", "temperature")];
 /// Words with which servers say that something is not supported.
-const UNSUPPORTED: [&str; 40] = [
+const UNSUPPORTED: [&str; 45] = [
     "unsupported",
     "not supported",
     "not support",
@@ -74,6 +74,11 @@ const UNSUPPORTED: [&str; 40] = [
     "be set to 1 ",
     "only the default",
     "use only one",
+    "is allowed for this model",
+    "please remove",
+    "no endpoints found that support",
+    "invalid message role",
+    "参数非法",
 ];
 /// Words that reject any value of `reasoning_effort`, whose values differ between models.
 const INVALID_VALUE: [&str; 4] = ["must be one of", "input should be", "invalid reasoning", "invalid value"];
@@ -253,12 +258,30 @@ impl RequestBody {
                 return Some(change);
             }
         }
-        clauses(&report.message).find_map(|clause| self.change_in(clause))
+        let effort = "reasoning_effort";
+        let change = Change::Omit(effort.to_owned());
+        if named == Some(effort)
+            && self.optional.contains(effort)
+            && contains_any(&report.message.to_lowercase(), &INVALID_VALUE)
+            && !self.tried.contains(&change)
+        {
+            return Some(change);
+        }
+        // An indented line continues the one before.
+        let message = report.message.replace("\n ", " ");
+        clauses(&message).find_map(|clause| self.change_in(clause))
     }
 
     /// Returns the change that one clause of an error text requires.
     fn change_in(&self, clause: &str) -> Option<Change> {
         let lower = clause.to_ascii_lowercase();
+        let is_null = ["but got null", "got null", "received null"].iter().find_map(|words| range(&lower, words));
+        if let (Some(content), Some(null)) = (word_range(&lower, "content"), is_null)
+            && !self.tried.contains(&Change::ContentAsText)
+            && !self.quotes(&clause[content.start.min(null.start)..content.end.max(null.end)])
+        {
+            return Some(Change::ContentAsText);
+        }
         let end = LISTS.iter().filter_map(|words| start_of_words(&lower, words)).min().unwrap_or(lower.len());
         let (clause, lower) = (&clause[..end], &lower[..end]);
         let find_any =
@@ -279,6 +302,7 @@ impl RequestBody {
             "first message must",
             "must start with",
             "2 or more assistant",
+            "after role",
         ]);
         let last = find_any(&[
             "last role",

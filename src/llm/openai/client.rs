@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -21,7 +21,6 @@ use super::learned::Learned;
 use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
-use crate::llm::sse::Parser;
 use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient};
 
 /// Initial backoff before a retry; doubled for each further retry, and shortened by up to a half at random, so that
@@ -45,6 +44,8 @@ const SHOWN_CHARS_MAX: usize = 200;
 const TOKEN_CHARS_MIN: usize = 12;
 /// Minimum length of a text that is masked, in bytes.
 const SECRET_CHARS_MIN: usize = 4;
+/// What is percent-encoded in a query.
+const NON_ALPHANUMERIC_BUT_DASHES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// Replaces secrets and addresses in the texts of servers.
 const MASK: &str = "***";
 
@@ -348,6 +349,16 @@ impl Upstream {
         if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
     }
 
+    /// Replaces the key of the server in forwarded bytes, which servers repeat in errors.
+    fn masked_bytes(&self, bytes: Bytes) -> Bytes {
+        let Some(key) = &self.inner.api_key else { return bytes };
+        let key = key.expose_secret();
+        match std::str::from_utf8(&bytes) {
+            Ok(text) if key.len() >= SECRET_CHARS_MIN && text.contains(key) => text.replace(key, MASK).into(),
+            Ok(_) | Err(_) => bytes,
+        }
+    }
+
     /// Replaces the key and the address of the server in a text.
     fn masked(&self, text: &str) -> String {
         let hidden = self.inner.hidden.iter().map(SecretString::expose_secret).filter(|secret| !secret.is_empty());
@@ -441,8 +452,10 @@ fn hidden(base_url: &str, url: Option<&Url>, api_key: Option<&SecretString>) -> 
         texts.extend(segments.filter(|segment| segment.len() >= TOKEN_CHARS_MIN).map(str::to_owned));
         texts.extend(url.port().and_then(|port| Some(format!("{}:{port}", url.host_str()?))));
     }
-    let escaped: Vec<String> = texts.iter().map(|text| text.replace('/', "\\/")).collect();
-    texts.extend(escaped);
+    let escaped = texts.iter().map(|text| text.replace('/', "\\/"));
+    let encoded = texts.iter().map(|text| utf8_percent_encode(text, NON_ALPHANUMERIC_BUT_DASHES).to_string());
+    let other_forms: Vec<String> = escaped.chain(encoded).collect();
+    texts.extend(other_forms);
     // A short text may be a part of ordinary words.
     texts.retain(|text| text.len() >= SECRET_CHARS_MIN);
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
@@ -453,6 +466,24 @@ fn hidden(base_url: &str, url: Option<&Url>, api_key: Option<&SecretString>) -> 
 fn is_loopback(host: &str) -> bool {
     let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
     host == "localhost" || host.ends_with(".localhost") || address.is_some_and(|address| address.is_loopback())
+}
+
+/// Returns how long the next bytes of an answer may take; `None` if nothing follows.
+fn end_timeout(reader: &AnswerReader, idle: Duration) -> Option<Duration> {
+    match reader.state() {
+        End::Complete => None,
+        End::Finished => Some(idle.min(FINISHED_TIMEOUT)),
+        End::Doubtful => Some(idle.min(DOUBTFUL_TIMEOUT)),
+        End::Open => Some(idle),
+    }
+}
+
+/// Returns whether a body is an event stream: by its first bytes, or by its content type.
+fn is_event_stream(content_type: Option<&str>, first: &[u8]) -> bool {
+    let start = first.trim_ascii_start();
+    let is_type = content_type.is_some_and(|kind| kind.starts_with("text/event-stream"));
+    [&b"data:"[..], b"event:", b"id:", b"retry:", b":"].iter().any(|field| start.starts_with(field))
+        || is_type && !start.starts_with(b"{") && !start.starts_with(b"[")
 }
 
 /// Whether a retry may succeed.
@@ -503,12 +534,7 @@ impl ChatModel for Upstream {
                     yield Err(error);
                     return;
                 }
-                let timeout = match reader.state() {
-                    End::Complete => break,
-                    End::Finished => idle.min(FINISHED_TIMEOUT),
-                    End::Doubtful => idle.min(DOUBTFUL_TIMEOUT),
-                    End::Open => idle,
-                };
+                let Some(timeout) = end_timeout(&reader, idle) else { break };
                 match tokio::time::timeout(timeout, bytes.next()).await {
                     Ok(None) => break,
                     Ok(Some(Ok(bytes))) => {
@@ -573,25 +599,23 @@ impl ChatModel for Upstream {
             let body = futures_util::stream::iter([Ok(Bytes::from(text))]).boxed();
             return Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream: false, body });
         }
-        let first = answer.first.as_deref().unwrap_or_default().trim_ascii_start().first();
-        let is_stream = first.is_some_and(|first| !b"{[".contains(first));
+        let is_stream = is_event_stream(content_type.as_deref(), answer.first.as_deref().unwrap_or_default());
         let upstream = self.clone();
         let body = async_stream::stream! {
             let mut bytes = std::pin::pin!(answer.into_bytes());
-            let mut events = Parser::default();
+            // The end of a stream is judged as that of a run's answer. What it has is forwarded unchanged.
+            let mut reader = AnswerReader::new(ThinkTags::Keep);
+            let mut is_readable = is_stream;
             loop {
-                match tokio::time::timeout(idle, bytes.next()).await {
+                let timeout = if is_stream { end_timeout(&reader, idle) } else { Some(idle) };
+                let Some(timeout) = timeout else { return };
+                match tokio::time::timeout(timeout, bytes.next()).await {
                     Ok(Some(Ok(bytes))) => {
-                        // Some servers keep the connection open after the end of a stream.
-                        let is_done = is_stream && events.push(&bytes).is_ok_and(|events| {
-                            events.iter().any(|event| event.data.trim() == "[DONE]")
-                        });
-                        yield Ok(bytes);
-                        if is_done {
-                            return;
-                        }
+                        is_readable = is_readable && reader.push(&bytes, &mut Vec::new()).is_ok();
+                        yield Ok(upstream.masked_bytes(bytes));
                     }
-                    Ok(None) => return,
+                    Ok(None) => break,
+                    Err(_) | Ok(Some(Err(_))) if reader.has_finish() => return,
                     Ok(Some(Err(error))) => {
                         yield Err(upstream.unavailable(&upstream.broken(&error)));
                         return;
@@ -601,6 +625,9 @@ impl ChatModel for Upstream {
                         return;
                     }
                 }
+            }
+            if is_readable && let Err(failure) = reader.end(&mut Vec::new()) {
+                yield Err(upstream.failed_answer(failure));
             }
         };
         Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream, body: body.boxed() })
@@ -696,6 +723,7 @@ mod tests {
             "SECRETPATHTOKEN",
             "QUERYKEY",
             "FRAGMENT",
+            "sk-TOP%2FSECRET",
             "sk-TOP\\/SECRET",
         ] {
             assert_eq!(upstream.masked(&format!("({text})")), "(***)", "{text}");

@@ -281,6 +281,13 @@ fn the_words_of_each_vendor_are_understood() {
         ("max_tokens and max_completion_tokens are mutually exclusive", "max_tokens"),
         ("Only one of max_completion_tokens and max_tokens may be given", "max_tokens"),
         ("Parallel tool calls are not supported", "parallel_tool_calls"),
+        ("invalid temperature: only 0.6 is allowed for this model", "temperature"),
+        (
+            "1 validation error for ChatCompletionRequest\nreasoning_effort\n  Input should be 'low' or 'high'",
+            "reasoning_effort",
+        ),
+        ("{\"detail\": \"Inference error\", \"reason\": \"Unsupported parameter(s): `top_p`\"}", "top_p"),
+        ("No endpoints found that support the provided 'parallel_tool_calls' value.", "parallel_tool_calls"),
         ("temperature is fine but top_p is not supported by this model", "top_p"),
     ] {
         assert_eq!(change(with_effort(), error), omit(name), "{error}");
@@ -293,6 +300,12 @@ fn the_words_of_each_vendor_are_understood() {
         ("No user query found in messages.", Change::EndWithUser),
         ("Invalid value: 'system'. Supported values are: 'user', 'assistant'.", Change::SystemAsUser),
         ("messages[1].content: Input should be a valid string", Change::ContentAsText),
+        (
+            "Invalid type for 'messages[1].content': expected one of a string or array of objects, but got null instead.",
+            Change::ContentAsText,
+        ),
+        ("invalid message role: system (2013)", Change::SystemAsUser),
+        ("Unexpected role 'user' after role 'user'", Change::AlternateRoles),
     ] {
         assert_eq!(change(request(), error), Some(expected), "{error}");
     }
