@@ -235,7 +235,7 @@ impl AnswerReader {
             }
         }
         let has_content = self.text.has_text() || self.has_refusal_or_call;
-        if let Some(note) = self.note {
+        if let Some(note) = self.note.filter(|_| self.finish.is_none()) {
             return Err(note);
         }
         match (self.finish, self.unknown_finish) {

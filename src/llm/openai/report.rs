@@ -48,11 +48,11 @@ impl Report {
     /// one. If nothing of the answer follows, it is the cause.
     #[must_use]
     pub fn of_note(value: &Value) -> Option<Self> {
-        let object = value.as_object()?;
+        let object = value.as_object().filter(|object| !object.contains_key("choices"))?;
         let is_good =
             ["code", "status_code", "statusCode"].iter().any(|name| object.get(*name).is_some_and(is_success));
         let has_text = TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set));
-        (has_text && !is_good && !object.contains_key("choices") && !object.contains_key("usage")).then(|| read(value))
+        (has_text && !is_good && !object.contains_key("usage")).then(|| read(value))
     }
 
     /// Creates a report with this text.

@@ -223,6 +223,8 @@ fn a_status_before_the_answer_is_ignored_and_is_the_cause_if_nothing_follows() {
         let event = format!("data: {status}\n\n");
         let good = read(&format!("{event}{}{event}{}", stream(&[hello()]), stream(&[finish("stop")])));
         assert_eq!(good.map(|deltas| text(&deltas)), Ok("Hello".to_owned()), "{status}");
+        let last = read(&format!("{}{event}data: [DONE]\n\n", stream(&[hello(), finish("stop")])));
+        assert!(last.is_ok(), "{status} after the finish reason: {last:?}");
         assert!(
             read(&format!("{}{event}data: [DONE]\n\n", stream(&[hello()]))).is_err() || status.contains("Success"),
             "{status}"
