@@ -168,7 +168,7 @@ pub trait ChatModel: Send + Sync + std::fmt::Debug {
     async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists the server's models.
     async fn list(&self) -> Result<Vec<ModelObject>, Error>;
-    /// Returns the server's name in the settings, for the log; empty for the only server.
+    /// Returns the server's name, for the log: the one in the settings, or the setting that has its URL.
     fn name(&self) -> &str;
 }
 

@@ -212,9 +212,6 @@ async fn models(settings: &Settings) -> (Models, String, String) {
     }
     let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
     let mut server = entries.first().map(|entry| entry.model.name().to_owned()).unwrap_or_default();
-    if server.is_empty() {
-        "upstream_url".clone_into(&mut server);
-    }
     if entries.is_empty() {
         let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
             Some((server, model, name)) => (model, format!("{server}, found on this machine"), name),

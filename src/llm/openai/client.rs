@@ -190,7 +190,7 @@ impl Upstream {
             if !report.is_rate_limit()
                 && let Some(change) = body.adapt(&report)
             {
-                tracing::info!(server = self.inner.name, model, %change, "the model server rejected a part of a request");
+                tracing::info!(server = self.name(), model, %change, "the model server rejected a part of a request");
                 continue;
             }
             if is_started {
@@ -271,7 +271,7 @@ impl Upstream {
     }
 
     async fn wait(&self, pause: Duration) {
-        tracing::debug!(server = self.inner.name, ?pause, "retrying a request to a model server");
+        tracing::debug!(server = self.name(), ?pause, "retrying a request to a model server");
         tokio::time::sleep(pause).await;
     }
 
@@ -548,7 +548,7 @@ impl ChatModel for Upstream {
             }
             if let Some(reason) = reader.unknown_finish() {
                 let reason: String = upstream.masked(reason).chars().take(SHOWN_CHARS_MAX).collect();
-                tracing::warn!(server = upstream.inner.name, reason, "an answer has an unknown finish reason");
+                tracing::warn!(server = upstream.name(), reason, "an answer has an unknown finish reason");
             }
             let ended = reader.end(&mut deltas);
             if let Some((model, adaptations)) = learned.filter(|_| ended.is_ok()) {
@@ -647,7 +647,10 @@ impl ChatModel for Upstream {
     }
 
     fn name(&self) -> &str {
-        &self.inner.name
+        match self.inner.name.as_str() {
+            "" => "upstream_url",
+            name => name,
+        }
     }
 }
 
