@@ -37,3 +37,43 @@ impl Learned {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::adapt::RequestBody;
+    use super::super::report::Report;
+    use super::*;
+    use crate::llm::{ChatMessage, ChatRequest, ChatRole};
+
+    /// The changes after a rejection of `stream_options`.
+    fn adaptations() -> Adaptations {
+        let messages = vec![ChatMessage::new(ChatRole::User, json!("Hi"))];
+        let mut body =
+            RequestBody::new(ChatRequest { messages, ..ChatRequest::default() }, false, Adaptations::default());
+        body.adapt(&Report::of_response(400, "stream_options is not supported")).unwrap();
+        body.adaptations().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_remembered_for_one_model_and_for_a_time() {
+        let learned = Learned::default();
+        learned.store("one", &adaptations());
+
+        assert_eq!((learned.get("one"), learned.get("two")), (adaptations(), Adaptations::default()));
+        tokio::time::advance(REMEMBERED_FOR).await;
+        assert_eq!(learned.get("one"), Adaptations::default(), "the whole request is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_remembered_models_is_limited() {
+        let learned = Learned::default();
+        for number in 0..=MODELS_MAX {
+            learned.store(&number.to_string(), &adaptations());
+        }
+
+        assert_eq!(learned.get("0"), adaptations());
+        assert_eq!(learned.get(&MODELS_MAX.to_string()), Adaptations::default());
+    }
+}
