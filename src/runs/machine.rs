@@ -300,8 +300,10 @@ pub struct InvalidTransition {
 pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Result<Transition, InvalidTransition> {
     use RunState::{Cancelling, InProgress, Queued, RequiresAction};
 
-    // The clock of this server may be slow. No time is before the run's creation.
-    let now = now.max(progress.run.spec.created_at);
+    // The clock of this server may be slow. No time is before the run's creation or that of a step, so that the steps are
+    // in order.
+    let newest_step = progress.steps.iter().map(|step| step.created_at).max();
+    let now = now.max(progress.run.spec.created_at).max(newest_step.unwrap_or(now));
     let change = Change::new(progress.clone(), now);
     let started_at = progress.run.state.started_at();
     match (&progress.run.state, input) {

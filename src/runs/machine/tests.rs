@@ -431,3 +431,17 @@ proptest! {
         prop_assert!(["failed", "requires_action", "cancelling"].contains(&failed), "{failed}");
     }
 }
+
+#[test]
+fn steps_are_in_order_whatever_the_clocks_of_the_servers() {
+    let ids = Ids::counting();
+    let later = Timestamp(NOW.0 + 10);
+    let called_at = step(&walk(vec![Input::Claimed]), Input::CallsStarted, later, &ids).unwrap().progress;
+    let waiting = step(&called_at, called(), later, &ids).unwrap().progress;
+    let answered = step(&waiting, answered(), NOW, &ids).unwrap().progress;
+    let claimed = step(&answered, Input::Claimed, NOW, &ids).unwrap().progress;
+
+    let next = step(&claimed, Input::CallsStarted, NOW, &ids).unwrap().progress;
+
+    assert_eq!(next.steps[1].created_at, later, "a server with a slower clock drives the next turn");
+}
