@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`api`] | the public API as plain values: ids, objects, requests with their rules, events; no I/O |
 //! | [`clock`] | the only source of the current time, synchronized with the database |
+//! | [`host`] | host names |
 //! | [`liveness`] | which background loops are down |
 //! | [`store`] | the storage interface, with drivers for Postgres and SQLite that share a `pool` and the statements in `store/sql` |
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
@@ -24,13 +25,14 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ work ▸ { store, llm } ▸ clock ▸ { liveness, api }
+//! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
 pub mod api;
 pub mod clock;
 pub mod config;
 pub mod health;
+pub mod host;
 pub mod http;
 pub mod liveness;
 pub mod llm;

@@ -1,7 +1,5 @@
 //! Authentication by API key.
 
-use std::net::IpAddr;
-
 use axum::extract::{FromRequestParts, Request, State};
 
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
@@ -16,6 +14,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::cors;
 use crate::api;
 use crate::api::error::Kind;
+use crate::host::is_loopback;
 use crate::http::error::Error;
 use crate::http::state::App;
 
@@ -129,9 +128,7 @@ fn check_local(headers: &HeaderMap, origins: &[String]) -> Result<(), api::Error
         }
         let authority = text.split_once("://").map_or(text, |(_, authority)| authority);
         let host = authority.parse::<Authority>().map(|authority| authority.host().to_owned()).unwrap_or_default();
-        let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-        if host != "localhost" && !host.ends_with(".localhost") && !address.is_some_and(|address| address.is_loopback())
-        {
+        if !is_loopback(&host) {
             return Err(api::Error::new(
                 Kind::Forbidden,
                 format!(

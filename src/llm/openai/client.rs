@@ -1,6 +1,5 @@
 //! The HTTP client: sends requests, retries them, enforces timeouts, and reads the answers.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +20,7 @@ use super::learned::Learned;
 use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
+use crate::host::is_loopback;
 use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient};
 
 /// Initial backoff before a retry; doubled for each further retry, and shortened by up to a half at random, so that
@@ -461,11 +461,6 @@ fn hidden(base_url: &str, url: Option<&Url>, api_key: Option<&SecretString>) -> 
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
     texts.dedup();
     texts.into_iter().map(SecretString::from).collect()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-    host == "localhost" || host.ends_with(".localhost") || address.is_some_and(|address| address.is_loopback())
 }
 
 /// Returns how long the next bytes of an answer may take; `None` if nothing follows.
