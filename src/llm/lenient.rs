@@ -53,7 +53,7 @@ pub fn parse(text: &str) -> Option<Value> {
     let parsed = serde_json::from_str(text).ok();
     parsed.or_else(|| {
         let is_structure = text.trim_start().starts_with(['{', '[']);
-        is_structure.then(|| serde_json::from_str(&repair(text, true)).ok()).flatten()
+        is_structure.then(|| serde_json::from_str(&with_null_words(&escaped(text))).ok()).flatten()
     })
 }
 
@@ -95,37 +95,39 @@ fn push_escaped(text: &mut String, character: char) {
     }
 }
 
-/// Escapes raw control characters in strings. With `replace_words`, replaces words outside of strings that are not JSON
-/// with null.
-fn repair(text: &str, replace_words: bool) -> String {
+/// Escapes raw control characters in the strings of a JSON text.
+fn escaped(text: &str) -> String {
+    Escaper::default().push(text)
+}
+
+/// Replaces words outside of strings that are not JSON with null.
+fn with_null_words(text: &str) -> String {
     let mut scanner = Scanner::default();
-    let mut repaired = String::with_capacity(text.len());
+    let mut replaced = String::with_capacity(text.len());
     let mut word = String::new();
     for character in text.chars() {
-        let was_in_string = scanner.in_string();
+        let in_string = scanner.in_string();
         if character.is_ascii() {
             scanner.push(character as u8);
         }
-        if was_in_string {
-            push_escaped(&mut repaired, character);
+        if in_string {
+            replaced.push(character);
         } else if character.is_whitespace() || matches!(character, '{' | '}' | '[' | ']' | ',' | ':' | '"') {
-            push_word(&mut repaired, &mut word, replace_words);
-            repaired.push(character);
+            push_word(&mut replaced, &mut word);
+            replaced.push(character);
         } else {
             word.push(character);
         }
     }
-    push_word(&mut repaired, &mut word, replace_words);
-    repaired
+    push_word(&mut replaced, &mut word);
+    replaced
 }
 
-fn push_word(repaired: &mut String, word: &mut String, replace: bool) {
-    if word.is_empty() {
-        return;
+fn push_word(text: &mut String, word: &mut String) {
+    if !word.is_empty() {
+        text.push_str(if serde_json::from_str::<Value>(word).is_ok() { word } else { "null" });
+        word.clear();
     }
-    let stays = !replace || serde_json::from_str::<Value>(word).is_ok();
-    repaired.push_str(if stays { word } else { "null" });
-    word.clear();
 }
 
 /// Reads a number, also one that is written as a string.
@@ -160,7 +162,7 @@ pub fn arguments(text: &str, takes_arguments: bool) -> String {
     one_object(trimmed)
         .or_else(|| one_object(code_block(trimmed)?))
         .or_else(|| object_in_string(trimmed))
-        .or_else(|| one_object(&repair(trimmed, false)))
+        .or_else(|| one_object(&escaped(trimmed)))
         .unwrap_or_else(|| text.to_owned())
 }
 
@@ -203,13 +205,9 @@ fn code_block(text: &str) -> Option<&str> {
 
 /// Returns the object in a JSON string that contains one.
 fn object_in_string(text: &str) -> Option<String> {
-    let inner: Value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&repair(text, false))).ok()?;
+    let inner: Value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&escaped(text))).ok()?;
     let inner = inner.as_str()?.trim();
-    if is_object(inner) {
-        Some(inner.to_owned())
-    } else {
-        one_object(inner).or_else(|| one_object(&repair(inner, false)))
-    }
+    if is_object(inner) { Some(inner.to_owned()) } else { one_object(inner).or_else(|| one_object(&escaped(inner))) }
 }
 
 #[cfg(test)]

@@ -141,10 +141,8 @@ impl std::fmt::Display for Change {
 #[derive(Debug)]
 pub struct RequestBody {
     json: Bytes,
-    /// The body without changes; the same bytes until there is a change.
+    /// The body without the changes after rejections; the same bytes until there is one.
     original: Bytes,
-    /// The parameters and members in the body that it can omit.
-    optional: BTreeSet<String>,
     adaptations: Adaptations,
     /// Changes that were tried for this request: each is tried once.
     tried: BTreeSet<Change>,
@@ -153,7 +151,7 @@ pub struct RequestBody {
 }
 
 /// The wire form of a request.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Wire {
     #[serde(flatten)]
     request: ChatRequest,
@@ -176,22 +174,8 @@ impl RequestBody {
         }
         let stream_options = Some(json!({"include_usage": true}));
         let wire = Wire { request, max_tokens, stream: true, stream_options };
-        let mut body = Self {
-            json: Bytes::new(),
-            original: Bytes::new(),
-            optional: BTreeSet::new(),
-            adaptations,
-            tried: BTreeSet::new(),
-            last: None,
-        };
-        if body.adaptations.0.is_empty() {
-            body.write(wire);
-            body.original = body.json.clone();
-        } else {
-            body.original = serialize(&wire);
-            body.write(wire);
-        }
-        body
+        let json = serialize(&changed(wire, &adaptations));
+        Self { original: json.clone(), json, adaptations, tried: BTreeSet::new(), last: None }
     }
 
     /// Returns the body; the bytes are shared, not copied.
@@ -206,16 +190,22 @@ impl RequestBody {
         &self.adaptations
     }
 
-    /// Changes the body after the server has rejected it, and returns the change; `None` if the error names nothing that
-    /// could be changed. A change after which the server reports the same error is taken back.
+    /// Changes the body after the server has rejected it, and returns the change. Returns `None` if the error names nothing
+    /// that can be changed. Reverts a change after which the server reports the same error.
     pub fn adapt(&mut self, report: &Report) -> Option<Change> {
+        let original: Wire = serde_json::from_slice(&self.original).ok()?;
         if let Some((change, error)) = self.last.take()
             && error == report.message
         {
             self.adaptations.0.remove(&change);
-            self.rewrite()?;
         }
-        let change = self.change(report)?;
+        let prompt = prompt_text(&original.request);
+        let wire = changed(original.clone(), &self.adaptations);
+        let diagnosis = Diagnosis { optional: optional(&wire), prompt, tried: &self.tried };
+        let Some(change) = diagnosis.change(report) else {
+            self.json = serialize(&wire);
+            return None;
+        };
         if let Change::Omit(name) = &change
             && is_limit(name)
         {
@@ -224,26 +214,23 @@ impl RequestBody {
         }
         self.tried.insert(change.clone());
         self.adaptations.0.insert(change.clone());
-        self.rewrite()?;
+        self.json = serialize(&changed(original, &self.adaptations));
         self.last = Some((change.clone(), report.message.clone()));
         Some(change)
     }
+}
 
-    /// Serializes the original request with the changes.
-    fn rewrite(&mut self) -> Option<()> {
-        let wire: Wire = serde_json::from_slice(&self.original).ok()?;
-        self.write(wire);
-        Some(())
-    }
+/// Finds the change that an error requires.
+struct Diagnosis<'a> {
+    /// The parameters and members that the request can omit.
+    optional: BTreeSet<String>,
+    /// The prompt, in the form of [`prompt_text`].
+    prompt: String,
+    /// Changes that were tried before.
+    tried: &'a BTreeSet<Change>,
+}
 
-    fn write(&mut self, mut wire: Wire) {
-        for change in &self.adaptations.0 {
-            apply(change, &mut wire);
-        }
-        self.optional = optional(&wire);
-        self.json = serialize(&wire);
-    }
-
+impl Diagnosis<'_> {
     /// Returns the change that an error requires.
     fn change(&self, report: &Report) -> Option<Change> {
         let named =
@@ -275,21 +262,13 @@ impl RequestBody {
     /// Returns the change that one clause of an error text requires.
     fn change_in(&self, clause: &str) -> Option<Change> {
         let lower = clause.to_ascii_lowercase();
-        let is_null = ["but got null", "got null", "received null"].iter().find_map(|words| range(&lower, words));
-        if let (Some(content), Some(null)) = (word_range(&lower, "content"), is_null)
-            && !self.tried.contains(&Change::ContentAsText)
-            && !self.quotes(&clause[content.start.min(null.start)..content.end.max(null.end)])
-        {
-            return Some(Change::ContentAsText);
-        }
+        let got_null = ["got null", "received null"].iter().find_map(|words| range(&lower, words));
         let end = LISTS.iter().filter_map(|words| start_of_words(&lower, words)).min().unwrap_or(lower.len());
-        let (clause, lower) = (&clause[..end], &lower[..end]);
+        let lower = &lower[..end];
         let find_any =
             |words: &[&str]| words.iter().filter_map(|word| range(lower, word)).min_by_key(|range| range.start);
         let candidate = |change: Change, one: Option<Range<usize>>, other: Option<Range<usize>>| {
-            let (one, other) = (one?, other?);
-            // The words between the name of the part and what is wrong with it.
-            let words = &clause[one.start.min(other.start)..one.end.max(other.end)];
+            let words = between(clause, &one?, &other?);
             (!self.tried.contains(&change) && !self.quotes(words)).then_some(change)
         };
 
@@ -325,14 +304,12 @@ impl RequestBody {
         let unsupported = find_any(&UNSUPPORTED);
         let wrong = || unsupported.clone().or_else(|| find_any(&["only user", "invalid value"]));
         let content = word_range(lower, "content");
+        let null = got_null.or_else(|| find_any(&["valid string", "must be a string", "null"]));
         candidate(Change::AlternateRoles, order, people.clone())
             .or_else(|| candidate(Change::EndWithUser, last.clone(), people.or(last)))
             .or_else(|| candidate(Change::SystemAsUser, system, wrong()))
-            .or_else(|| {
-                let is_null = find_any(&["valid string", "must be a string", "null"]);
-                candidate(Change::ContentAsText, content, is_null)
-            })
-            .or_else(|| self.omission(clause, lower, unsupported.as_ref()))
+            .or_else(|| candidate(Change::ContentAsText, content, null))
+            .or_else(|| self.omission(&clause[..end], lower, unsupported.as_ref()))
     }
 
     /// Returns the parameter or member that a clause says is not supported: the one nearest to these words.
@@ -351,9 +328,8 @@ impl RequestBody {
             let wrong = if name == "reasoning_effort" { unsupported.or(wrong_effort.as_ref()) } else { unsupported };
             let Some(wrong) = wrong else { continue };
             let distance = name_range.start.saturating_sub(wrong.end).max(wrong.start.saturating_sub(name_range.end));
-            let words = &clause[name_range.start.min(wrong.start)..name_range.end.max(wrong.end)];
             let change = Change::Omit(name.clone());
-            if !self.tried.contains(&change) && !self.quotes(words) {
+            if !self.tried.contains(&change) && !self.quotes(between(clause, &name_range, wrong)) {
                 found.push((distance, name_range, name));
             }
         }
@@ -369,21 +345,34 @@ impl RequestBody {
     }
 
     /// Returns whether the prompt has these words, so that the server may only quote it. Servers quote in different ways:
-    /// only letters and digits are compared, and escaped characters in the words are left out.
+    /// only letters and digits are compared, and escaped characters in the words are omitted.
     fn quotes(&self, words: &str) -> bool {
-        let Ok(wire) = serde_json::from_slice::<Wire>(&self.original) else { return true };
-        let mut prompt = String::new();
-        for message in &wire.request.messages {
-            collect_texts(&message.content, &mut prompt);
-            message
-                .tool_calls
-                .iter()
-                .chain(message.members.values())
-                .for_each(|value| collect_texts(value, &mut prompt));
-        }
-        wire.request.tools.iter().for_each(|tool| collect_texts(tool, &mut prompt));
-        [plain(words), plain(&without_escapes(words))].iter().any(|words| prompt.contains(words))
+        [plain(words), plain(&without_escapes(words))].iter().any(|words| self.prompt.contains(words))
     }
+}
+
+/// Returns the words from the name of a part to what is wrong with it, in either order.
+fn between<'a>(clause: &'a str, one: &Range<usize>, other: &Range<usize>) -> &'a str {
+    &clause[one.start.min(other.start)..one.end.max(other.end)]
+}
+
+/// Returns the request with the changes.
+fn changed(mut wire: Wire, adaptations: &Adaptations) -> Wire {
+    for change in &adaptations.0 {
+        apply(change, &mut wire);
+    }
+    wire
+}
+
+/// Returns the letters and digits of all texts of a prompt, including its tools.
+fn prompt_text(request: &ChatRequest) -> String {
+    let mut texts = String::new();
+    for message in &request.messages {
+        let members = message.tool_calls.iter().chain(message.members.values());
+        std::iter::once(&message.content).chain(members).for_each(|value| collect_texts(value, &mut texts));
+    }
+    request.tools.iter().for_each(|tool| collect_texts(tool, &mut texts));
+    texts
 }
 
 fn serialize(wire: &Wire) -> Bytes {

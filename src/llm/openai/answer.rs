@@ -41,7 +41,7 @@ impl From<Report> for Failure {
     }
 }
 
-/// How the answer ended, as far as it was read.
+/// Whether the bytes so far are the whole answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The model is still writing, or nothing is known.
@@ -68,9 +68,9 @@ pub struct AnswerReader {
     finish: Option<FinishReason>,
     /// Whether content came with the finish reason or after it.
     has_content_since_finish: bool,
-    /// Whether the finish reason came again after more content: it does not say when the answer ends.
+    /// Whether content came after a finish reason, so that finish reasons do not mark the end.
     repeats_finish: bool,
-    /// An event that is not a part of an answer, such as a status. It is the cause if nothing of the answer follows.
+    /// An event that is not a part of an answer, such as a status. It is the error if the answer does not continue.
     note: Option<Failure>,
     /// A finish reason that we do not know.
     unknown_finish: Option<String>,
@@ -121,7 +121,7 @@ impl AnswerReader {
         }
     }
 
-    /// Returns how the answer has ended so far.
+    /// Returns whether the bytes so far are the whole answer.
     #[must_use]
     pub fn state(&self) -> End {
         match (&self.form, self.finish) {
@@ -213,7 +213,7 @@ impl AnswerReader {
     /// Reads the end of the body, or of the part of it that is needed.
     ///
     /// # Errors
-    /// An answer that does not prove that it ended well.
+    /// An answer that does not prove that it is complete.
     pub fn end(mut self, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
         match std::mem::replace(&mut self.form, Form::Unknown(Vec::new())) {
             Form::Unknown(_) => {}
@@ -243,8 +243,7 @@ impl AnswerReader {
             (None, _) if self.is_done && has_content => deltas.push(ChatDelta::Finish(FinishReason::Stop)),
             (None, _) if !has_content => return Err(Failure::Invalid("sent no answer".to_owned())),
             (None, Some(reason)) => {
-                let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
-                return Err(Failure::Invalid(format!("ended its answer with the unknown finish reason \"{reason}\"")));
+                return Err(finish_failure("unknown finish reason", &reason));
             }
             (None, None) => return Err(Failure::Invalid("closed the connection during its answer".to_owned())),
         }
@@ -372,8 +371,7 @@ impl AnswerReader {
             None => {}
             Some(Finish::Known(reason)) => self.finish = Some(reason),
             Some(Finish::Failed(reason)) => {
-                let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
-                return Err(Failure::Invalid(format!("ended its answer with the finish reason \"{reason}\"")));
+                return Err(finish_failure("finish reason", &reason));
             }
             Some(Finish::Unknown(reason)) => self.unknown_finish = Some(reason),
         }
@@ -394,6 +392,11 @@ fn is_keep_alive(data: &str) -> bool {
 /// Returns whether the start of a body has more than comments and blank lines.
 fn is_text(beginning: &[u8]) -> bool {
     beginning.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).any(|line| !line.is_empty() && line[0] != b':')
+}
+
+fn finish_failure(kind: &str, reason: &str) -> Failure {
+    let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
+    Failure::Invalid(format!("ended its answer with the {kind} \"{reason}\""))
 }
 
 fn not_a_chunk(data: &str) -> Failure {

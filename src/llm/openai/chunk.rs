@@ -89,12 +89,12 @@ struct PlainDelta<'a> {
     refusal: (),
 }
 
-/// What earlier chunks of an answer say about the next ones.
+/// Facts about the earlier chunks of an answer that are needed to read the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Earlier {
     /// The index of the choice, which the first chunk sets: one choice is requested, and some servers do not call it 0.
     pub index: Option<i64>,
-    /// Whether deltas had text. A whole message after them repeats it.
+    /// Whether deltas had text, which a whole message after them repeats.
     pub has_text: bool,
     /// Whether deltas had calls.
     pub has_calls: bool,
@@ -275,8 +275,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Reads a finish reason, in the words of OpenAI, Anthropic, Gemini, Mistral, Cohere and others. For one that is not listed,
-/// its words decide.
+/// Reads a finish reason of OpenAI, Anthropic, Gemini, Mistral, Cohere and others. An unlisted reason is classified by the
+/// words in it.
 fn finish(reason: &str) -> Finish {
     const FILTERED: [&str; 12] = [
         "content_filter",

@@ -1,6 +1,6 @@
 //! Errors as model servers report them: in the body of an error response, or inside of an answer. Pure.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::llm::lenient;
 
@@ -24,18 +24,17 @@ impl Report {
     /// Reads the body of a response with an error status.
     #[must_use]
     pub fn of_response(status: u16, body: &str) -> Self {
-        let value = lenient::parse(body).filter(|value| value.is_object() || value.is_array() || value.is_string());
-        let found = value.as_ref().and_then(|value| find(value).or_else(|| Some(read(value))));
-        let report = found.unwrap_or_else(|| Self { message: body.trim().to_owned(), ..Self::default() });
-        Self { status, ..report }
+        Self { status, ..Self::of_event(body) }
     }
 
     /// Reads the data of an event that is an error.
     #[must_use]
     pub fn of_event(data: &str) -> Self {
-        let value = lenient::parse(data);
-        let found = value.as_ref().and_then(|value| find(value).or_else(|| Some(read(value))));
-        found.unwrap_or_else(|| Self { message: data.trim().to_owned(), ..Self::default() })
+        let value = lenient::parse(data).filter(|value| value.is_object() || value.is_array() || value.is_string());
+        match value {
+            Some(value) => find(&value).unwrap_or_else(|| read(&value)),
+            None => Self::new(data.trim()),
+        }
     }
 
     /// Finds the error in a value that should be an answer or a part of one.
@@ -44,15 +43,14 @@ impl Report {
         find(value)
     }
 
-    /// Returns the text of a value that has nothing of an answer, such as a status or an error that does not say that it is
-    /// one. If nothing of the answer follows, it is the cause.
+    /// Reads a value that is not a part of an answer: a status, or an error that is not marked as one. It is an error only if
+    /// the answer does not continue after it.
     #[must_use]
     pub fn of_note(value: &Value) -> Option<Self> {
         let object = value.as_object().filter(|object| !object.contains_key("choices"))?;
         let is_good =
             ["code", "status_code", "statusCode"].iter().any(|name| object.get(*name).is_some_and(is_success));
-        let has_text = TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set));
-        (has_text && !is_good && !object.contains_key("usage")).then(|| read(value))
+        (has_text(object) && !is_good).then(|| read(value))
     }
 
     /// Creates a report with this text.
@@ -133,10 +131,9 @@ fn find(value: &Value) -> Option<Report> {
                 return parts.filter(|part| is_set(&part["error"])).find_map(find);
             }
             let is_error = object.get("object").or_else(|| object.get("type")).is_some_and(|kind| kind == "error");
-            let has_text =
-                TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set)) && !object.contains_key("usage");
             let report = read(value);
-            let is_failure = has_text && (report.status != 0 || FAILED.iter().any(|name| object.contains_key(*name)));
+            let is_failure =
+                has_text(object) && (report.status != 0 || FAILED.iter().any(|name| object.contains_key(*name)));
             (is_error || is_failure).then_some(report)
         }
         _ => None,
@@ -193,15 +190,19 @@ fn read(error: &Value) -> Report {
     }
 }
 
-/// Reads an HTTP status, which some servers write as a string.
+/// Returns whether an object has the text of an error or of a status, and no usage, as the end of an answer has.
+fn has_text(object: &Map<String, Value>) -> bool {
+    TEXTS.iter().any(|name| object.get(*name).is_some_and(is_set)) && !object.contains_key("usage")
+}
+
+/// Reads the HTTP status of an error.
 fn status(value: &Value) -> Option<u16> {
-    let number = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())?;
-    u16::try_from(number).ok().filter(|status| (400..600).contains(status))
+    let number = lenient::integer(value).filter(|status| (400..600).contains(status))?;
+    u16::try_from(number).ok()
 }
 
 fn is_success(code: &Value) -> bool {
-    let number = code.as_u64().or_else(|| code.as_str()?.trim().parse().ok());
-    number.is_some_and(|number| number == 0 || (200..300).contains(&number))
+    lenient::integer(code).is_some_and(|number| number == 0 || (200..300).contains(&number))
 }
 
 /// Returns whether an error member has a value: some servers always send the member, with empty values.

@@ -165,6 +165,12 @@ fn known_adaptations_are_applied_from_the_start() {
 
     let later = RequestBody::new(request(), false, first.adaptations().clone());
 
+    let mut limited = body(request());
+    limited.adapt(&report("max_tokens is not supported"));
+    let mut swapped = RequestBody::new(request(), false, limited.adaptations().clone());
+    assert_eq!(swapped.adapt(&report("max_completion_tokens is not supported")), omit("max_completion_tokens"));
+    assert_eq!((parse(&swapped).get("max_completion_tokens"), &parse(&swapped)["max_tokens"]), (None, &json!(5)));
+
     let json = parse(&later);
     assert_eq!((json.get("stream_options"), json.get("temperature")), (None, None));
     assert_eq!((&json["max_tokens"], &json["messages"][0]["content"]), (&json!(5), &json!("Hi")));
