@@ -74,7 +74,7 @@ impl Parser {
         }
         if let Some(data) = field(&line, b"data:") {
             if !self.has_data && data.trim_ascii() == b"[DONE]" {
-                // The end of a stream needs no empty line, which some servers omit.
+                // Some servers omit the empty line after the end of the stream.
                 self.name.clear();
                 return Some(Event { data: "[DONE]".to_owned(), is_error: false, is_keep_alive: false });
             }

@@ -170,7 +170,7 @@ impl Turn {
         }
     }
 
-    /// Returns whether a name continues that of a call: together they start the name of a function.
+    /// Returns whether a name continues the name of a call: the joined name is the start of a function's name.
     fn is_rest_of_name(&self, call: &Call, piece: &str) -> bool {
         let joined = format!("{}{piece}", call.name);
         let starts_name = self.known.iter().any(|function| function.name.starts_with(&joined));

@@ -48,10 +48,10 @@ const LINGER: Linger = Linger {
     // Eight times the default of body_bytes_max. Discarding it takes a few hundredths of a second.
     bytes_max: 256 * 1024 * 1024,
 };
-/// How long a request is processed whose client has closed its side of the connection. Some clients do so after the last
-/// byte of a request and wait for the reply; others are gone.
+/// Maximum time to process a request after its client has closed the write side of the connection. Some clients close it
+/// after the request and wait for the response; others have disconnected.
 const HALF_CLOSED_TIME: Duration = Duration::from_secs(1);
-/// How long the next of several requests takes to start after the reply to the one before.
+/// Time for the next pipelined request to start after a response.
 const NEXT_REQUEST_TIME: Duration = Duration::from_millis(20);
 /// Size of the buffer for discarded bytes.
 const DISCARD_BYTES: usize = 16 * 1024;
@@ -142,9 +142,9 @@ struct Connection {
     is_extra: bool,
     /// Whether it closes after the response, although the client may still be sending the request.
     has_unread_request: AtomicBool,
-    /// Whether bytes of a request have arrived whose reply is not sent yet.
+    /// Whether a request was received, at least in part, and its response was not sent yet.
     awaits_reply: AtomicBool,
-    /// Wakes the reader of a half-closed connection when the reply is sent.
+    /// Wakes the reader of a half-closed connection when the response was sent.
     reader: Mutex<Option<Waker>>,
 }
 
@@ -406,9 +406,9 @@ struct ClientStream {
     write_timeout: Duration,
     connection: Arc<Connection>,
     timeout: Option<Pin<Box<Sleep>>>,
-    /// Runs after the client has closed its side before it got the reply.
+    /// Timeout that starts if the client closes its write side before it has received the response.
     half_closed: Option<Pin<Box<Sleep>>>,
-    /// Runs after a reply on a connection whose client has closed its side.
+    /// Timeout of the next pipelined request after a response on such a connection.
     answered: Option<Pin<Box<Sleep>>>,
     /// Whether the write timeout has expired.
     is_stalled: bool,
@@ -482,7 +482,7 @@ impl AsyncRead for ClientStream {
             self.connection.awaits_reply.store(true, Ordering::Release);
             return Poll::Ready(Ok(()));
         }
-        // The client has closed its side. hyper would drop a request that is not answered yet.
+        // The client has closed its write side. hyper would cancel a request that has no response yet.
         *self.connection.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
         let connection = self.connection.clone();
         let is_active = || connection.active_requests.load(Ordering::Acquire) > 0;
@@ -498,7 +498,7 @@ impl AsyncRead for ClientStream {
             self.answered = None;
             return Poll::Pending;
         }
-        // Another request may have arrived before the client closed its side.
+        // Another request may have been received before.
         let answered = self.answered.get_or_insert_with(|| Box::pin(tokio::time::sleep(NEXT_REQUEST_TIME)));
         answered.as_mut().poll(context).map(Ok)
     }

@@ -200,7 +200,7 @@ fn read_message(mut message: Map<String, Value>, deltas: &mut Vec<ChatDelta>) {
         let piece = read_call(Value::Object(Map::from_iter([("function".to_owned(), function)])));
         deltas.extend(piece.map(|piece| ChatDelta::Call(CallPiece { index: Some(0), ..piece })));
     }
-    // An empty text is kept: some models want to see the member again.
+    // Empty texts stay, because some models require the member in the next request.
     message.retain(|name, value| !KNOWN_MEMBERS.contains(&name.as_str()) && (value == "" || !is_empty(value)));
     deltas.extend(message.into_iter().map(|(name, value)| ChatDelta::Member(name, value)));
 }

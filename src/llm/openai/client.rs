@@ -349,7 +349,7 @@ impl Upstream {
         if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
     }
 
-    /// Replaces the key of the server in forwarded bytes, which servers repeat in errors.
+    /// Replaces the server's key in forwarded bytes, because some servers repeat it in errors.
     fn masked_bytes(&self, bytes: Bytes) -> Bytes {
         let Some(key) = &self.inner.api_key else { return bytes };
         let key = key.expose_secret();
@@ -374,7 +374,7 @@ struct OpenAnswer {
     deltas: Vec<ChatDelta>,
     /// The error after the deltas.
     failure: Option<Failure>,
-    /// The changes of the request that the model is known to need if the answer has content.
+    /// The model and the changes of its request, which are stored when the answer has content.
     learned: Option<(String, Adaptations)>,
 }
 
@@ -535,7 +535,7 @@ impl ChatModel for Upstream {
                     Ok(Some(Ok(bytes))) => {
                         failure = reader.push(&bytes, &mut deltas).err().map(|failure| upstream.failed_answer(failure));
                     }
-                    // The answer is whole without its end.
+                    // The answer is complete, although the body is not.
                     Err(_) | Ok(Some(Err(_))) if reader.has_finish() => break,
                     Err(_) => failure = Some(upstream.unavailable(&upstream.stalled())),
                     Ok(Some(Err(error))) => failure = Some(upstream.unavailable(&upstream.broken(&error))),
@@ -598,7 +598,7 @@ impl ChatModel for Upstream {
         let upstream = self.clone();
         let body = async_stream::stream! {
             let mut bytes = std::pin::pin!(answer.into_bytes());
-            // The end of a stream is judged as that of a run's answer. What it has is forwarded unchanged.
+            // The end of a stream is checked like the end of a run's answer. The content is forwarded unchanged.
             let mut reader = AnswerReader::new(ThinkTags::Keep);
             let mut is_readable = is_stream;
             loop {

@@ -469,7 +469,7 @@ impl Transcript {
                 *sent = end;
             }
         }
-        // The token limit cut the calls off, and the message of the run follows.
+        // The calls are incomplete at the token limit, and the message of the run follows.
         if sent.is_open && step.turn.is_none() && matches!(step.state, StepState::Completed { .. }) {
             sent.is_open = false;
             events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
