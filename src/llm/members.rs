@@ -15,17 +15,11 @@ const PIECES: [&str; 6] = ["text", "summary", "think", "thought", "reason", "con
 pub fn merge(members: &mut Map<String, Value>, name: &str, piece: Value) {
     match (members.get_mut(name), piece) {
         (Some(Value::String(text)), Value::String(more)) if arrives_in_pieces(name) => text.push_str(&more),
-        (Some(Value::Array(list)), Value::Array(more)) => {
-            for element in more {
-                add(list, element);
-            }
-        }
+        (Some(Value::Array(list)), Value::Array(more)) => extend(list, more),
         (Some(Value::Object(object)), Value::Object(more)) => merge_object(object, more),
         (_, Value::Array(elements)) => {
             let mut list = Vec::new();
-            for element in elements {
-                add(&mut list, element);
-            }
+            extend(&mut list, elements);
             members.insert(name.to_owned(), Value::Array(list));
         }
         (_, piece) => {
@@ -48,11 +42,13 @@ fn merge_object(object: &mut Map<String, Value>, more: Map<String, Value>) {
     }
 }
 
-/// Adds an element to a list, or continues its last element.
-fn add(list: &mut Vec<Value>, element: Value) {
-    match (list.last_mut(), element) {
-        (Some(Value::Object(last)), Value::Object(more)) if continues(last, &more) => merge_object(last, more),
-        (_, element) => list.push(element),
+/// Adds elements to a list. An element may continue the last one.
+fn extend(list: &mut Vec<Value>, elements: Vec<Value>) {
+    for element in elements {
+        match (list.last_mut(), element) {
+            (Some(Value::Object(last)), Value::Object(more)) if continues(last, &more) => merge_object(last, more),
+            (_, element) => list.push(element),
+        }
     }
 }
 
@@ -68,18 +64,19 @@ fn continues(last: &Map<String, Value>, more: &Map<String, Value>) -> bool {
             .iter()
             .any(|(name, value)| arrives_in_pieces(name) && value.as_str().is_some_and(|text| !text.is_empty()))
     };
-    let is_set = |object: &Map<String, Value>, name: &str| object.get(name).is_some_and(|value| !value.is_null());
-    let is_whole = |object: &Map<String, Value>| is_set(object, "data");
-    let is_same = |name: &str, required: bool| {
-        let known = |object: &'_ Map<String, Value>| object.get(name).filter(|value| !value.is_null()).cloned();
-        match (known(last), known(more)) {
-            (Some(one), Some(other)) => one == other,
-            (None, None) => true,
-            _ => !required,
-        }
+    let is_whole = |object: &Map<String, Value>| set_member(object, "data").is_some();
+    let is_same = |name: &str, required: bool| match (set_member(last, name), set_member(more, name)) {
+        (Some(one), Some(other)) => one == other,
+        (None, None) => true,
+        _ => !required,
     };
-    let is_ended = is_whole(last) || is_whole(more) || is_set(last, "signature") && has_text(more);
+    let is_ended = is_whole(last) || is_whole(more) || set_member(last, "signature").is_some() && has_text(more);
     has_text(last) && !is_ended && is_same("type", true) && is_same("index", true) && is_same("id", false)
+}
+
+/// Returns a member that is present and not null.
+fn set_member<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    object.get(name).filter(|value| !value.is_null())
 }
 
 #[cfg(test)]
