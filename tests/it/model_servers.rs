@@ -6,11 +6,8 @@ use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::database::Database;
 use crate::support::server::Server;
-use crate::support::sse::{Event, names, text};
+use crate::support::sse::{CALL_STARTED, Event, RUN_STARTED, names, text};
 use crate::support::upstream::{Answer, Upstream};
-
-const RUN_STARTED: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
-const CALL_STARTED: [&str; 2] = ["run.step.created", "run.step.in_progress"];
 
 fn chunk(delta: &Value) -> String {
     format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": delta}]}))

@@ -7,11 +7,9 @@ use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::database::Database;
 use crate::support::server::Server;
-use crate::support::sse::{Event, names, text};
+use crate::support::sse::{CALL_STARTED, Event, RUN_STARTED, names, text};
 use crate::support::upstream::{Answer, Upstream};
 
-const RUN_STARTED: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
-const CALL_STARTED: [&str; 2] = ["run.step.created", "run.step.in_progress"];
 const TEXT_STARTED: [&str; 4] = ["run.step.created", "run.step.in_progress", "message.created", "message.in_progress"];
 const RESUMED: [&str; 3] = ["run.step.completed", "run.queued", "run.in_progress"];
 const RUN_COMPLETED: [&str; 4] = ["message.completed", "run.step.completed", "run.completed", "done"];

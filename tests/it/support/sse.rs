@@ -4,6 +4,11 @@ use serde_json::Value;
 
 use super::contract;
 
+/// The events of a new run, before its first step.
+pub const RUN_STARTED: [&str; 3] = ["run.created", "run.queued", "run.in_progress"];
+/// The events of a `tool_calls` step, before its deltas.
+pub const CALL_STARTED: [&str; 2] = ["run.step.created", "run.step.in_progress"];
+
 /// One event: its name and its payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
