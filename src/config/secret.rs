@@ -3,8 +3,7 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Replaces a secret in output.
-const MASK: &str = "***";
+use crate::llm::MASK;
 
 /// A key. Debug and serialized forms are masked.
 #[derive(Debug, Clone, Default, Deserialize)]

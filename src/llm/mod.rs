@@ -24,7 +24,7 @@ use crate::api::usage::Usage;
 
 pub use discover::{discover, find};
 pub use echo::Echo;
-pub use openai::{Settings, ThinkTags, Upstream};
+pub use openai::{MASK, Settings, ThinkTags, Upstream};
 pub use routing::{Entry, Models, Route};
 
 /// A request for an answer, in the form of chat completions.

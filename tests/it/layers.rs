@@ -28,7 +28,7 @@ const ORDER: [(&str, u32); 15] = [
 ];
 
 /// Files and folders whose code does no I/O and never waits.
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
     "api",
     "host.rs",
     "runs/machine.rs",
@@ -41,6 +41,7 @@ const PURE: [&str; 15] = [
     "llm/openai/adapt",
     "llm/openai/answer",
     "llm/openai/chunk.rs",
+    "llm/openai/mask.rs",
     "llm/openai/models.rs",
     "llm/openai/report.rs",
     "llm/openai/visible.rs",

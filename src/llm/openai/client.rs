@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -17,6 +15,7 @@ use serde_json::{Map, Value};
 use super::adapt::{Adaptations, RequestBody};
 use super::answer::{AnswerReader, End, Failure};
 use super::learned::Learned;
+use super::mask::Mask;
 use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
@@ -40,14 +39,6 @@ const DOUBTFUL_TIMEOUT: Duration = Duration::from_secs(3);
 const REPORT_CHARS_MAX: usize = 500;
 /// Maximum length of other texts of a server in our errors and in the log, in characters.
 const SHOWN_CHARS_MAX: usize = 200;
-/// Minimum length of a part of a URL's path that is masked like a secret, in bytes.
-const TOKEN_CHARS_MIN: usize = 12;
-/// Minimum length of a text that is masked, in bytes.
-const SECRET_CHARS_MIN: usize = 4;
-/// What is percent-encoded in a query.
-const NON_ALPHANUMERIC_BUT_DASHES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// Replaces secrets and addresses in the texts of servers.
-const MASK: &str = "***";
 
 /// Timeouts, retries and reading of requests to a model server.
 #[derive(Debug, Clone)]
@@ -78,8 +69,7 @@ struct Inner {
     api_key: Option<SecretString>,
     /// User name and password of the URL, which are sent if there is no key.
     basic: Option<(SecretString, SecretString)>,
-    /// What must not appear in texts that clients see.
-    hidden: Vec<SecretString>,
+    mask: Mask,
     is_openai: bool,
     settings: Settings,
     learned: Learned,
@@ -136,14 +126,14 @@ impl Upstream {
             let decode = |text: &str| SecretString::from(percent_decode_str(text).decode_utf8_lossy().into_owned());
             (decode(url.username()), decode(url.password().unwrap_or_default()))
         });
-        let hidden = hidden(base_url, url.as_ref(), api_key.as_ref());
+        let mask = Mask::new(base_url, url.as_ref(), api_key.as_ref());
         let is_openai = ["openai.com", "openai.azure.com"].iter().any(|known| host.ends_with(known));
         let inner = Inner {
             name: name.into(),
             urls: Urls::new(base_url),
             api_key,
             basic,
-            hidden,
+            mask,
             is_openai,
             settings,
             learned: Learned::default(),
@@ -288,7 +278,7 @@ impl Upstream {
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        self.masked(&cause.to_string())
+        self.inner.mask.apply(&cause.to_string())
     }
 
     /// Returns the error "The model server … `predicate`."
@@ -307,9 +297,9 @@ impl Upstream {
     /// Returns the error of an answer that has started.
     fn failed_answer(&self, failure: Failure) -> Error {
         match failure {
-            Failure::Invalid(predicate) => self.unavailable(&self.masked(&predicate)),
+            Failure::Invalid(predicate) => self.unavailable(&self.inner.mask.apply(&predicate)),
             Failure::NotAnAnswer(predicate, text) => {
-                let shown: String = self.masked(&text).chars().take(SHOWN_CHARS_MAX).collect();
+                let shown: String = self.inner.mask.apply(&text).chars().take(SHOWN_CHARS_MAX).collect();
                 self.unavailable(&format!("{predicate}: {shown}"))
             }
             Failure::Reported(report) => {
@@ -345,24 +335,8 @@ impl Upstream {
 
     /// Returns the text of a reported error: masked, then truncated, so that no part of a secret is left.
     fn reported(&self, report: &Report) -> String {
-        let text = self.masked(report.message.trim());
+        let text = self.inner.mask.apply(report.message.trim());
         if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
-    }
-
-    /// Replaces the server's key in forwarded bytes, because some servers repeat it in errors.
-    fn masked_bytes(&self, bytes: Bytes) -> Bytes {
-        let Some(key) = &self.inner.api_key else { return bytes };
-        let key = key.expose_secret();
-        match std::str::from_utf8(&bytes) {
-            Ok(text) if key.len() >= SECRET_CHARS_MIN && text.contains(key) => text.replace(key, MASK).into(),
-            Ok(_) | Err(_) => bytes,
-        }
-    }
-
-    /// Replaces the key and the address of the server in a text.
-    fn masked(&self, text: &str) -> String {
-        let hidden = self.inner.hidden.iter().map(SecretString::expose_secret).filter(|secret| !secret.is_empty());
-        hidden.fold(text.to_owned(), |text, secret| text.replace(secret, MASK))
     }
 }
 
@@ -433,34 +407,6 @@ impl Answer {
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
-}
-
-/// Returns what must not appear in texts that clients see, in each form in which a server may repeat it, the longest first:
-/// the key, the address, and every part of the URL that may be secret.
-fn hidden(base_url: &str, url: Option<&Url>, api_key: Option<&SecretString>) -> Vec<SecretString> {
-    let mut texts = vec![base_url.trim_end_matches('/').to_owned()];
-    texts.extend(api_key.map(|key| key.expose_secret().to_owned()));
-    if let Some(url) = url {
-        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let (user, password) = (decode(url.username()), url.password().map(decode).unwrap_or_default());
-        texts.push(BASE64.encode(format!("{user}:{password}")));
-        texts.extend([url.username().to_owned(), user, url.password().unwrap_or_default().to_owned(), password]);
-        texts.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
-        texts.extend(url.query().map(str::to_owned));
-        texts.extend(url.fragment().map(str::to_owned));
-        let segments = url.path_segments().into_iter().flatten();
-        texts.extend(segments.filter(|segment| segment.len() >= TOKEN_CHARS_MIN).map(str::to_owned));
-        texts.extend(url.port().and_then(|port| Some(format!("{}:{port}", url.host_str()?))));
-    }
-    let escaped = texts.iter().map(|text| text.replace('/', "\\/"));
-    let encoded = texts.iter().map(|text| utf8_percent_encode(text, NON_ALPHANUMERIC_BUT_DASHES).to_string());
-    let other_forms: Vec<String> = escaped.chain(encoded).collect();
-    texts.extend(other_forms);
-    // A short text may be a part of ordinary words.
-    texts.retain(|text| text.len() >= SECRET_CHARS_MIN);
-    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-    texts.dedup();
-    texts.into_iter().map(SecretString::from).collect()
 }
 
 /// Returns how long the next bytes of an answer may take; `None` if nothing follows.
@@ -542,7 +488,7 @@ impl ChatModel for Upstream {
                 }
             }
             if let Some(reason) = reader.unknown_finish() {
-                let reason: String = upstream.masked(reason).chars().take(SHOWN_CHARS_MAX).collect();
+                let reason: String = upstream.inner.mask.apply(reason).chars().take(SHOWN_CHARS_MAX).collect();
                 tracing::warn!(server = upstream.name(), reason, "an answer has an unknown finish reason");
             }
             let ended = reader.end(&mut deltas);
@@ -590,7 +536,7 @@ impl ChatModel for Upstream {
         let (content_type, retry_after) = (header(&CONTENT_TYPE), header(&RETRY_AFTER));
         let idle = self.inner.settings.idle_timeout;
         if !status.is_success() {
-            let text = self.masked(&answer.text(idle).await);
+            let text = self.inner.mask.apply(&answer.text(idle).await);
             let body = futures_util::stream::iter([Ok(Bytes::from(text))]).boxed();
             return Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream: false, body });
         }
@@ -607,7 +553,7 @@ impl ChatModel for Upstream {
                 match tokio::time::timeout(timeout, bytes.next()).await {
                     Ok(Some(Ok(bytes))) => {
                         is_readable = is_readable && reader.push(&bytes, &mut Vec::new()).is_ok();
-                        yield Ok(upstream.masked_bytes(bytes));
+                        yield Ok(upstream.inner.mask.apply_to_bytes(bytes));
                     }
                     Ok(None) => break,
                     Err(_) | Ok(Some(Err(_))) if reader.has_finish() => return,
@@ -704,7 +650,8 @@ mod tests {
 
         let shown = format!("{upstream:?}");
         assert!(!shown.contains("secret") && !shown.contains("10.1.2.3"), "{shown}");
-        let masked = upstream.masked("the key sk-secret is not known at http://10.1.2.3:8000/v1?token=secret");
+        let masked =
+            upstream.inner.mask.apply("the key sk-secret is not known at http://10.1.2.3:8000/v1?token=secret");
         assert_eq!(masked, "the key *** is not known at http://***/v1?***");
     }
 
@@ -724,7 +671,7 @@ mod tests {
             "sk-TOP%2FSECRET",
             "sk-TOP\\/SECRET",
         ] {
-            assert_eq!(upstream.masked(&format!("({text})")), "(***)", "{text}");
+            assert_eq!(upstream.inner.mask.apply(&format!("({text})")), "(***)", "{text}");
         }
         let long = Report::new(format!("{}sk-TOP/SECRET", "x".repeat(REPORT_CHARS_MAX - 4)));
         assert!(!upstream.reported(&long).contains("sk"));

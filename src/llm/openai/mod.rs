@@ -8,9 +8,11 @@ mod answer;
 mod chunk;
 mod client;
 mod learned;
+mod mask;
 mod models;
 mod report;
 mod visible;
 
 pub use client::{Settings, Upstream};
+pub use mask::MASK;
 pub use visible::ThinkTags;
