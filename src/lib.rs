@@ -18,6 +18,7 @@
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
+//! | [`access`] | who makes a request, and what they may do |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
 //! | [`server`] | builds, starts and stops the server |
@@ -25,9 +26,10 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
+pub mod access;
 pub mod api;
 pub mod clock;
 pub mod config;

@@ -105,6 +105,10 @@ ids! {
     FileId("file-", "file_id", "file");
     /// Identifies a vector store.
     VectorStoreId("vs_", "vector_store_id", "vector store");
+    /// Identifies a project.
+    ProjectId("proj_", "project_id", "project");
+    /// Identifies an API key of a project or of the organization. It does not reveal the key.
+    ApiKeyId("key_", "api_key_id", "API key");
 }
 
 /// An identifier type that [`Ids`] can generate.

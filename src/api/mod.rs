@@ -5,6 +5,7 @@ pub mod error;
 pub mod id;
 pub mod message;
 pub mod metadata;
+pub mod organization;
 pub mod page;
 pub mod response_format;
 pub mod rule;
@@ -19,9 +20,12 @@ pub mod usage;
 
 pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;
-pub use id::{AssistantId, FileId, Ids, MessageId, RunId, RunStepId, ThreadId, ToolCallId, VectorStoreId};
+pub use id::{
+    ApiKeyId, AssistantId, FileId, Ids, MessageId, ProjectId, RunId, RunStepId, ThreadId, ToolCallId, VectorStoreId,
+};
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;
+pub use organization::Scope;
 pub use page::{Page, PageQuery};
 pub use run::{CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs};
 pub use run_step::RunStep;

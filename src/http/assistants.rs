@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
+use super::layers::auth::Caller;
 use super::reply::{deleted, list, map_cursor, object};
 use super::routes::{Routes, operation};
 use super::state::App;
@@ -37,33 +38,46 @@ pub(super) fn routes() -> Routes {
         )
 }
 
-async fn create_assistant(State(app): State<App>, Json(request): Json<CreateAssistant>) -> Result<Response, Error> {
+async fn create_assistant(
+    State(app): State<App>,
+    caller: Caller,
+    Json(request): Json<CreateAssistant>,
+) -> Result<Response, Error> {
     let assistant = request.into_assistant(app.ids.generate(), app.clock.now());
-    app.store.create_assistant(&assistant).await?;
+    app.store.create_assistant(&caller.scope, &assistant).await?;
     Ok(object(&AssistantObject::from(&assistant)))
 }
 
-async fn list_assistants(State(app): State<App>, query: ListQuery) -> Result<Response, Error> {
-    let page = app.store.list_assistants(&query.page).await.map_err(map_cursor::<AssistantId>)?;
+async fn list_assistants(State(app): State<App>, caller: Caller, query: ListQuery) -> Result<Response, Error> {
+    let page = app.store.list_assistants(&caller.scope, &query.page).await.map_err(map_cursor::<AssistantId>)?;
     Ok(list(&page, |assistant| assistant.id.as_str(), AssistantObject::from))
 }
 
-async fn get_assistant(State(app): State<App>, Ids((id,)): Ids<(AssistantId,)>) -> Result<Response, Error> {
-    let assistant = app.store.assistant(&id).await?.ok_or_else(|| id.not_found())?;
+async fn get_assistant(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((id,)): Ids<(AssistantId,)>,
+) -> Result<Response, Error> {
+    let assistant = app.store.assistant(&caller.scope, &id).await?.ok_or_else(|| id.not_found())?;
     Ok(object(&AssistantObject::from(&assistant)))
 }
 
 async fn modify_assistant(
     State(app): State<App>,
+    caller: Caller,
     Ids((id,)): Ids<(AssistantId,)>,
     Json(request): Json<ModifyAssistant>,
 ) -> Result<Response, Error> {
-    let assistant = app.store.modify_assistant(&id, &request).await?.ok_or_else(|| id.not_found())?;
+    let assistant = app.store.modify_assistant(&caller.scope, &id, &request).await?.ok_or_else(|| id.not_found())?;
     Ok(object(&AssistantObject::from(&assistant)))
 }
 
-async fn delete_assistant(State(app): State<App>, Ids((id,)): Ids<(AssistantId,)>) -> Result<Response, Error> {
-    if !app.store.delete_assistant(&id).await? {
+async fn delete_assistant(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((id,)): Ids<(AssistantId,)>,
+) -> Result<Response, Error> {
+    if !app.store.delete_assistant(&caller.scope, &id).await? {
         return Err(id.not_found().into());
     }
     Ok(deleted(&id, "assistant.deleted").into_response())

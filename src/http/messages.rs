@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
+use super::layers::auth::Caller;
 use super::reply::{deleted, list, map_cursor, object};
 use super::routes::{Routes, operation};
 use super::state::App;
@@ -36,57 +37,65 @@ pub(super) fn routes() -> Routes {
 
 async fn create_message(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread,)): Ids<(ThreadId,)>,
     Json(request): Json<CreateMessage>,
 ) -> Result<Response, Error> {
     let message = request.into_message(&app.ids, &thread, app.clock.now());
-    let stored = app.store.create_message(message, app.runs.queues_on_busy_thread()).await;
+    let stored = app.store.create_message(&caller.scope, message, app.runs.queues_on_busy_thread()).await;
     let message = stored.map_err(|error| busy_thread_error(error, &thread, Addition::Message))?;
     Ok(object(&MessageObject::from(&message)))
 }
 
 async fn list_messages(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread,)): Ids<(ThreadId,)>,
     query: ListQuery,
 ) -> Result<Response, Error> {
-    let page = app.store.list_messages(&thread, query.run.as_ref(), &query.page).await;
+    let page = app.store.list_messages(&caller.scope, &thread, query.run.as_ref(), &query.page).await;
     let page = page.map_err(map_cursor::<MessageId>)?;
     if page.data.is_empty() {
-        check_thread_exists(&app, &thread).await?;
+        check_thread_exists(&app, &caller, &thread).await?;
     }
     Ok(list(&page, |message| message.id.as_str(), MessageObject::from))
 }
 
-async fn get_message(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, MessageId)>) -> Result<Response, Error> {
-    match app.store.message(&thread, &id).await? {
+async fn get_message(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((thread, id)): Ids<(ThreadId, MessageId)>,
+) -> Result<Response, Error> {
+    match app.store.message(&caller.scope, &thread, &id).await? {
         Some(message) => Ok(object(&MessageObject::from(&message))),
-        None => Err(not_found_on_thread(&app, &thread, &id).await),
+        None => Err(not_found_on_thread(&app, &caller, &thread, &id).await),
     }
 }
 
 async fn modify_message(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, id)): Ids<(ThreadId, MessageId)>,
     Json(request): Json<ModifyMessage>,
 ) -> Result<Response, Error> {
     let modified = match request.metadata {
-        Patch::Keep => app.store.message(&thread, &id).await?,
-        Patch::Clear => app.store.modify_message(&thread, &id, &Metadata::default()).await?,
-        Patch::Set(metadata) => app.store.modify_message(&thread, &id, &metadata).await?,
+        Patch::Keep => app.store.message(&caller.scope, &thread, &id).await?,
+        Patch::Clear => app.store.modify_message(&caller.scope, &thread, &id, &Metadata::default()).await?,
+        Patch::Set(metadata) => app.store.modify_message(&caller.scope, &thread, &id, &metadata).await?,
     };
     match modified {
         Some(message) => Ok(object(&MessageObject::from(&message))),
-        None => Err(not_found_on_thread(&app, &thread, &id).await),
+        None => Err(not_found_on_thread(&app, &caller, &thread, &id).await),
     }
 }
 
 async fn delete_message(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, id)): Ids<(ThreadId, MessageId)>,
 ) -> Result<Response, Error> {
-    if !app.store.delete_message(&thread, &id).await? {
-        return Err(not_found_on_thread(&app, &thread, &id).await);
+    if !app.store.delete_message(&caller.scope, &thread, &id).await? {
+        return Err(not_found_on_thread(&app, &caller, &thread, &id).await);
     }
     Ok(deleted(&id, "thread.message.deleted").into_response())
 }

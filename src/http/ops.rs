@@ -27,7 +27,7 @@ async fn ready(State(app): State<App>) -> (StatusCode, Json<Value>) {
     if !down.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "background loops are down", "loops": down})));
     }
-    match app.store.check().await {
+    match app.database.check().await {
         Ok(()) => (StatusCode::OK, Json(json!({"status": "ready"}))),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the store is unavailable");

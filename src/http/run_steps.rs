@@ -6,6 +6,7 @@ use axum::response::Response;
 
 use super::error::Error;
 use super::extract::{Ids, ListQuery};
+use super::layers::auth::Caller;
 use super::reply::{list, map_cursor, object};
 use super::routes::{Routes, operation};
 use super::state::App;
@@ -24,25 +25,28 @@ pub(super) fn routes() -> Routes {
 
 async fn list_run_steps(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, run)): Ids<(ThreadId, RunId)>,
     query: ListQuery,
 ) -> Result<Response, Error> {
-    let page = app.store.list_steps(&thread, &run, &query.page).await.map_err(map_cursor::<RunStepId>)?;
-    if page.data.is_empty() && app.store.run(&thread, &run).await?.is_none() {
-        return Err(not_found_on_thread(&app, &thread, &run).await);
+    let page =
+        app.store.list_steps(&caller.scope, &thread, &run, &query.page).await.map_err(map_cursor::<RunStepId>)?;
+    if page.data.is_empty() && app.store.run(&caller.scope, &thread, &run).await?.is_none() {
+        return Err(not_found_on_thread(&app, &caller, &thread, &run).await);
     }
     Ok(list(&page, |step| step.id.as_str(), RunStepObject::from))
 }
 
 async fn get_run_step(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, run, id)): Ids<(ThreadId, RunId, RunStepId)>,
 ) -> Result<Response, Error> {
-    if let Some(step) = app.store.step(&thread, &run, &id).await? {
+    if let Some(step) = app.store.step(&caller.scope, &thread, &run, &id).await? {
         return Ok(object(&RunStepObject::from(&step)));
     }
-    if app.store.run(&thread, &run).await?.is_none() {
-        return Err(not_found_on_thread(&app, &thread, &run).await);
+    if app.store.run(&caller.scope, &thread, &run).await?.is_none() {
+        return Err(not_found_on_thread(&app, &caller, &thread, &run).await);
     }
     Err(id.not_found().into())
 }

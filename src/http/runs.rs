@@ -56,7 +56,7 @@ async fn create_thread_and_run(
     caller: Caller,
     Json(request): Json<CreateThreadAndRun>,
 ) -> Result<Response, Error> {
-    let created = app.runs.create_thread_and_run(request, app.keys.owner(caller)).await?;
+    let created = app.runs.create_thread_and_run(&caller, request).await?;
     Ok(run_or_stream_response(&app, created))
 }
 
@@ -66,7 +66,7 @@ async fn create_run(
     caller: Caller,
     Json(request): Json<CreateRun>,
 ) -> Result<Response, Error> {
-    let created = app.runs.create_run(&thread, request, app.keys.owner(caller)).await?;
+    let created = app.runs.create_run(&caller, &thread, request).await?;
     Ok(run_or_stream_response(&app, created))
 }
 
@@ -87,34 +87,45 @@ fn run_response(run: &Run) -> Response {
 
 async fn list_runs(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread,)): Ids<(ThreadId,)>,
     query: ListQuery,
 ) -> Result<Response, Error> {
-    let page = app.runs.list_runs(&thread, &query.page).await.map_err(map_cursor::<RunId>)?;
+    let page = app.runs.list_runs(&caller.scope, &thread, &query.page).await.map_err(map_cursor::<RunId>)?;
     if page.data.is_empty() {
-        check_thread_exists(&app, &thread).await?;
+        check_thread_exists(&app, &caller, &thread).await?;
     }
     Ok(list(&page, |run| run.spec.id.as_str(), RunObject::from))
 }
 
-async fn get_run(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, RunId)>) -> Result<Response, Error> {
-    map_missing(&app, &thread, &id, app.runs.run(&thread, &id).await).await
+async fn get_run(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((thread, id)): Ids<(ThreadId, RunId)>,
+) -> Result<Response, Error> {
+    map_missing(&app, &caller, &thread, &id, app.runs.run(&caller.scope, &thread, &id).await).await
 }
 
 async fn modify_run(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, id)): Ids<(ThreadId, RunId)>,
     Json(request): Json<ModifyRun>,
 ) -> Result<Response, Error> {
-    map_missing(&app, &thread, &id, app.runs.modify_run(&thread, &id, request).await).await
+    map_missing(&app, &caller, &thread, &id, app.runs.modify_run(&caller.scope, &thread, &id, request).await).await
 }
 
-async fn cancel_run(State(app): State<App>, Ids((thread, id)): Ids<(ThreadId, RunId)>) -> Result<Response, Error> {
-    map_missing(&app, &thread, &id, app.runs.cancel_run(&thread, &id).await).await
+async fn cancel_run(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((thread, id)): Ids<(ThreadId, RunId)>,
+) -> Result<Response, Error> {
+    map_missing(&app, &caller, &thread, &id, app.runs.cancel_run(&caller.scope, &thread, &id).await).await
 }
 
 async fn submit_tool_outputs(
     State(app): State<App>,
+    caller: Caller,
     Ids((thread, id)): Ids<(ThreadId, RunId)>,
     headers: HeaderMap,
     Json(request): Json<SubmitToolOutputs>,
@@ -122,17 +133,23 @@ async fn submit_tool_outputs(
     // The SDKs send the retry count. Any other repeated submission is rejected, as by the service.
     let retries = headers.get(RETRY_COUNT).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
     let is_retry = retries.is_some_and(|count| count > 0);
-    match app.runs.submit_tool_outputs(&thread, &id, request, is_retry).await {
+    match app.runs.submit_tool_outputs(&caller.scope, &thread, &id, request, is_retry).await {
         Ok(resumed) => Ok(run_or_stream_response(&app, resumed)),
-        Err(failure) => map_missing(&app, &thread, &id, Err(failure)).await,
+        Err(failure) => map_missing(&app, &caller, &thread, &id, Err(failure)).await,
     }
 }
 
-async fn map_missing(app: &App, thread: &ThreadId, id: &RunId, run: Result<Run, Failure>) -> Result<Response, Error> {
+async fn map_missing(
+    app: &App,
+    caller: &Caller,
+    thread: &ThreadId,
+    id: &RunId,
+    run: Result<Run, Failure>,
+) -> Result<Response, Error> {
     match run {
         Ok(run) => Ok(run_response(&run)),
         Err(Failure::Rejected(error)) if error.kind == Kind::NotFound => {
-            Err(not_found_on_thread(app, thread, id).await)
+            Err(not_found_on_thread(app, caller, thread, id).await)
         }
         Err(failure) => Err(failure.into()),
     }

@@ -13,13 +13,15 @@ use crate::clock::Clock;
 use crate::liveness::Liveness;
 use crate::llm::Models;
 use crate::runs::service::RunService;
-use crate::store::Store;
+use crate::store::{Objects, Store};
 
 /// The state shared by all handlers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// The store.
-    pub store: Arc<dyn Store>,
+    /// The objects of all projects.
+    pub store: Arc<dyn Objects>,
+    /// The whole store, for health checks.
+    pub database: Arc<dyn Store>,
     /// Creates and drives runs.
     pub runs: RunService,
     /// The model servers.

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Error;
 use super::extract::{Ids, Json, ListQuery};
+use super::layers::auth::Caller;
 use super::reply::{deleted, list, map_cursor, object};
 use super::routes::{Routes, operation};
 use super::state::App;
@@ -30,45 +31,54 @@ pub(super) fn routes() -> Routes {
         .delete(item, delete.deletes("thread.deleted"), delete_thread)
 }
 
-async fn create_thread(State(app): State<App>, Json(request): Json<CreateThread>) -> Result<Response, Error> {
+async fn create_thread(
+    State(app): State<App>,
+    caller: Caller,
+    Json(request): Json<CreateThread>,
+) -> Result<Response, Error> {
     let now = app.clock.now();
     let (thread, messages) = request.into_thread(app.ids.generate(), now);
     let messages: Vec<_> =
         messages.into_iter().map(|message| message.into_message(&app.ids, &thread.id, now)).collect();
-    app.store.create_thread(&thread, &messages).await?;
+    app.store.create_thread(&caller.scope, &thread, &messages).await?;
     Ok(object(&ThreadObject::from(&thread)))
 }
 
 /// Differs: the service had no endpoint to list threads, the feature that its users requested most.
-async fn list_threads(State(app): State<App>, query: ListQuery) -> Result<Response, Error> {
-    let page = app.store.list_threads(&query.page).await.map_err(map_cursor::<ThreadId>)?;
+async fn list_threads(State(app): State<App>, caller: Caller, query: ListQuery) -> Result<Response, Error> {
+    let page = app.store.list_threads(&caller.scope, &query.page).await.map_err(map_cursor::<ThreadId>)?;
     Ok(list(&page, |thread| thread.id.as_str(), ThreadObject::from))
 }
 
-async fn get_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
-    let thread = app.store.thread(&id).await?.ok_or_else(|| id.not_found())?;
+async fn get_thread(State(app): State<App>, caller: Caller, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
+    let thread = app.store.thread(&caller.scope, &id).await?.ok_or_else(|| id.not_found())?;
     Ok(object(&ThreadObject::from(&thread).retrieved()))
 }
 
 async fn modify_thread(
     State(app): State<App>,
+    caller: Caller,
     Ids((id,)): Ids<(ThreadId,)>,
     Json(request): Json<ModifyThread>,
 ) -> Result<Response, Error> {
-    let thread = app.store.modify_thread(&id, &request).await?.ok_or_else(|| id.not_found())?;
+    let thread = app.store.modify_thread(&caller.scope, &id, &request).await?.ok_or_else(|| id.not_found())?;
     Ok(object(&ThreadObject::from(&thread)))
 }
 
-async fn delete_thread(State(app): State<App>, Ids((id,)): Ids<(ThreadId,)>) -> Result<Response, Error> {
-    if !app.store.delete_thread(&id).await? {
+async fn delete_thread(
+    State(app): State<App>,
+    caller: Caller,
+    Ids((id,)): Ids<(ThreadId,)>,
+) -> Result<Response, Error> {
+    if !app.store.delete_thread(&caller.scope, &id).await? {
         return Err(id.not_found().into());
     }
     Ok(deleted(&id, "thread.deleted").into_response())
 }
 
 /// Returns the error for a missing object on a thread. If the thread itself is missing, the error names the thread.
-pub(super) async fn not_found_on_thread(app: &App, thread: &ThreadId, id: &impl Id) -> Error {
-    match app.store.thread(thread).await {
+pub(super) async fn not_found_on_thread(app: &App, caller: &Caller, thread: &ThreadId, id: &impl Id) -> Error {
+    match app.store.thread(&caller.scope, thread).await {
         Ok(Some(_)) => id.not_found().into(),
         Ok(None) => thread.not_found().into(),
         Err(error) => error.into(),
@@ -76,8 +86,8 @@ pub(super) async fn not_found_on_thread(app: &App, thread: &ThreadId, id: &impl 
 }
 
 /// Fails with 404 if the thread does not exist. Used when a list on a thread is empty.
-pub(super) async fn check_thread_exists(app: &App, thread: &ThreadId) -> Result<(), Error> {
-    match app.store.thread(thread).await? {
+pub(super) async fn check_thread_exists(app: &App, caller: &Caller, thread: &ThreadId) -> Result<(), Error> {
+    match app.store.thread(&caller.scope, thread).await? {
         Some(_) => Ok(()),
         None => Err(thread.not_found().into()),
     }

@@ -248,7 +248,8 @@ impl Driver {
                 }
                 Err(transition::Error::Stale) => {
                     let spec = run.current.progress.run.spec.clone();
-                    let found = self.retry(|| self.dependencies.store.run(&spec.thread_id, &spec.id)).await?;
+                    let found =
+                        self.retry(|| self.dependencies.store.run(&spec.scope, &spec.thread_id, &spec.id)).await?;
                     input = self.reload(run, found, usage).await?;
                 }
                 Err(transition::Error::Invalid(error)) => return Err(DriveError::Failed(error.to_string())),
@@ -404,7 +405,9 @@ impl Job for Driver {
         let spec = work.run.spec.clone();
         let message = format!("The run was attempted {attempts} times without completing. Last cause: {cause}.");
         loop {
-            let Some(found) = self.dependencies.store.run(&spec.thread_id, &spec.id).await? else { return Ok(()) };
+            let Some(found) = self.dependencies.store.run(&spec.scope, &spec.thread_id, &spec.id).await? else {
+                return Ok(());
+            };
             let usage = Usage::default();
             let input = match &found.run.state {
                 RunState::Queued { .. } | RunState::InProgress { .. } => {

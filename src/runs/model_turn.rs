@@ -135,7 +135,7 @@ impl Driver {
             if self.dependencies.clock.now() >= spec.expires_at {
                 return Interruption::DeadlinePassed;
             }
-            match self.dependencies.store.run(&spec.thread_id, &spec.id).await {
+            match self.dependencies.store.run(&spec.scope, &spec.thread_id, &spec.id).await {
                 Ok(found) if found.as_ref().is_some_and(|found| found.version <= live.version()) => {}
                 Ok(found) => return Interruption::Changed(found.map(Box::new)),
                 // The next comparison with the store finds the change.
@@ -186,8 +186,9 @@ impl Driver {
                     // One of the messages may be the run's own.
                     u32::try_from(wanted.saturating_add(1)).unwrap_or(PAGE_ROWS).min(PAGE_ROWS)
                 });
-                let ConversationPage { messages, next } =
-                    self.retry(|| store.conversation_page(&spec.thread_id, &spec.id, before, rows, PAGE_BYTES)).await?;
+                let ConversationPage { messages, next } = self
+                    .retry(|| store.conversation_page(&spec.scope, &spec.thread_id, &spec.id, before, rows, PAGE_BYTES))
+                    .await?;
                 read_bytes += messages.iter().map(prompt::content_bytes).sum::<usize>();
                 if memory.is_none() && read_bytes > SMALL_PROMPT_BYTES {
                     memory = Some(self.large_prompt_memory().await?);
@@ -201,7 +202,7 @@ impl Driver {
             }
         }
         let first = if builder.needs_first() {
-            self.retry(|| store.oldest_message(&spec.thread_id, &spec.id)).await?
+            self.retry(|| store.oldest_message(&spec.scope, &spec.thread_id, &spec.id)).await?
         } else {
             None
         };

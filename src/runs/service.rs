@@ -9,15 +9,16 @@ use super::machine::{Effect, Input, Progress};
 use super::stream::{Listener, Registry, Transcript};
 use super::transition::{self, Current, Initiator, Transitions};
 use super::{Dependencies, Settings, sweeper};
+use crate::access::Principal;
 use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
-use crate::api::run::{RunState, ToolOutput};
+use crate::api::run::{RunOrigin, RunState, ToolOutput};
 use crate::api::run_step::{StepDetails, StepState};
 use crate::api::tool::{FunctionCall, ToolResources};
 use crate::api::usage::Usage;
 use crate::api::{
-    CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, SubmitToolOutputs,
-    Thread, ThreadId, Timestamp,
+    CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, Scope,
+    SubmitToolOutputs, Thread, ThreadId, Timestamp,
 };
 use crate::store::{self, FIRST_VERSION, NewRun, NextLease, RunContext, Start, Versioned};
 use crate::work::{self, Queue, Worker};
@@ -62,6 +63,7 @@ struct NewRunParts {
     /// The thread, if the request creates it.
     thread: Option<Thread>,
     messages: Vec<Message>,
+    /// The owner of the run. Runs are claimed from the owners in turn.
     owner: String,
     streamed: bool,
 }
@@ -97,7 +99,7 @@ impl RunService {
         self.settings.queues_on_busy_thread()
     }
 
-    /// Creates a run on a thread for `owner`. If another run is active and the settings allow it, the new run waits until
+    /// Creates a run on a thread. If another run is active and the settings allow it, the new run waits until
     /// the runs before it have ended.
     ///
     /// # Errors
@@ -105,37 +107,38 @@ impl RunService {
     /// nor instructions.
     pub async fn create_run(
         &self,
+        principal: &Principal,
         thread_id: &ThreadId,
         request: CreateRun,
-        owner: String,
     ) -> Result<CreatedRun, Failure> {
         self.check_draining()?;
-        let context = self.dependencies.store.run_context(Some(thread_id), &request.assistant_id).await?;
+        let store = &self.dependencies.store;
+        let context = store.run_context(&principal.scope, Some(thread_id), &request.assistant_id).await?;
         if context.thread.is_none() {
             return Err(thread_id.not_found().into());
         }
-        self.create(None, thread_id, request, ToolResources::default(), context, owner).await
+        self.create(principal, None, thread_id, request, ToolResources::default(), context).await
     }
 
-    /// Creates a thread and a run on it for `owner`.
+    /// Creates a thread and a run on it.
     ///
     /// # Errors
     /// Those of [`RunService::create_run`].
     pub async fn create_thread_and_run(
         &self,
+        principal: &Principal,
         request: CreateThreadAndRun,
-        owner: String,
     ) -> Result<CreatedRun, Failure> {
         self.check_draining()?;
         let Dependencies { store, clock, ids, .. } = &self.dependencies;
         let (thread, run, tool_resources) = request.split();
         let thread = thread.unwrap_or(CreateThread { messages: None, tool_resources: None, metadata: None });
         let (thread, messages) = thread.into_thread(ids.generate(), clock.now());
-        let context =
-            RunContext { has_messages: !messages.is_empty(), ..store.run_context(None, &run.assistant_id).await? };
+        let context = store.run_context(&principal.scope, None, &run.assistant_id).await?;
+        let context = RunContext { has_messages: !messages.is_empty(), ..context };
         let run = CreateRun { additional_messages: Some(messages), ..run };
         let thread_id = thread.id.clone();
-        self.create(Some(thread), &thread_id, run, tool_resources, context, owner).await
+        self.create(principal, Some(thread), &thread_id, run, tool_resources, context).await
     }
 
     fn check_draining(&self) -> Result<(), Error> {
@@ -147,19 +150,27 @@ impl RunService {
 
     async fn create(
         &self,
+        principal: &Principal,
         thread: Option<Thread>,
         thread_id: &ThreadId,
         request: CreateRun,
         tool_resources: ToolResources,
         context: RunContext,
-        owner: String,
     ) -> Result<CreatedRun, Failure> {
         let Dependencies { clock, ids, .. } = &self.dependencies;
         let assistant = context.assistant.ok_or_else(|| request.assistant_id.not_found())?;
         let streamed = request.stream == Some(true);
         let now = clock.now();
-        let (run, messages) =
-            request.into_run(ids, thread_id, &assistant, tool_resources, now, self.settings.expires_after_s);
+        let origin = RunOrigin {
+            scope: principal.scope.clone(),
+            api_key_id: principal.api_key_id.clone(),
+            thread_id,
+            assistant: &assistant,
+            tool_resources,
+            now,
+            expires_after_s: self.settings.expires_after_s,
+        };
+        let (run, messages) = request.into_run(ids, origin);
         run.spec.tool_choice.check(&run.spec.tools)?;
         if !context.has_messages && messages.is_empty() && run.spec.instructions.is_empty() {
             return Err(Error::invalid(
@@ -169,7 +180,7 @@ impl RunService {
             .into());
         }
         let messages: Vec<_> = messages.into_iter().map(|message| message.into_message(ids, thread_id, now)).collect();
-        let new = NewRunParts { run, thread, messages, owner, streamed };
+        let new = NewRunParts { run, thread, messages, owner: principal.owner.clone(), streamed };
         let service = self.clone();
         self.worker.uninterrupted(async move { service.store_and_start(new).await }).await
     }
@@ -223,28 +234,33 @@ impl RunService {
     ///
     /// # Errors
     /// 404 if the run does not exist.
-    pub async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
-        let found = self.find(thread, id).await?;
+    pub async fn run(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+        let found = self.find(scope, thread, id).await?;
         if self.may_expire(&found) {
             return Ok(self.expire(found).await?);
         }
         Ok(found.run)
     }
 
-    async fn find(&self, thread: &ThreadId, id: &RunId) -> Result<Versioned, Failure> {
-        Ok(self.dependencies.store.run(thread, id).await?.ok_or_else(|| id.not_found())?)
+    async fn find(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Versioned, Failure> {
+        Ok(self.dependencies.store.run(scope, thread, id).await?.ok_or_else(|| id.not_found())?)
     }
 
     /// Returns a page of a thread's runs. Expires those whose deadline has passed.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, store::Error> {
+    pub async fn list_runs(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        query: &PageQuery,
+    ) -> Result<Page<Run>, store::Error> {
         let Dependencies { store, clock, .. } = &self.dependencies;
-        let mut page = store.list_runs(thread, query).await?;
+        let mut page = store.list_runs(scope, thread, query).await?;
         let now = clock.now();
         for run in page.data.iter_mut().filter(|run| run.is_overdue(now)) {
-            match store.run(thread, &run.spec.id).await? {
+            match store.run(scope, thread, &run.spec.id).await? {
                 Some(found) if self.may_expire(&found) => *run = self.expire(found).await?,
                 Some(_) | None => {}
             }
@@ -256,14 +272,20 @@ impl RunService {
     ///
     /// # Errors
     /// 404 if the run does not exist; 400 if it is in progress, as in the recordings of OpenAI's service.
-    pub async fn modify_run(&self, thread: &ThreadId, id: &RunId, request: ModifyRun) -> Result<Run, Failure> {
-        let mut run = self.run(thread, id).await?;
+    pub async fn modify_run(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        id: &RunId,
+        request: ModifyRun,
+    ) -> Result<Run, Failure> {
+        let mut run = self.run(scope, thread, id).await?;
         if let RunState::InProgress { .. } = run.state {
             let status = run.state.status();
             return Err(Error::invalid(format!("Cannot update run with status '{status}'.")).into());
         }
         request.metadata.apply(&mut run.metadata);
-        let modified = self.dependencies.store.modify_run(thread, id, &run.metadata).await?;
+        let modified = self.dependencies.store.modify_run(scope, thread, id, &run.metadata).await?;
         Ok(modified.ok_or_else(|| id.not_found())?)
     }
 
@@ -272,14 +294,14 @@ impl RunService {
     ///
     /// # Errors
     /// 404 if the run does not exist; 400 if it has ended or is already being cancelled.
-    pub async fn cancel_run(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
-        let (service, thread, id) = (self.clone(), thread.clone(), id.clone());
-        self.worker.uninterrupted(async move { service.cancel(&thread, &id).await }).await
+    pub async fn cancel_run(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+        let (service, scope, thread, id) = (self.clone(), scope.clone(), thread.clone(), id.clone());
+        self.worker.uninterrupted(async move { service.cancel(&scope, &thread, &id).await }).await
     }
 
-    async fn cancel(&self, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
+    async fn cancel(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Run, Failure> {
         loop {
-            let found = self.find(thread, id).await?;
+            let found = self.find(scope, thread, id).await?;
             if self.may_expire(&found) {
                 self.expire(found).await?;
                 continue;
@@ -317,6 +339,7 @@ impl RunService {
     /// Of several concurrent callers, only one succeeds.
     pub async fn submit_tool_outputs(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         id: &RunId,
         request: SubmitToolOutputs,
@@ -326,12 +349,13 @@ impl RunService {
             let message = "The server is stopping and accepts no tool outputs.";
             return Err(Error::new(Kind::Unavailable, message).into());
         }
-        let (service, thread, id) = (self.clone(), thread.clone(), id.clone());
-        self.worker.uninterrupted(async move { service.submit(&thread, &id, request, is_retry).await }).await
+        let (service, scope, thread, id) = (self.clone(), scope.clone(), thread.clone(), id.clone());
+        self.worker.uninterrupted(async move { service.submit(&scope, &thread, &id, request, is_retry).await }).await
     }
 
     async fn submit(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         id: &RunId,
         request: SubmitToolOutputs,
@@ -339,7 +363,7 @@ impl RunService {
     ) -> Result<CreatedRun, Failure> {
         let streamed = request.stream == Some(true);
         loop {
-            let mut found = self.find(thread, id).await?;
+            let mut found = self.find(scope, thread, id).await?;
             if self.may_expire(&found) {
                 found.run = self.expire(found.clone()).await?;
             }
@@ -413,7 +437,7 @@ impl RunService {
             return Ok(run);
         }
         let spec = &before.spec;
-        let found = self.dependencies.store.run(&spec.thread_id, &spec.id).await?;
+        let found = self.dependencies.store.run(&spec.scope, &spec.thread_id, &spec.id).await?;
         Ok(found.map_or(before, |found| found.run))
     }
 

@@ -187,7 +187,12 @@ impl Transitions {
     /// Returns the result of an earlier attempt of this commit, if it was written.
     async fn written(&self, transition: &Transition, version: i64) -> Result<Committed, Error> {
         let run = &transition.progress.run;
-        let found = self.dependencies.store.run(&run.spec.thread_id, &run.spec.id).await.map_err(Error::Store)?;
+        let found = self
+            .dependencies
+            .store
+            .run(&run.spec.scope, &run.spec.thread_id, &run.spec.id)
+            .await
+            .map_err(Error::Store)?;
         let is_written = |found: &store::Versioned| {
             found.version == version + 1 && found.run.state == run.state && found.run.usage == run.usage
         };

@@ -155,8 +155,9 @@ async fn compare(runs: &RunService, lives: &[&Arc<Live>], seen: &mut HashMap<Run
 
 /// Publishes the stored state of a run that this server does not drive.
 async fn follow(runs: &RunService, live: &Arc<Live>) -> Result<(), store::Error> {
-    let Some(thread) = live.thread_id() else { return Ok(()) };
-    let Some(found) = runs.dependencies.store.run(&thread, live.run()).await? else { return Ok(()) };
+    let Some(spec) = live.spec() else { return Ok(()) };
+    let found = runs.dependencies.store.run(&spec.scope, &spec.thread_id, &spec.id).await?;
+    let Some(found) = found else { return Ok(()) };
     let current = runs.transitions.load(found).await?;
     let _gate = live.gate.lock().await;
     if !live.is_driven() && current.version >= live.version() {

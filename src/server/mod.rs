@@ -94,6 +94,7 @@ impl Server {
             drain: drain.clone(),
             liveness: liveness.clone(),
             store: database.clone(),
+            database: database.clone(),
             runs: runs.clone(),
             models: models.clone(),
             clock,

@@ -8,6 +8,9 @@
 //! the version that it was computed from. If a cancellation, the sweeper or another server has changed the run since, the
 //! commit writes nothing and fails with [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
 //!
+//! The calls that requests make take a [`Scope`]: an object of another project is treated like one that does not exist.
+//! [`RunEngine`] and [`Jobs`] work across projects, and handlers cannot call them: they hold [`Objects`].
+//!
 //! A row with a variant that this release does not know is skipped with a warning (`docs/upgrading.md`).
 
 mod jobs;
@@ -24,7 +27,7 @@ use futures_util::stream::BoxStream;
 
 use crate::api::{
     Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, Run, RunId,
-    RunStep, RunStepId, Thread, ThreadId, Timestamp,
+    RunStep, RunStepId, Scope, Thread, ThreadId, Timestamp,
 };
 use crate::clock::Clock;
 
@@ -83,30 +86,36 @@ impl Error {
 #[async_trait]
 pub trait Assistants {
     /// Stores a new assistant.
-    async fn create_assistant(&self, assistant: &Assistant) -> Result<(), Error>;
+    async fn create_assistant(&self, scope: &Scope, assistant: &Assistant) -> Result<(), Error>;
     /// Returns an assistant.
-    async fn assistant(&self, id: &AssistantId) -> Result<Option<Assistant>, Error>;
+    async fn assistant(&self, scope: &Scope, id: &AssistantId) -> Result<Option<Assistant>, Error>;
     /// Returns a page of all assistants.
-    async fn list_assistants(&self, query: &PageQuery) -> Result<Page<Assistant>, Error>;
+    async fn list_assistants(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Assistant>, Error>;
     /// Modifies an assistant. Concurrent changes all take effect.
-    async fn modify_assistant(&self, id: &AssistantId, change: &ModifyAssistant) -> Result<Option<Assistant>, Error>;
+    async fn modify_assistant(
+        &self,
+        scope: &Scope,
+        id: &AssistantId,
+        change: &ModifyAssistant,
+    ) -> Result<Option<Assistant>, Error>;
     /// Deletes an assistant, but not its runs and messages. Returns whether it existed.
-    async fn delete_assistant(&self, id: &AssistantId) -> Result<bool, Error>;
+    async fn delete_assistant(&self, scope: &Scope, id: &AssistantId) -> Result<bool, Error>;
 }
 
 /// Threads.
 #[async_trait]
 pub trait Threads {
     /// Stores a new thread and its first messages, in order.
-    async fn create_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error>;
+    async fn create_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error>;
     /// Returns a thread.
-    async fn thread(&self, id: &ThreadId) -> Result<Option<Thread>, Error>;
+    async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>, Error>;
     /// Returns a page of all threads.
-    async fn list_threads(&self, query: &PageQuery) -> Result<Page<Thread>, Error>;
+    async fn list_threads(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Thread>, Error>;
     /// Modifies a thread. Concurrent changes all take effect.
-    async fn modify_thread(&self, id: &ThreadId, change: &ModifyThread) -> Result<Option<Thread>, Error>;
+    async fn modify_thread(&self, scope: &Scope, id: &ThreadId, change: &ModifyThread)
+    -> Result<Option<Thread>, Error>;
     /// Deletes a thread with its messages, runs and steps. Returns whether it existed. An active run can then write nothing.
-    async fn delete_thread(&self, id: &ThreadId) -> Result<bool, Error>;
+    async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<bool, Error>;
 }
 
 /// Messages.
@@ -117,12 +126,13 @@ pub trait Messages {
     /// # Errors
     /// [`Error::NoThread`]; [`Error::ThreadBusy`] if a run is active, unless `while_busy` is set: then the message is
     /// visible to the runs created after it.
-    async fn create_message(&self, message: Message, while_busy: bool) -> Result<Message, Error>;
+    async fn create_message(&self, scope: &Scope, message: Message, while_busy: bool) -> Result<Message, Error>;
     /// Returns a message of a thread.
-    async fn message(&self, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error>;
+    async fn message(&self, scope: &Scope, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error>;
     /// Returns a page of a thread's messages, or only of those written by `run`.
     async fn list_messages(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         run: Option<&RunId>,
         query: &PageQuery,
@@ -133,6 +143,7 @@ pub trait Messages {
     /// The page has at most `rows` messages with a total size of about `bytes`, but at least one message, if there is one.
     async fn conversation_page(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         run: &RunId,
         before: Option<ConversationCursor>,
@@ -140,16 +151,17 @@ pub trait Messages {
         bytes: usize,
     ) -> Result<ConversationPage, Error>;
     /// Returns the first message of a run's prompt context.
-    async fn oldest_message(&self, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error>;
+    async fn oldest_message(&self, scope: &Scope, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error>;
     /// Replaces a message's metadata.
     async fn modify_message(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         id: &MessageId,
         metadata: &Metadata,
     ) -> Result<Option<Message>, Error>;
     /// Deletes a message. Returns whether it existed.
-    async fn delete_message(&self, thread: &ThreadId, id: &MessageId) -> Result<bool, Error>;
+    async fn delete_message(&self, scope: &Scope, thread: &ThreadId, id: &MessageId) -> Result<bool, Error>;
 }
 
 /// A position in a run's prompt context.
@@ -298,7 +310,12 @@ pub struct SavedText<'a> {
 #[async_trait]
 pub trait Runs {
     /// Returns the thread and the assistant of a new run. `thread` is `None` if the request also creates the thread.
-    async fn run_context(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<RunContext, Error>;
+    async fn run_context(
+        &self,
+        scope: &Scope,
+        thread: Option<&ThreadId>,
+        assistant: &AssistantId,
+    ) -> Result<RunContext, Error>;
     /// Stores a new run at [`FIRST_VERSION`], its thread and its messages. Idempotent: a run that is already stored is not
     /// stored again.
     ///
@@ -307,11 +324,38 @@ pub trait Runs {
     /// several concurrent callers, only one succeeds.
     async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error>;
     /// Returns a run of a thread.
-    async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error>;
+    async fn run(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error>;
     /// Returns a page of a thread's runs.
-    async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error>;
+    async fn list_runs(&self, scope: &Scope, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error>;
     /// Replaces a run's metadata, without changing the version of the run.
-    async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error>;
+    async fn modify_run(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        id: &RunId,
+        metadata: &Metadata,
+    ) -> Result<Option<Run>, Error>;
+    /// Returns a step of a run.
+    async fn step(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run: &RunId,
+        id: &RunStepId,
+    ) -> Result<Option<RunStep>, Error>;
+    /// Returns a page of a run's steps.
+    async fn list_steps(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run: &RunId,
+        query: &PageQuery,
+    ) -> Result<Page<RunStep>, Error>;
+}
+
+/// What the run engine calls, for the runs of all projects.
+#[async_trait]
+pub trait RunEngine {
     /// Returns the progress of a run: its steps, in order, and its message.
     async fn progress(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error>;
     /// Claims a due run for the duration `lease`. Returns `None` if no run is due.
@@ -346,15 +390,16 @@ pub trait Runs {
     async fn overdue_runs(&self, grace: Duration, limit: u32) -> Result<Vec<Versioned>, Error>;
     /// Returns up to `limit` runs that are being cancelled but that no server drives.
     async fn lapsed_cancelling_runs(&self, limit: u32) -> Result<Vec<Versioned>, Error>;
-    /// Returns a step of a run.
-    async fn step(&self, thread: &ThreadId, run: &RunId, id: &RunStepId) -> Result<Option<RunStep>, Error>;
-    /// Returns a page of a run's steps.
-    async fn list_steps(&self, thread: &ThreadId, run: &RunId, query: &PageQuery) -> Result<Page<RunStep>, Error>;
 }
+
+/// What requests may call. Each call is limited to the objects of a project.
+pub trait Objects: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug {}
+
+impl<T: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug> Objects for T {}
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Assistants + Threads + Messages + Runs + Jobs + Send + Sync + std::fmt::Debug {
+pub trait Store: Objects + RunEngine + Jobs {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.

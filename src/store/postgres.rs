@@ -15,7 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
 use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
-use crate::api::{Message, RunId, RunStep, RunStepId, Thread, Timestamp};
+use crate::api::{Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp};
 use crate::clock::Clock;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the database's time if it is null. The
@@ -153,7 +153,7 @@ macro_rules! commit_sql {
                     last_failure = case when $17 then null else last_failure end,
                     state = $5
                 where id = $1 and version = $2
-                returning thread_id, sees_to, claims
+                returning project_id, thread_id, sees_to, claims
             ), thread as (
                 update threads
                 set active_run = case when $3 then active_run else nullif(active_run, $1) end,
@@ -163,15 +163,15 @@ macro_rules! commit_sql {
                 where threads.id = run.thread_id and ($6 is not null or not $3)
                 returning message_seq, message_at
             ), new_message as (
-                insert into messages (id, thread_id, seq, place, created_at, run_id, metadata, body)
-                select $6, run.thread_id, thread.message_seq, run.sees_to, thread.message_at, $1, $8, $9
+                insert into messages (id, project_id, thread_id, seq, place, created_at, run_id, metadata, body)
+                select $6, run.project_id, run.thread_id, thread.message_seq, run.sees_to, thread.message_at, $1, $8, $9
                 from run, thread
                 where $6 is not null
             ), changed_message as (
                 update messages set body = $11 from run where messages.id = $10 returning metadata
             ), step as (
-                insert into run_steps (id, run_id, thread_id, created_at, body)
-                select s.id, $1, run.thread_id, s.created_at, s.body
+                insert into run_steps (id, project_id, run_id, thread_id, created_at, body)
+                select s.id, run.project_id, $1, run.thread_id, s.created_at, s.body
                 from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
                 on conflict (id) do update set body = excluded.body
             )",
@@ -244,15 +244,15 @@ impl Backend {
         Ok(self.pool.begin("begin").await?)
     }
 
-    async fn insert_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
+    async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
         let rows = MessageRows::new(messages);
         sqlx::query::<Db>(
             "with thread as (
-                insert into threads (id, created_at, version, message_seq, message_at, body)
-                values ($1, $2, 1, $4, $2, $3)
+                insert into threads (id, project_id, created_at, version, message_seq, message_at, body)
+                values ($1, $8, $2, 1, $4, $2, $3)
             )
-            insert into messages (id, thread_id, seq, created_at, metadata, body)
-            select m.id, $1, m.seq, $2, m.metadata, m.body
+            insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+            select m.id, $8, $1, m.seq, $2, m.metadata, m.body
             from unnest($5::text[], $6::text[], $7::text[]) with ordinality as m (id, metadata, body, seq)",
         )
         .bind(thread.id.as_str())
@@ -262,23 +262,30 @@ impl Backend {
         .bind(rows.ids)
         .bind(rows.metadata)
         .bind(rows.bodies)
+        .bind(scope.as_str())
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
     /// Returns the message's time, or `None` if the thread is locked or does not exist.
-    async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
+    async fn insert_message(
+        &self,
+        scope: &Scope,
+        message: &Message,
+        while_busy: bool,
+    ) -> Result<Option<Timestamp>, Error> {
         let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
             "with thread as (
                 update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
                 where id = $1
+                  and project_id = $7
                   and ($6 or active_run is null
                        and not exists (select 1 from runs where thread_id = $1 and waits))
                 returning message_seq, message_at
             )
-            insert into messages (id, thread_id, seq, created_at, metadata, body)
-            select $3, $1, message_seq, message_at, $4, $5 from thread
+            insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+            select $3, $7, $1, message_seq, message_at, $4, $5 from thread
             returning created_at",
         )
         .bind(message.thread_id.as_str())
@@ -287,6 +294,7 @@ impl Backend {
         .bind(to_json(&message.metadata))
         .bind(to_json(message))
         .bind(while_busy)
+        .bind(scope.as_str())
         .fetch_optional(&self.pool)
         .await?;
         Ok(time.map(|(seconds,)| Timestamp(seconds)))
@@ -298,19 +306,20 @@ impl Backend {
         let sql = match new.thread {
             Some(_) => concat!(
                 "with thread as (
-                    insert into threads (id, created_at, version, message_seq, message_at, active_run, body)
-                    values ($1, $4, 1, $10, $4, case when $6::bigint = 2 then null else $2 end, $14)
+                    insert into threads
+                        (id, project_id, created_at, version, message_seq, message_at, active_run, body)
+                    values ($1, $18, $4, 1, $10, $4, case when $6::bigint = 2 then null else $2 end, $14)
                     returning 0::bigint as seq, message_at
                 ), message as (
-                    insert into messages (id, thread_id, seq, created_at, metadata, body)
-                    select m.id, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                    insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+                    select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
                     from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
-                     spec, state, metadata)
-                select $2, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                    (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+                     owner, sees_to, spec, state, metadata)
+                select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
                        case $6 when 0 then ",
                 lease_end!("$16", "$15"),
                 "           when 1 then ",
@@ -326,20 +335,20 @@ impl Backend {
                     set active_run = case when $6::bigint = 2 then active_run else $2 end,
                         message_seq = message_seq + $10,
                         message_at = greatest(message_at, $4)
-                    where id = $1 and $14::text is null
+                    where id = $1 and project_id = $18 and $14::text is null
                       and ($6 = 2 or active_run is null
                            and not exists (select 1 from runs where thread_id = $1 and waits))
                     returning message_seq - $10 as seq, message_at
                 ), message as (
-                    insert into messages (id, thread_id, seq, created_at, metadata, body)
-                    select m.id, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                    insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+                    select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
                     from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
                         as m (id, metadata, body, seq)
                 )
                 insert into runs
-                    (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
-                     spec, state, metadata)
-                select $2, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                    (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+                     owner, sees_to, spec, state, metadata)
+                select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
                        case $6 when 0 then ",
                 lease_end!("$16", "$15"),
                 "           when 1 then ",
@@ -375,6 +384,7 @@ impl Backend {
             .bind(lease)
             .bind(self.fixed_time())
             .bind(new.owner)
+            .bind(spec.scope.as_str())
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected() == 1)

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
 use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
-use crate::api::{Message, RunId, RunStep, Thread, Timestamp};
+use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp};
 use crate::clock::Clock;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the system's time if it is null.
@@ -197,32 +197,39 @@ impl Backend {
         Ok(self.writer.begin("begin immediate").await?)
     }
 
-    async fn insert_thread(&self, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
+    async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        insert_thread_row(&mut tx, thread, messages, None).await?;
+        insert_thread_row(&mut tx, scope, thread, messages, None).await?;
         tx.commit().await?;
         Ok(())
     }
 
     /// Returns the message's time, or `None` if the thread is locked or does not exist.
-    async fn insert_message(&self, message: &Message, while_busy: bool) -> Result<Option<Timestamp>, Error> {
+    async fn insert_message(
+        &self,
+        scope: &Scope,
+        message: &Message,
+        while_busy: bool,
+    ) -> Result<Option<Timestamp>, Error> {
         let mut tx = self.begin().await?;
         let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
             "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
              where id = $1
+               and project_id = $4
                and ($3 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
              returning message_seq, message_at",
         )
         .bind(message.thread_id.as_str())
         .bind(message.created_at.0)
         .bind(while_busy)
+        .bind(scope.as_str())
         .fetch_optional(&mut tx)
         .await?;
         let Some((seq, created_at)) = found else {
             tx.rollback().await?;
             return Ok(None);
         };
-        write_message(&mut tx, message, seq, created_at).await?;
+        write_message(&mut tx, scope, message, seq, created_at).await?;
         tx.commit().await?;
         Ok(Some(Timestamp(created_at)))
     }
@@ -241,7 +248,7 @@ impl Backend {
         let mut context_max_seq = count(new.messages);
         if let Some(thread) = new.thread {
             let active_run = (!waits).then_some(&spec.id);
-            insert_thread_row(&mut tx, thread, new.messages, active_run).await?;
+            insert_thread_row(&mut tx, &spec.scope, thread, new.messages, active_run).await?;
         } else {
             let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
                 "update threads
@@ -249,6 +256,7 @@ impl Backend {
                      message_seq = message_seq + $3,
                      message_at = max(message_at, $4)
                  where id = $1
+                   and project_id = $6
                    and ($5 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
                  returning message_seq - $3, message_at",
             )
@@ -257,6 +265,7 @@ impl Backend {
             .bind(count(new.messages))
             .bind(spec.created_at.0)
             .bind(waits)
+            .bind(spec.scope.as_str())
             .fetch_optional(&mut tx)
             .await?;
             let Some((seq, created_at)) = found else {
@@ -264,15 +273,15 @@ impl Backend {
                 return Ok(false);
             };
             for (message, seq) in new.messages.iter().zip(seq + 1..) {
-                write_message(&mut tx, message, seq, created_at).await?;
+                write_message(&mut tx, &spec.scope, message, seq, created_at).await?;
             }
             context_max_seq += seq;
         }
         sqlx::query::<Db>(concat!(
             "insert into runs
-                 (id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts, owner, sees_to,
-                  spec, state, metadata)
-             values ($1, $2, $6 <> 2, $6 = 2, $3, $4, $5,
+                 (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+                  owner, sees_to, spec, state, metadata)
+             values ($1, $14, $2, $6 <> 2, $6 = 2, $3, $4, $5,
                      case $6 when 0 then ",
             lease_end!("$12", "$11"),
             "        when 1 then ",
@@ -293,6 +302,7 @@ impl Backend {
         .bind(lease)
         .bind(self.fixed_time())
         .bind(new.owner)
+        .bind(spec.scope.as_str())
         .execute(&mut tx)
         .await?;
         tx.commit().await?;
@@ -357,7 +367,7 @@ impl Backend {
             .fetch_one(&mut tx)
             .await?;
             if let Some(message) = new {
-                write_message(&mut tx, message, seq, created_at).await?;
+                write_message(&mut tx, &run.scope, message, seq, created_at).await?;
             }
         }
         let metadata = match commit.changed_message {
@@ -365,7 +375,7 @@ impl Backend {
             None => None,
         };
         for step in commit.steps {
-            write_step(&mut tx, step).await?;
+            write_step(&mut tx, &run.scope, step).await?;
         }
         for step in commit.removed_steps {
             sqlx::query::<Db>("delete from run_steps where id = $1 and run_id = $2")
@@ -421,31 +431,39 @@ fn count(messages: &[Message]) -> i64 {
 
 async fn insert_thread_row(
     tx: &mut Transaction<Db>,
+    scope: &Scope,
     thread: &Thread,
     messages: &[Message],
     active_run: Option<&RunId>,
 ) -> Result<(), Error> {
     sqlx::query::<Db>(
-        "insert into threads (id, created_at, version, message_seq, message_at, active_run, body)
-         values ($1, $2, 1, $3, $2, $4, $5)",
+        "insert into threads (id, project_id, created_at, version, message_seq, message_at, active_run, body)
+         values ($1, $6, $2, 1, $3, $2, $4, $5)",
     )
     .bind(thread.id.as_str())
     .bind(thread.created_at.0)
     .bind(count(messages))
     .bind(active_run.map(RunId::as_str))
     .bind(to_json(thread))
+    .bind(scope.as_str())
     .execute(&mut *tx)
     .await?;
     for (message, seq) in messages.iter().zip(1..) {
-        write_message(tx, message, seq, thread.created_at.0).await?;
+        write_message(tx, scope, message, seq, thread.created_at.0).await?;
     }
     Ok(())
 }
 
-async fn write_message(tx: &mut Transaction<Db>, message: &Message, seq: i64, created_at: i64) -> Result<(), Error> {
+async fn write_message(
+    tx: &mut Transaction<Db>,
+    scope: &Scope,
+    message: &Message,
+    seq: i64,
+    created_at: i64,
+) -> Result<(), Error> {
     sqlx::query::<Db>(
-        "insert into messages (id, thread_id, seq, created_at, run_id, metadata, body, place)
-         values ($1, $2, $3, $4, $5, $6, $7, (select sees_to from runs where id = $5))",
+        "insert into messages (id, project_id, thread_id, seq, created_at, run_id, metadata, body, place)
+         values ($1, $8, $2, $3, $4, $5, $6, $7, (select sees_to from runs where id = $5))",
     )
     .bind(message.id.as_str())
     .bind(message.thread_id.as_str())
@@ -454,6 +472,7 @@ async fn write_message(tx: &mut Transaction<Db>, message: &Message, seq: i64, cr
     .bind(message.author.as_ref().map(|author| author.run_id.as_str()))
     .bind(to_json(&message.metadata))
     .bind(to_json(message))
+    .bind(scope.as_str())
     .execute(&mut *tx)
     .await?;
     Ok(())
@@ -470,10 +489,10 @@ async fn update_message(tx: &mut Transaction<Db>, message: &Message) -> Result<O
     Ok(stored.map(|(metadata,)| metadata))
 }
 
-async fn write_step(tx: &mut Transaction<Db>, step: &RunStep) -> Result<(), Error> {
+async fn write_step(tx: &mut Transaction<Db>, scope: &Scope, step: &RunStep) -> Result<(), Error> {
     sqlx::query::<Db>(
-        "insert into run_steps (id, run_id, thread_id, created_at, body)
-         values ($1, $2, $3, $4, $5)
+        "insert into run_steps (id, project_id, run_id, thread_id, created_at, body)
+         values ($1, $6, $2, $3, $4, $5)
          on conflict (id) do update set body = excluded.body",
     )
     .bind(step.id.as_str())
@@ -481,6 +500,7 @@ async fn write_step(tx: &mut Transaction<Db>, step: &RunStep) -> Result<(), Erro
     .bind(step.thread_id.as_str())
     .bind(step.created_at.0)
     .bind(to_json(step))
+    .bind(scope.as_str())
     .execute(&mut *tx)
     .await?;
     Ok(())

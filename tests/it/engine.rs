@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use assistd::api::rule::Request as _;
-use assistd::api::tool::ToolResources;
-use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids};
+use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Scope};
 use assistd::clock::Clock;
 use assistd::store::{JobKind, Lease, NewRun, Start};
 use reqwest::Method;
@@ -14,6 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::database::Database;
+use crate::support::run::origin;
 use crate::support::server::Server;
 use crate::support::sse::{names, parse, text};
 use crate::support::upstream::{Answer, Upstream};
@@ -239,9 +239,12 @@ both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |data
         let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
         let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
         let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
-        store.create_thread(&thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
+        store
+            .create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)])
+            .await
+            .unwrap();
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-        let (run, _) = request.into_run(&ids, &thread.id, &assistant, ToolResources::default(), now, 600);
+        let (run, _) = request.into_run(&ids, origin(&thread.id, &assistant, now));
         store
             .create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due })
             .await

@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 15] = [
+const ORDER: [(&str, u32); 16] = [
     ("main", 0),
     ("server", 1),
     ("config", 2),
@@ -16,15 +16,16 @@ const ORDER: [(&str, u32); 15] = [
     ("health", 3),
     ("http", 4),
     ("runs", 5),
-    ("work", 6),
-    ("store", 7),
-    ("llm", 7),
-    ("clock", 8),
-    ("host", 9),
-    ("liveness", 9),
-    ("api", 9),
+    ("access", 6),
+    ("work", 7),
+    ("store", 8),
+    ("llm", 8),
+    ("clock", 9),
+    ("host", 10),
+    ("liveness", 10),
+    ("api", 10),
     // The macro of `api`, which is exported at the root.
-    ("request", 9),
+    ("request", 10),
 ];
 
 /// Files and folders whose code does no I/O and never waits.

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use assistd::api::rule::Request as _;
-use assistd::api::tool::ToolResources;
-use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids};
+use assistd::api::{CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Scope};
 use assistd::clock::Clock;
 use assistd::runs::machine::{self, Input, Progress};
 use assistd::store::{FIRST_VERSION, NewRun, NextLease, SavedText, Start};
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
+use crate::support::run::origin;
 use crate::support::server::Server;
 use crate::support::sse::{names, parse};
 use crate::support::transition::commit;
@@ -22,12 +22,12 @@ use crate::support::upstream::{Answer, Upstream};
 async fn create_interrupted_run(database: &Database) -> String {
     let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
     let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
-    store.create_assistant(&assistant).await.unwrap();
+    store.create_assistant(&Scope::default_project(), &assistant).await.unwrap();
     let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
     let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
-    store.create_thread(&thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
+    store.create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-    let (run, _) = request.into_run(&ids, &thread.id, &assistant, ToolResources::default(), now, 600);
+    let (run, _) = request.into_run(&ids, origin(&thread.id, &assistant, now));
     store.create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due }).await.unwrap();
     let mut progress = Progress::new(run);
     let mut version = FIRST_VERSION;

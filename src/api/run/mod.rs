@@ -8,15 +8,16 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::id::{AssistantId, RunId, ThreadId};
+use super::id::{ApiKeyId, AssistantId, RunId, ThreadId};
 use super::metadata::Metadata;
+use super::organization::Scope;
 use super::response_format::ResponseFormat;
 use super::time::Timestamp;
 use super::tool::{FunctionCall, Tool, ToolChoice, ToolResources};
 use super::usage::Usage;
 
 pub use object::RunObject;
-pub use requests::{CreateRun, CreateThreadAndRun, ModifyRun, SubmitToolOutputs, ToolOutput};
+pub use requests::{CreateRun, CreateThreadAndRun, ModifyRun, RunOrigin, SubmitToolOutputs, ToolOutput};
 
 /// A run of an assistant on a thread.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,12 @@ pub struct RunSpec {
     pub created_at: Timestamp,
     /// The deadline of the run.
     pub expires_at: Timestamp,
+    /// The project of the run. Runs that were stored before there were projects belong to the default project.
+    #[serde(default = "Scope::default_project", rename = "project_id")]
+    pub scope: Scope,
+    /// The API key of the request, if it had one that is stored.
+    #[serde(default)]
+    pub api_key_id: Option<ApiKeyId>,
     /// The thread.
     pub thread_id: ThreadId,
     /// The assistant.

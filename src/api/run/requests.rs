@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::{Run, RunSpec, RunState, Truncation, TruncationStrategy};
 use crate::api::assistant::{Assistant, instructions, model, reasoning_effort, temperature, top_p};
 use crate::api::error::Error;
-use crate::api::id::{AssistantId, Ids, ThreadId};
+use crate::api::id::{ApiKeyId, AssistantId, Ids, ThreadId};
 use crate::api::message::CreateMessage;
 use crate::api::metadata::{Metadata, metadata};
+use crate::api::organization::Scope;
 use crate::api::response_format::{ResponseFormat, response_format};
 use crate::api::rule::{At, Rule, array, boolean, custom, id, integer, missing, object, one_of, string};
 use crate::api::thread::{CreateThread, MESSAGES_MAX};
@@ -154,20 +155,41 @@ impl CreateThreadAndRun {
     }
 }
 
-impl CreateRun {
-    /// Returns the requested run, and the messages to add to the thread before it.
-    ///
-    /// Parameters that are not set come from the assistant. The run expires `expires_after` seconds after `now`.
+/// For whom a run is created, and on which objects.
+#[derive(Debug, Clone)]
+pub struct RunOrigin<'a> {
+    /// The project.
+    pub scope: Scope,
+    /// The API key of the request, if it had one that is stored.
+    pub api_key_id: Option<ApiKeyId>,
+    /// The thread.
+    pub thread_id: &'a ThreadId,
+    /// The assistant.
+    pub assistant: &'a Assistant,
+    /// The tool resources of a `POST /threads/runs` request.
+    pub tool_resources: ToolResources,
+    /// The time of the request.
+    pub now: Timestamp,
+    /// The time from the request to the deadline of the run, in seconds.
+    pub expires_after_s: u64,
+}
+
+#[cfg(test)]
+impl<'a> RunOrigin<'a> {
+    /// Creates the origin of a run in the default project that expires after 600 s.
     #[must_use]
-    pub fn into_run(
-        self,
-        ids: &Ids,
-        thread_id: &ThreadId,
-        assistant: &Assistant,
-        tool_resources: ToolResources,
-        now: Timestamp,
-        expires_after: u64,
-    ) -> (Run, Vec<CreateMessage>) {
+    pub fn of(thread_id: &'a ThreadId, assistant: &'a Assistant, now: Timestamp) -> Self {
+        let (scope, tool_resources) = (Scope::default_project(), ToolResources::default());
+        Self { scope, api_key_id: None, thread_id, assistant, tool_resources, now, expires_after_s: 600 }
+    }
+}
+
+impl CreateRun {
+    /// Returns the requested run, and the messages to add to the thread before it. Parameters that are not set come from
+    /// the assistant.
+    #[must_use]
+    pub fn into_run(self, ids: &Ids, origin: RunOrigin<'_>) -> (Run, Vec<CreateMessage>) {
+        let RunOrigin { scope, api_key_id, thread_id, assistant, tool_resources, now, expires_after_s } = origin;
         let mut instructions = self.instructions.or_else(|| assistant.instructions.clone()).unwrap_or_default();
         if let Some(more) = self.additional_instructions.filter(|more| !more.is_empty()) {
             if !instructions.is_empty() {
@@ -178,7 +200,9 @@ impl CreateRun {
         let spec = RunSpec {
             id: ids.generate(),
             created_at: now,
-            expires_at: now.plus(expires_after),
+            expires_at: now.plus(expires_after_s),
+            scope,
+            api_key_id,
             thread_id: thread_id.clone(),
             assistant_id: assistant.id.clone(),
             model: self.model.unwrap_or_else(|| assistant.model.clone()),

@@ -1,7 +1,9 @@
 //! Authentication by API key.
 
-use axum::extract::{FromRequestParts, Request, State};
+use std::ops::Deref;
+use std::sync::Arc;
 
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
@@ -12,7 +14,9 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::cors;
+use crate::access::Principal;
 use crate::api;
+use crate::api::Scope;
 use crate::api::error::Kind;
 use crate::host::is_loopback;
 use crate::http::error::Error;
@@ -36,11 +40,13 @@ impl Keys {
         self.digests.len()
     }
 
-    /// Returns an identifier of the key, for fair queueing; empty if there are no keys. It does not reveal the key.
-    #[must_use]
-    pub(in crate::http) fn owner(&self, Caller(index): Caller) -> String {
-        let digest = self.digests.get(index).and_then(|digest| digest.first_chunk());
-        digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default()
+    /// Returns the caller with the key at this index, or without a key if there are no keys. The owner identifies the key,
+    /// but does not reveal it.
+    fn caller(&self, key_index: usize) -> Caller {
+        let digest = self.digests.get(key_index).and_then(|digest| digest.first_chunk());
+        let owner = digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default();
+        let principal = Principal { scope: Scope::default_project(), api_key_id: None, owner };
+        Caller { principal: Arc::new(principal), key_index }
     }
 
     /// Returns the index of a key. Compares with every key in constant time.
@@ -57,15 +63,28 @@ impl Keys {
     }
 }
 
-/// The caller: the index of its API key, or 0 if there are no keys.
-#[derive(Debug, Clone, Copy, Default)]
-pub(in crate::http) struct Caller(pub usize);
+/// The caller of a request, as authenticated by [`require_key`].
+#[derive(Debug, Clone)]
+pub(in crate::http) struct Caller {
+    principal: Arc<Principal>,
+    /// The index of its API key, or 0 if there are no keys.
+    pub key_index: usize,
+}
+
+impl Deref for Caller {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.principal
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = std::convert::Infallible;
+    type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
-        Ok(parts.extensions.get().copied().unwrap_or_default())
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
+        let caller = parts.extensions.get().cloned();
+        caller.ok_or_else(|| Error::Internal(Arc::from(Box::from("a route without authentication has a caller"))))
     }
 }
 
@@ -79,17 +98,18 @@ pub(in crate::http) async fn require_key(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    if app.keys.digests.is_empty() {
+    let key_index = if app.keys.digests.is_empty() {
         check_local(request.headers(), &app.settings.cors_origins)?;
+        0
     } else {
-        let caller = check(&app.keys, request.headers())?;
-        request.extensions_mut().insert(caller);
-    }
+        check(&app.keys, request.headers())?
+    };
+    request.extensions_mut().insert(app.keys.caller(key_index));
     check_beta(request.headers())?;
     Ok(next.run(request).await)
 }
 
-fn check(keys: &Keys, headers: &HeaderMap) -> Result<Caller, api::Error> {
+fn check(keys: &Keys, headers: &HeaderMap) -> Result<usize, api::Error> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
@@ -104,7 +124,7 @@ fn check(keys: &Keys, headers: &HeaderMap) -> Result<Caller, api::Error> {
              key from https://platform.openai.com/account/api-keys.",
         ));
     };
-    keys.find(key).map(Caller).ok_or_else(|| {
+    keys.find(key).ok_or_else(|| {
         api::Error::new(
             Kind::Authentication,
             format!(
@@ -170,9 +190,7 @@ mod tests {
 
     fn check_headers(headers: &[(&'static str, &'static str)]) -> Result<usize, String> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        check(&Keys::new(["sk-other-0123456789", "sk-right-0123456789"]), &headers)
-            .map(|Caller(caller)| caller)
-            .map_err(|error| error.message)
+        check(&Keys::new(["sk-other-0123456789", "sk-right-0123456789"]), &headers).map_err(|error| error.message)
     }
 
     #[test]

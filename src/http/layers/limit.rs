@@ -46,8 +46,8 @@ impl Limits {
 /// Rejects a request if the bucket of its caller is empty. Adds the rate limit headers to the response.
 pub(in crate::http) async fn check_rate_limit(State(app): State<App>, request: Request, next: Next) -> Response {
     let Some(limits) = &*app.limits else { return next.run(request).await };
-    let Caller(caller) = request.extensions().get().copied().unwrap_or_default();
-    let Some(bucket) = limits.buckets.get(caller) else { return next.run(request).await };
+    let key_index = request.extensions().get().map_or(0, |caller: &Caller| caller.key_index);
+    let Some(bucket) = limits.buckets.get(key_index) else { return next.run(request).await };
     let per_minute = limits.per_minute;
     let (mut response, remaining, reset) = match bucket.check() {
         Ok(state) => {

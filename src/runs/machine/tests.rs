@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::rule::Request as _;
-use crate::api::run::ErrorCode;
-use crate::api::tool::ToolResources;
+use crate::api::run::{ErrorCode, RunOrigin};
 use crate::api::{Assistant, CreateAssistant, CreateRun};
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -15,7 +14,7 @@ fn run(ids: &Ids) -> Run {
     let assistant: Assistant =
         CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-    request.into_run(ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600).0
+    request.into_run(ids, RunOrigin::of(&ids.generate(), &assistant, NOW)).0
 }
 
 fn usage(tokens: u32) -> Usage {

@@ -6,8 +6,9 @@ use super::fit::{Budget, Next, Prompt, PromptBuilder, TooLong};
 use super::*;
 use crate::api::message::{Author, MessageState};
 use crate::api::rule::Request as _;
+use crate::api::run::RunOrigin;
 use crate::api::run_step::{StepState, TurnRecord};
-use crate::api::tool::{FunctionCall, ToolCall, ToolResources};
+use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::{Assistant, CreateAssistant, CreateRun, Ids, Metadata, Timestamp};
 use crate::llm::tokens::{self, Counted};
 
@@ -29,7 +30,7 @@ fn progress(ids: &Ids, members: &Value) -> Progress {
     let mut request = json!({"assistant_id": assistant.id});
     request.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
     let request = CreateRun::parse(request).unwrap();
-    Progress::new(request.into_run(ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600).0)
+    Progress::new(request.into_run(ids, RunOrigin::of(&ids.generate(), &assistant, NOW)).0)
 }
 
 fn message(ids: &Ids, content: Vec<Content>) -> Message {

@@ -11,9 +11,10 @@ use tokio::sync::{Notify, watch};
 
 use super::transcript::{LiveCall, Snapshot, Transcript};
 use crate::api::error::Error;
+use crate::api::run::RunSpec;
 use crate::api::run::RunState;
 use crate::api::stream::CallGrowth;
-use crate::api::{Message, RunId, StreamEvent, Thread, ThreadId, Timestamp};
+use crate::api::{Message, RunId, StreamEvent, Thread, Timestamp};
 use crate::runs::machine::Progress;
 use crate::runs::turn::TurnEvent;
 
@@ -110,11 +111,10 @@ impl Live {
         &self.run
     }
 
-    /// Returns the thread of the run; `None` before the first publication.
+    /// Returns the specification of the run; `None` before the first publication.
     #[must_use]
-    pub fn thread_id(&self) -> Option<ThreadId> {
-        let inner = lock(&self.inner);
-        inner.snapshot.as_ref().map(|snapshot| snapshot.progress.run.spec.thread_id.clone())
+    pub fn spec(&self) -> Option<Arc<RunSpec>> {
+        lock(&self.inner).snapshot.as_ref().map(|snapshot| snapshot.progress.run.spec.clone())
     }
 
     /// Returns the deadline of the run; `None` before the first publication.

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page, read};
+use super::page::{List, page, project, read};
 use super::{Backend, Db, Row};
 use crate::api::message::MessageState;
-use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, ThreadId, Timestamp};
+use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, Scope, ThreadId, Timestamp};
 use crate::store::{ConversationCursor, ConversationPage, Error, Messages, from_json, to_json};
 
 pub(super) const TABLE: &str = "messages";
@@ -31,41 +31,45 @@ fn at(mut message: Message, created_at: Timestamp) -> Message {
 
 #[async_trait]
 impl Messages for Backend {
-    async fn create_message(&self, message: Message, while_busy: bool) -> Result<Message, Error> {
+    async fn create_message(&self, scope: &Scope, message: Message, while_busy: bool) -> Result<Message, Error> {
         loop {
-            if let Some(created_at) = self.insert_message(&message, while_busy).await? {
+            if let Some(created_at) = self.insert_message(scope, &message, while_busy).await? {
                 return Ok(at(message, created_at));
             }
-            self.check_lock(&message.thread_id).await?;
+            self.check_lock(scope, &message.thread_id).await?;
         }
     }
 
-    async fn message(&self, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error> {
-        let row =
-            sqlx::query::<Db>("select id, created_at, metadata, body from messages where id = $1 and thread_id = $2")
-                .bind(id.as_str())
-                .bind(thread.as_str())
-                .fetch_optional(self.reader())
-                .await?;
+    async fn message(&self, scope: &Scope, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error> {
+        let sql = "select id, created_at, metadata, body from messages
+                   where id = $1 and thread_id = $2 and project_id = $3";
+        let row = sqlx::query::<Db>(sql)
+            .bind(id.as_str())
+            .bind(thread.as_str())
+            .bind(scope.as_str())
+            .fetch_optional(self.reader())
+            .await?;
         row.as_ref().map(from_row).transpose()
     }
 
     async fn list_messages(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         run: Option<&RunId>,
         query: &PageQuery,
     ) -> Result<Page<Message>, Error> {
-        let mut scope = vec![("thread_id", thread.as_str())];
+        let mut filter = vec![project(scope), ("thread_id", thread.as_str())];
         if let Some(run) = run {
-            scope.push(("run_id", run.as_str()));
+            filter.push(("run_id", run.as_str()));
         }
-        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", scope: &scope }, query).await?;
+        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", filter: &filter }, query).await?;
         read(self, &rows, from_row)
     }
 
     async fn conversation_page(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         run: &RunId,
         before: Option<ConversationCursor>,
@@ -84,6 +88,7 @@ impl Messages for Backend {
                      select id, created_at, metadata, body, coalesce(place, seq) as context_seq, seq
                      from messages
                      where thread_id = $1
+                       and project_id = $8
                        and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
                        and (coalesce(place, seq), seq) < ($4, $5)
                      order by coalesce(place, seq) desc, seq desc
@@ -100,6 +105,7 @@ impl Messages for Backend {
         .bind(before.seq)
         .bind(i64::from(rows))
         .bind(i64::try_from(bytes.max(1)).unwrap_or(i64::MAX))
+        .bind(scope.as_str())
         .fetch_all(self.reader())
         .await?;
         let messages = self.unreadable.skip_all(found.iter().map(from_row))?;
@@ -116,10 +122,11 @@ impl Messages for Backend {
         Ok(ConversationPage { messages, next })
     }
 
-    async fn oldest_message(&self, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error> {
+    async fn oldest_message(&self, scope: &Scope, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error> {
         let row = sqlx::query::<Db>(
             "select id, created_at, metadata, body from messages
              where thread_id = $1
+               and project_id = $4
                and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
              order by coalesce(place, seq), seq
              limit 1",
@@ -127,6 +134,7 @@ impl Messages for Backend {
         .bind(thread.as_str())
         .bind(run.as_str())
         .bind(i64::MAX)
+        .bind(scope.as_str())
         .fetch_optional(self.reader())
         .await?;
         Ok(row.as_ref().map(|row| self.unreadable.skip(from_row(row))).transpose()?.flatten())
@@ -134,26 +142,29 @@ impl Messages for Backend {
 
     async fn modify_message(
         &self,
+        scope: &Scope,
         thread: &ThreadId,
         id: &MessageId,
         metadata: &Metadata,
     ) -> Result<Option<Message>, Error> {
         let row = sqlx::query::<Db>(
-            "update messages set metadata = $3 where id = $1 and thread_id = $2
+            "update messages set metadata = $3 where id = $1 and thread_id = $2 and project_id = $4
              returning id, created_at, metadata, body",
         )
         .bind(id.as_str())
         .bind(thread.as_str())
         .bind(to_json(metadata))
+        .bind(scope.as_str())
         .fetch_optional(self.writer())
         .await?;
         row.as_ref().map(from_row).transpose()
     }
 
-    async fn delete_message(&self, thread: &ThreadId, id: &MessageId) -> Result<bool, Error> {
-        let done = sqlx::query::<Db>("delete from messages where id = $1 and thread_id = $2")
+    async fn delete_message(&self, scope: &Scope, thread: &ThreadId, id: &MessageId) -> Result<bool, Error> {
+        let done = sqlx::query::<Db>("delete from messages where id = $1 and thread_id = $2 and project_id = $3")
             .bind(id.as_str())
             .bind(thread.as_str())
+            .bind(scope.as_str())
             .execute(self.writer())
             .await?;
         Ok(done.rows_affected() == 1)

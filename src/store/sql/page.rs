@@ -4,6 +4,7 @@ use futures_util::TryStreamExt;
 use sqlx::{QueryBuilder, Row as _};
 
 use super::{Backend, Db, Row};
+use crate::api::Scope;
 use crate::api::page::{Order, Page, PageQuery};
 use crate::store::Error;
 
@@ -16,8 +17,13 @@ pub(super) struct List<'a> {
     pub columns: &'static str,
     /// The column whose size counts towards the limit.
     pub body: &'static str,
-    /// The filter: pairs of a column and its value.
-    pub scope: &'a [(&'static str, &'a str)],
+    /// The filter: pairs of a column and its value. [`project`] comes first.
+    pub filter: &'a [(&'static str, &'a str)],
+}
+
+/// Returns the filter for the objects of a project.
+pub(super) fn project(scope: &Scope) -> (&'static str, &str) {
+    ("project_id", scope.as_str())
 }
 
 /// Reads one page, and one more element to find out whether there are more.
@@ -28,7 +34,7 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
     // With only `before`, the page ends at the cursor: it is read backwards and then reversed.
     let backwards = before.is_some() && after.is_none();
     let newest_first = (query.order == Order::Descending) != backwards;
-    let mut sql = scoped(list.columns, list);
+    let mut sql = filtered(list.columns, list);
     for (cursor, is_after) in [(after, true), (before, false)] {
         let Some((created_at, seq)) = cursor else { continue };
         let smaller = (query.order == Order::Descending) == is_after;
@@ -80,16 +86,16 @@ async fn cursor(db: &Backend, list: &List<'_>, id: Option<&str>) -> Result<Optio
     if id.contains('\0') {
         return Err(Error::NoCursor(id.to_owned()));
     }
-    let mut sql = scoped("created_at, seq", list);
+    let mut sql = filtered("created_at, seq", list);
     sql.push(" and id = ").push_bind(id);
     let cursor: Option<(i64, i64)> = sql.build_query_as().fetch_optional(db.reader()).await?;
     cursor.map_or_else(|| Err(Error::NoCursor(id.to_owned())), |cursor| Ok(Some(cursor)))
 }
 
-fn scoped(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
+fn filtered(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
     let mut sql = QueryBuilder::new("select ");
     sql.push(columns).push(" from ").push(list.table).push(" where true");
-    for (column, value) in list.scope {
+    for (column, value) in list.filter {
         sql.push(" and ").push(column).push(" = ").push_bind((*value).to_owned());
     }
     sql

@@ -7,16 +7,17 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
-use super::page::{List, page, read};
+use super::page::{List, page, project, read};
 use super::{Backend, CLAIM_RUN, Db, Row, messages, seconds};
 use crate::api::run::RunState;
 use crate::api::usage::Usage;
 use crate::api::{
-    Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Thread, ThreadId,
-    Timestamp,
+    Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Scope, Thread,
+    ThreadId, Timestamp,
 };
 use crate::store::{
-    ClaimedRun, Commit, Committed, Error, NewRun, NextLease, RunContext, Runs, SavedText, Versioned, from_json, to_json,
+    ClaimedRun, Commit, Committed, Error, NewRun, NextLease, RunContext, RunEngine, Runs, SavedText, Versioned,
+    from_json, to_json,
 };
 
 const RUNS: &str = "runs";
@@ -72,15 +73,21 @@ fn step_from_row(row: &Row) -> Result<RunStep, Error> {
 
 #[async_trait]
 impl Runs for Backend {
-    async fn run_context(&self, thread: Option<&ThreadId>, assistant: &AssistantId) -> Result<RunContext, Error> {
+    async fn run_context(
+        &self,
+        scope: &Scope,
+        thread: Option<&ThreadId>,
+        assistant: &AssistantId,
+    ) -> Result<RunContext, Error> {
         let thread = thread.map_or("", ThreadId::as_str);
         let row = sqlx::query::<Db>(
-            "select (select body from assistants where id = $1) as assistant,
-                    (select body from threads where id = $2) as thread,
-                    exists (select 1 from messages where thread_id = $2) as has_messages",
+            "select (select body from assistants where id = $1 and project_id = $3) as assistant,
+                    (select body from threads where id = $2 and project_id = $3) as thread,
+                    exists (select 1 from messages where thread_id = $2 and project_id = $3) as has_messages",
         )
         .bind(assistant.as_str())
         .bind(thread)
+        .bind(scope.as_str())
         .fetch_one(self.reader())
         .await?;
         let assistant_body: Option<&str> = row.try_get("assistant")?;
@@ -102,50 +109,93 @@ impl Runs for Backend {
                 Ok(false) => {}
                 Err(Error::Rejected(sqlx::Error::Database(error))) if error.is_unique_violation() => {
                     // This is a retry, and the acknowledgement of an earlier commit was lost.
-                    if self.run(&spec.thread_id, &spec.id).await?.is_some() {
+                    if self.run(&spec.scope, &spec.thread_id, &spec.id).await?.is_some() {
                         return Ok(());
                     }
                     return Err(Error::Rejected(sqlx::Error::Database(error)));
                 }
                 Err(error) => return Err(error),
             }
-            match self.check_lock(&spec.thread_id).await {
+            match self.check_lock(&spec.scope, &spec.thread_id).await {
                 Err(Error::ThreadBusy(run)) if run == spec.id => return Ok(()),
                 other => other?,
             }
         }
     }
 
-    async fn run(&self, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error> {
+    async fn run(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error> {
         let row = sqlx::query::<Db>(
-            "select id, version, due_at, revision, claims, spec, state, metadata from runs where id = $1 and thread_id = $2",
+            "select id, version, due_at, revision, claims, spec, state, metadata from runs
+             where id = $1 and thread_id = $2 and project_id = $3",
         )
         .bind(id.as_str())
         .bind(thread.as_str())
+        .bind(scope.as_str())
         .fetch_optional(self.reader())
         .await?;
         row.as_ref().map(run_from_row).transpose()
     }
 
-    async fn list_runs(&self, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error> {
-        let scope = [("thread_id", thread.as_str())];
-        let list = List { table: RUNS, columns: RUN_COLUMNS, body: "spec", scope: &scope };
+    async fn list_runs(&self, scope: &Scope, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error> {
+        let filter = [project(scope), ("thread_id", thread.as_str())];
+        let list = List { table: RUNS, columns: RUN_COLUMNS, body: "spec", filter: &filter };
         read(self, &page(self, &list, query).await?, |row| Ok(run_from_row(row)?.run))
     }
 
-    async fn modify_run(&self, thread: &ThreadId, id: &RunId, metadata: &Metadata) -> Result<Option<Run>, Error> {
+    async fn modify_run(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        id: &RunId,
+        metadata: &Metadata,
+    ) -> Result<Option<Run>, Error> {
         let row = sqlx::query::<Db>(
-            "update runs set metadata = $3 where id = $1 and thread_id = $2
+            "update runs set metadata = $3 where id = $1 and thread_id = $2 and project_id = $4
              returning id, version, due_at, revision, claims, spec, state, metadata",
         )
         .bind(id.as_str())
         .bind(thread.as_str())
         .bind(to_json(metadata))
+        .bind(scope.as_str())
         .fetch_optional(self.writer())
         .await?;
         Ok(row.as_ref().map(run_from_row).transpose()?.map(|versioned| versioned.run))
     }
 
+    async fn step(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run: &RunId,
+        id: &RunStepId,
+    ) -> Result<Option<RunStep>, Error> {
+        let sql = "select id, body from run_steps
+                   where id = $1 and run_id = $2 and thread_id = $3 and project_id = $4";
+        let row = sqlx::query::<Db>(sql)
+            .bind(id.as_str())
+            .bind(run.as_str())
+            .bind(thread.as_str())
+            .bind(scope.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(step_from_row).transpose()
+    }
+
+    async fn list_steps(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run: &RunId,
+        query: &PageQuery,
+    ) -> Result<Page<RunStep>, Error> {
+        let filter = [project(scope), ("run_id", run.as_str()), ("thread_id", thread.as_str())];
+        let list = List { table: STEPS, columns: "id, body", body: "body", filter: &filter };
+        read(self, &page(self, &list, query).await?, step_from_row)
+    }
+}
+
+#[async_trait]
+impl RunEngine for Backend {
     async fn progress(&self, run: &RunId) -> Result<(Vec<RunStep>, Option<Message>), Error> {
         let rows = sqlx::query::<Db>("select id, body from run_steps where run_id = $1 order by created_at, seq")
             .bind(run.as_str())
@@ -304,22 +354,6 @@ impl Runs for Backend {
         .fetch_all(self.reader())
         .await?;
         self.unreadable.skip_all(rows.iter().map(run_from_row))
-    }
-
-    async fn step(&self, thread: &ThreadId, run: &RunId, id: &RunStepId) -> Result<Option<RunStep>, Error> {
-        let row = sqlx::query::<Db>("select id, body from run_steps where id = $1 and run_id = $2 and thread_id = $3")
-            .bind(id.as_str())
-            .bind(run.as_str())
-            .bind(thread.as_str())
-            .fetch_optional(self.reader())
-            .await?;
-        row.as_ref().map(step_from_row).transpose()
-    }
-
-    async fn list_steps(&self, thread: &ThreadId, run: &RunId, query: &PageQuery) -> Result<Page<RunStep>, Error> {
-        let scope = [("run_id", run.as_str()), ("thread_id", thread.as_str())];
-        let list = List { table: STEPS, columns: "id, body", body: "body", scope: &scope };
-        read(self, &page(self, &list, query).await?, step_from_row)
     }
 }
 

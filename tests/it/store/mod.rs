@@ -7,10 +7,10 @@ use std::time::Duration;
 use assistd::api::page::Order;
 use assistd::api::rule::Request as _;
 use assistd::api::run::RunState;
-use assistd::api::tool::ToolResources;
 use assistd::api::usage::Usage;
 use assistd::api::{
-    Assistant, CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Message, PageQuery, Run, Thread, Timestamp,
+    Assistant, CreateAssistant, CreateMessage, CreateRun, CreateThread, Ids, Message, PageQuery, Run, Scope, Thread,
+    Timestamp,
 };
 use assistd::clock::Clock;
 use assistd::runs::machine::{self, Input, Progress};
@@ -22,9 +22,14 @@ use serde_json::json;
 
 use crate::both_stores;
 use crate::support::database::Database;
+use crate::support::run::origin;
 use crate::support::transition;
 
 const NOW: Timestamp = Timestamp(1_000);
+
+fn scope() -> Scope {
+    Scope::default_project()
+}
 
 fn ids() -> &'static Ids {
     static IDS: std::sync::OnceLock<Ids> = std::sync::OnceLock::new();
@@ -47,7 +52,7 @@ fn message(thread: &Thread, text: &str, at: Timestamp) -> Message {
 fn run(thread: &Thread) -> Run {
     let assistant = assistant("a");
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-    request.into_run(ids(), &thread.id, &assistant, ToolResources::default(), NOW, 600).0
+    request.into_run(ids(), origin(&thread.id, &assistant, NOW)).0
 }
 
 /// Opens a store with a clock that is stopped at [`NOW`] until the test advances it.
@@ -67,7 +72,7 @@ async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
 /// Creates a thread and a run on it.
 async fn create_run(store: &Arc<dyn Store>, owner: &str) -> Run {
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let run = run(&thread);
     store.create_run(&NewRun { owner, ..new_run(&run, Start::Due) }).await.unwrap();
     run
@@ -98,7 +103,8 @@ async fn commit(store: &Arc<dyn Store>, run: &Run, version: i64, input: Input) -
 
 /// Returns the `newest` messages of a run's prompt context, oldest first.
 async fn context(store: &Arc<dyn Store>, run: &Run, newest: u32) -> Vec<Message> {
-    let page = store.conversation_page(&run.spec.thread_id, &run.spec.id, None, newest, usize::MAX).await.unwrap();
+    let page =
+        store.conversation_page(&scope(), &run.spec.thread_id, &run.spec.id, None, newest, usize::MAX).await.unwrap();
     page.messages.into_iter().rev().collect()
 }
 
@@ -119,29 +125,29 @@ both_stores!(stored_values_are_returned_unchanged, async |database: Database| {
     let store = database.open().await;
     let assistant = assistant("NUL \u{0} and \u{1F600}");
     let thread = thread();
-    store.create_assistant(&assistant).await.unwrap();
-    store.create_thread(&thread, &[]).await.unwrap();
-    let message = store.create_message(message(&thread, "NUL \u{0}", NOW), false).await.unwrap();
+    store.create_assistant(&scope(), &assistant).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    let message = store.create_message(&scope(), message(&thread, "NUL \u{0}", NOW), false).await.unwrap();
     let run = run(&thread);
     create(&store, &run).await.unwrap();
 
-    assert_eq!(store.assistant(&assistant.id).await.unwrap(), Some(assistant));
-    assert_eq!(store.thread(&thread.id).await.unwrap(), Some(thread.clone()));
-    assert_eq!(store.message(&thread.id, &message.id).await.unwrap(), Some(message));
-    assert_eq!(store.run(&thread.id, &run.spec.id).await.unwrap().unwrap().run, run);
+    assert_eq!(store.assistant(&scope(), &assistant.id).await.unwrap(), Some(assistant));
+    assert_eq!(store.thread(&scope(), &thread.id).await.unwrap(), Some(thread.clone()));
+    assert_eq!(store.message(&scope(), &thread.id, &message.id).await.unwrap(), Some(message));
+    assert_eq!(store.run(&scope(), &thread.id, &run.spec.id).await.unwrap().unwrap().run, run);
 });
 
 both_stores!(rows_with_equal_times_are_listed_in_insertion_order, async |database: Database| {
     let store = database.open().await;
     for number in 0..30 {
-        store.create_assistant(&assistant(&number.to_string())).await.unwrap();
+        store.create_assistant(&scope(), &assistant(&number.to_string())).await.unwrap();
     }
 
     let names = |page: assistd::api::Page<Assistant>| -> Vec<String> {
         page.data.into_iter().map(|assistant| assistant.name.unwrap()).collect()
     };
-    let newest = names(store.list_assistants(&query(3, Order::Descending)).await.unwrap());
-    let oldest = names(store.list_assistants(&query(3, Order::Ascending)).await.unwrap());
+    let newest = names(store.list_assistants(&scope(), &query(3, Order::Descending)).await.unwrap());
+    let oldest = names(store.list_assistants(&scope(), &query(3, Order::Ascending)).await.unwrap());
     assert_eq!(
         (newest, oldest),
         (vec!["29".into(), "28".into(), "27".into()], vec!["0".into(), "1".into(), "2".into()])
@@ -151,12 +157,12 @@ both_stores!(rows_with_equal_times_are_listed_in_insertion_order, async |databas
 both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     for number in 0..7 {
-        store.create_message(message(&thread, &number.to_string(), NOW), false).await.unwrap();
+        store.create_message(&scope(), message(&thread, &number.to_string(), NOW), false).await.unwrap();
     }
     let list = async |query: PageQuery| {
-        let page = store.list_messages(&thread.id, None, &query).await.unwrap();
+        let page = store.list_messages(&scope(), &thread.id, None, &query).await.unwrap();
         let texts: String = page.data.iter().map(text).collect();
         (
             texts,
@@ -179,17 +185,17 @@ both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: 
     let (before, more, ..) = list(PageQuery { before: last, ..query(20, Order::Ascending) }).await;
     assert_eq!((before.as_str(), more), ("0", false));
     let unknown = PageQuery { after: Some("msg_x".into()), ..PageQuery::default() };
-    let rejected = store.list_messages(&thread.id, None, &unknown).await;
+    let rejected = store.list_messages(&scope(), &thread.id, None, &unknown).await;
     assert!(matches!(rejected, Err(Error::NoCursor(id)) if id == "msg_x"));
 });
 
 both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)]).await.unwrap();
 
-    store.create_message(message(&thread, "2", Timestamp(2_000)), false).await.unwrap();
-    let behind = store.create_message(message(&thread, "3", Timestamp(500)), false).await.unwrap();
+    store.create_message(&scope(), message(&thread, "2", Timestamp(2_000)), false).await.unwrap();
+    let behind = store.create_message(&scope(), message(&thread, "3", Timestamp(500)), false).await.unwrap();
     let run = run(&thread);
     let late = [message(&thread, "4", Timestamp(400))];
     store.create_run(&NewRun { messages: &late, ..new_run(&run, Start::Due) }).await.unwrap();
@@ -206,7 +212,7 @@ both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: 
 both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
 
     let attempts = (0..100).map(|_| {
         let (store, run) = (store.clone(), run(&thread));
@@ -221,27 +227,27 @@ both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: 
     for (outcome, _) in rejected {
         assert!(matches!(&outcome, Err(Error::ThreadBusy(run)) if run == winner), "{outcome:?}");
     }
-    let rejected = store.create_message(message(&thread, "x", NOW), false).await;
+    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false).await;
     assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == *winner));
 });
 
 both_stores!(a_finished_run_unlocks_its_thread, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let first = run(&thread);
     create(&store, &first).await.unwrap();
 
     commit(&store, &first, FIRST_VERSION, deadline()).await.unwrap();
 
-    store.create_message(message(&thread, "x", NOW), false).await.unwrap();
+    store.create_message(&scope(), message(&thread, "x", NOW), false).await.unwrap();
     create(&store, &run(&thread)).await.unwrap();
 });
 
 both_stores!(a_write_with_a_stale_version_changes_nothing, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let run = run(&thread);
     let id = &run.spec.id;
     create(&store, &run).await.unwrap();
@@ -253,7 +259,7 @@ both_stores!(a_write_with_a_stale_version_changes_nothing, async |database: Data
     let written = message(&thread, "late", NOW);
     let saved = store.save_messages(&[SavedText { run: id, version: FIRST_VERSION, message: &written }]).await;
     assert_eq!(saved.unwrap(), []);
-    let now = store.run(&thread.id, id).await.unwrap().unwrap();
+    let now = store.run(&scope(), &thread.id, id).await.unwrap().unwrap();
     assert_eq!((now.version, now.run.state), (version, RunState::Cancelling { started_at: None }));
 });
 
@@ -401,7 +407,7 @@ both_stores!(a_row_written_by_a_newer_release_is_ignored, async |database: Datab
     assert_eq!(claimed.versioned.run.spec.id, known.spec.id);
     assert_eq!(claim(&store).await, None);
     assert_eq!(database.text(&row).await, before, "the row is unchanged");
-    let listed = store.list_runs(&future.spec.thread_id, &query(10, Order::Descending)).await.unwrap();
+    let listed = store.list_runs(&scope(), &future.spec.thread_id, &query(10, Order::Descending)).await.unwrap();
     assert_eq!(listed.data, []);
     clock.advance(10_000);
     let overdue = store.overdue_runs(Duration::ZERO, 10).await.unwrap();
@@ -412,7 +418,7 @@ both_stores!(a_row_written_by_a_newer_release_is_ignored, async |database: Datab
 both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let run = run(&thread);
     let question = [message(&thread, "x", NOW)];
     let new = NewRun { messages: &question, ..new_run(&run, Start::Due) };
@@ -426,7 +432,7 @@ both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Databas
     let new = NewRun { thread: Some(&with_thread), ..new_run(&run, Start::Leased(LEASE)) };
     store.create_run(&new).await.unwrap();
     store.create_run(&new).await.unwrap();
-    let stored = store.run(&with_thread.id, &run.spec.id).await.unwrap().unwrap();
+    let stored = store.run(&scope(), &with_thread.id, &run.spec.id).await.unwrap().unwrap();
     assert_eq!((stored.lease, stored.due_at), (1, Some(Timestamp(1_015))));
 });
 
@@ -447,7 +453,7 @@ both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, asyn
     let thread = thread();
     let texts: Vec<String> = (0..20).map(|number| format!("{number:02} {}", "x".repeat(1_000))).collect();
     let messages: Vec<Message> = texts.iter().map(|text| message(&thread, text, NOW)).collect();
-    store.create_thread(&thread, &messages).await.unwrap();
+    store.create_thread(&scope(), &thread, &messages).await.unwrap();
     let run = run(&thread);
 
     for (rows, bytes, first_page) in [(7, usize::MAX, 7), (100, 4_000, 4), (100, 1, 1)] {
@@ -456,7 +462,7 @@ both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, asyn
         let mut pages = Vec::new();
         loop {
             let ConversationPage { messages, next } =
-                store.conversation_page(&thread.id, &run.spec.id, before, rows, bytes).await.unwrap();
+                store.conversation_page(&scope(), &thread.id, &run.spec.id, before, rows, bytes).await.unwrap();
             pages.push(messages.len());
             read.extend(messages.iter().map(text));
             before = next;
@@ -468,25 +474,27 @@ both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, asyn
         read.reverse();
         assert_eq!(read, texts);
     }
-    let oldest = store.oldest_message(&thread.id, &run.spec.id).await.unwrap().unwrap();
+    let oldest = store.oldest_message(&scope(), &thread.id, &run.spec.id).await.unwrap().unwrap();
     assert_eq!(text(&oldest), texts[0]);
 });
 
 both_stores!(a_page_of_large_messages_ends_early, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     for _ in 0..4 {
         let mut large = message(&thread, "x", NOW);
         large.content = vec![assistd::api::message::Content::text("x".repeat(12 * 1024 * 1024))];
-        store.create_message(large, false).await.unwrap();
+        store.create_message(&scope(), large, false).await.unwrap();
     }
 
-    let first = store.list_messages(&thread.id, None, &query(10, Order::Ascending)).await.unwrap();
+    let first = store.list_messages(&scope(), &thread.id, None, &query(10, Order::Ascending)).await.unwrap();
     assert_eq!((first.data.len(), first.has_more), (2, true));
     let after = first.data.last().map(|message| message.id.to_string());
-    let rest =
-        store.list_messages(&thread.id, None, &PageQuery { after, ..query(10, Order::Ascending) }).await.unwrap();
+    let rest = store
+        .list_messages(&scope(), &thread.id, None, &PageQuery { after, ..query(10, Order::Ascending) })
+        .await
+        .unwrap();
     assert_eq!((rest.data.len(), rest.has_more), (2, false));
 });
 
@@ -497,14 +505,16 @@ async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     let (store, _clock) = open(&database).await;
     let run = create_run(&store, "").await;
     let thread = run.spec.thread_id.clone();
-    let written = store.create_message(message_on(&thread, "x"), true).await.unwrap();
+    let written = store.create_message(&scope(), message_on(&thread, "x"), true).await.unwrap();
     disk.fill();
 
     let mut rejected = 0;
     for number in 0..50 {
         let metadata: Metadata = serde_json::from_value(json!({"k": format!("{number} {}", "v".repeat(500))})).unwrap();
-        match store.modify_message(&thread, &written.id, &metadata).await {
-            Ok(_) => assert_eq!(store.message(&thread, &written.id).await.unwrap().unwrap().metadata, metadata),
+        match store.modify_message(&scope(), &thread, &written.id, &metadata).await {
+            Ok(_) => {
+                assert_eq!(store.message(&scope(), &thread, &written.id).await.unwrap().unwrap().metadata, metadata);
+            }
             Err(error) => {
                 assert!(matches!(error, Error::Unavailable(_)), "{error}");
                 rejected += 1;
@@ -518,7 +528,10 @@ async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     drop(store);
 
     let store = database.open_at(Arc::new(Clock::manual(NOW))).await;
-    assert!(store.message(&thread, &written.id).await.unwrap().is_some(), "a store opens and reads on a full disk");
+    assert!(
+        store.message(&scope(), &thread, &written.id).await.unwrap().is_some(),
+        "a store opens and reads on a full disk"
+    );
     disk.free();
     store.check().await.unwrap();
     assert!(claim(&store).await.is_some());
@@ -532,11 +545,11 @@ fn message_on(thread: &assistd::api::ThreadId, text: &str) -> Message {
 both_stores!(concurrent_messages_are_ordered_consistently, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
 
     let created = (0..50).map(|number| {
         let (store, message) = (store.clone(), message(&thread, &number.to_string(), Timestamp(1_000 - number % 7)));
-        tokio::spawn(async move { store.create_message(message, false).await.unwrap() })
+        tokio::spawn(async move { store.create_message(&scope(), message, false).await.unwrap() })
     });
     futures_util::future::join_all(created).await;
 
@@ -551,18 +564,18 @@ both_stores!(concurrent_modifications_all_take_effect, async |database: Database
     use assistd::api::ModifyAssistant;
     let store = database.open().await;
     let assistant = assistant("before");
-    store.create_assistant(&assistant).await.unwrap();
+    store.create_assistant(&scope(), &assistant).await.unwrap();
     let changes = [json!({"name": "after"}), json!({"description": "new"}), json!({"model": "other"})];
 
     let changes = changes.map(|change| {
         let (store, id) = (store.clone(), assistant.id.clone());
         tokio::spawn(async move {
-            store.modify_assistant(&id, &ModifyAssistant::parse(change).unwrap()).await.unwrap().unwrap()
+            store.modify_assistant(&scope(), &id, &ModifyAssistant::parse(change).unwrap()).await.unwrap().unwrap()
         })
     });
     futures_util::future::join_all(changes).await;
 
-    let stored = store.assistant(&assistant.id).await.unwrap().unwrap();
+    let stored = store.assistant(&scope(), &assistant.id).await.unwrap().unwrap();
     assert_eq!(
         (stored.name.as_deref(), stored.description.as_deref(), stored.model.as_str()),
         (Some("after"), Some("new"), "other")
@@ -573,20 +586,20 @@ both_stores!(deleting_a_thread_deletes_its_messages_and_runs, async |database: D
     let store = database.open().await;
     let (deleted, other) = (thread(), thread());
     for thread in [&deleted, &other] {
-        store.create_thread(thread, &[message(thread, "x", NOW)]).await.unwrap();
+        store.create_thread(&scope(), thread, &[message(thread, "x", NOW)]).await.unwrap();
     }
     let run = run(&deleted);
     create(&store, &run).await.unwrap();
 
-    assert!(store.delete_thread(&deleted.id).await.unwrap());
+    assert!(store.delete_thread(&scope(), &deleted.id).await.unwrap());
 
-    assert!(!store.delete_thread(&deleted.id).await.unwrap());
-    assert_eq!(store.thread(&deleted.id).await.unwrap(), None);
+    assert!(!store.delete_thread(&scope(), &deleted.id).await.unwrap());
+    assert_eq!(store.thread(&scope(), &deleted.id).await.unwrap(), None);
     assert_eq!(conversation(&store, &deleted).await, []);
-    assert_eq!(store.run(&deleted.id, &run.spec.id).await.unwrap(), None);
+    assert_eq!(store.run(&scope(), &deleted.id, &run.spec.id).await.unwrap(), None);
     assert_eq!(claim(&store).await, None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
-    assert!(matches!(store.create_message(message(&deleted, "x", NOW), false).await, Err(Error::NoThread)));
+    assert!(matches!(store.create_message(&scope(), message(&deleted, "x", NOW), false).await, Err(Error::NoThread)));
     assert_eq!(conversation(&store, &other).await.len(), 1);
 });
 
@@ -594,7 +607,7 @@ both_stores!(message_metadata_survives_a_concurrent_text_update, async |database
     use assistd::api::Metadata;
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let queued = run(&thread);
     create(&store, &queued).await.unwrap();
     let mut progress = Progress::new(queued);
@@ -607,19 +620,19 @@ both_stores!(message_metadata_survives_a_concurrent_text_update, async |database
     let id = progress.message.as_ref().unwrap().id.clone();
     let metadata: Metadata = serde_json::from_value(json!({"k": "v"})).unwrap();
 
-    store.modify_message(&thread.id, &id, &metadata).await.unwrap().unwrap();
+    store.modify_message(&scope(), &thread.id, &id, &metadata).await.unwrap().unwrap();
     progress.append("more");
     let written = progress.message.as_ref().unwrap();
     store.save_messages(&[SavedText { run: &progress.run.spec.id, version, message: written }]).await.unwrap();
 
-    let stored = store.message(&thread.id, &id).await.unwrap().unwrap();
+    let stored = store.message(&scope(), &thread.id, &id).await.unwrap().unwrap();
     assert_eq!((stored.metadata, stored.content), (metadata, progress.message.unwrap().content));
 });
 
 both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let (store, clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[]).await.unwrap();
     let runs: Vec<Run> = (0..4).map(|_| run(&thread)).collect();
     create(&store, &runs[0]).await.unwrap();
     for run in &runs[1..] {
@@ -629,7 +642,7 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     assert_eq!(store.promote_run(&thread.id).await.unwrap(), None, "one run is active");
     assert_eq!(store.stalled_threads(10).await.unwrap(), []);
     commit(&store, &runs[1], FIRST_VERSION, Input::CancelRequested).await.unwrap();
-    let cancelling = store.run(&thread.id, &runs[1].spec.id).await.unwrap().unwrap();
+    let cancelling = store.run(&scope(), &thread.id, &runs[1].spec.id).await.unwrap().unwrap();
     commit(&store, &cancelling.run, cancelling.version, Input::Stopped { usage: Usage::default() }).await.unwrap();
     commit(&store, &runs[0], FIRST_VERSION, deadline()).await.unwrap();
 
@@ -644,7 +657,7 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let claimed = claim(&store).await.unwrap();
     assert_eq!(claimed.versioned.run.spec.id, runs[2].spec.id);
     assert_eq!(claim(&store).await, None, "the next run still waits");
-    let rejected = store.create_message(message(&thread, "x", NOW), false).await;
+    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false).await;
     assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
 
     clock.advance(4_000);
@@ -656,12 +669,12 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
 both_stores!(a_run_answers_the_messages_that_existed_when_it_was_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&thread, &[message(&thread, "1", NOW)]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[message(&thread, "1", NOW)]).await.unwrap();
     let (first, second) = (run(&thread), run(&thread));
     create(&store, &first).await.unwrap();
     let question = [message(&thread, "2", NOW)];
     store.create_run(&NewRun { messages: &question, ..new_run(&second, Start::Waiting) }).await.unwrap();
-    store.create_message(message(&thread, "3", NOW), true).await.unwrap();
+    store.create_message(&scope(), message(&thread, "3", NOW), true).await.unwrap();
     let read = async |run: &Run, newest: u32| context(&store, run, newest).await.iter().map(text).collect::<String>();
 
     assert_eq!(read(&first, 99).await, "1");
@@ -679,6 +692,6 @@ both_stores!(a_run_answers_the_messages_that_existed_when_it_was_created, async 
     assert_eq!(read(&second, 99).await, "1a2", "an answer follows its question in the context");
     assert_eq!(read(&second, 2).await, "a2");
     assert_eq!(read(&run(&thread), 99).await, "1a23");
-    let listed = store.list_messages(&thread.id, None, &query(9, Order::Ascending)).await.unwrap();
+    let listed = store.list_messages(&scope(), &thread.id, None, &query(9, Order::Ascending)).await.unwrap();
     assert_eq!(listed.data.iter().map(text).collect::<String>(), "123a", "lists are ordered by time");
 });

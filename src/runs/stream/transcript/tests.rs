@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::rule::Request as _;
-use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason};
-use crate::api::tool::ToolResources;
+use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunOrigin};
 use crate::api::usage::Usage;
 use crate::api::{CreateAssistant, CreateRun, Ids};
 use crate::runs::machine::{self, CompletedCall, Input};
@@ -25,7 +24,7 @@ impl Sim {
         let ids = Ids::counting();
         let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
-        let (run, _) = request.into_run(&ids, &ids.generate(), &assistant, ToolResources::default(), NOW, 600);
+        let (run, _) = request.into_run(&ids, RunOrigin::of(&ids.generate(), &assistant, NOW));
         let now = Snapshot {
             thread: None,
             progress: Progress::new(run),
