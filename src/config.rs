@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use toml::{Table, Value};
 
+use crate::api::organization::Limits;
 use crate::llm::ThinkTags;
 use crate::runs::BusyThread;
 use crate::store::Synchronous;
@@ -45,7 +46,12 @@ const HEAD_BYTES_MIN: usize = 8_192;
 pub struct Settings {
     pub listen: String,
     pub api_keys: Vec<Secret>,
+    pub admin_keys: Vec<Secret>,
     pub requests_per_minute: u32,
+    pub active_runs_max: u64,
+    pub tokens_per_minute: u64,
+    pub tokens_per_day: u64,
+    pub tokens_per_month: u64,
     pub cors_origins: Vec<String>,
     pub body_bytes_max: usize,
     pub bodies_bytes_max: usize,
@@ -220,19 +226,19 @@ impl Settings {
                 "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
             )));
         }
-        if self.api_keys.iter().any(|key| key.expose().trim().is_empty()) {
-            return Err(Error("api_keys contains an empty key".to_owned()));
+        for (name, keys) in [("api_keys", &self.api_keys), ("admin_keys", &self.admin_keys)] {
+            if keys.iter().any(|key| key.expose().trim().is_empty()) {
+                return Err(Error(format!("{name} contains an empty key")));
+            }
         }
-        let address = self.address()?;
-        if !address.ip().is_loopback() && self.api_keys.is_empty() {
-            return Err(Error(format!(
-                "listen is {}, which other machines can reach, and api_keys is empty: anyone could use your models \
-                 and read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random string, or \
-                 listen on 127.0.0.1",
-                self.listen
-            )));
-        }
+        self.address()?;
         Ok(())
+    }
+
+    /// Returns whether the settings have an API key.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        !self.api_keys.is_empty() || !self.admin_keys.is_empty()
     }
 
     fn table(&self) -> Result<toml::Table, Error> {
@@ -281,6 +287,18 @@ impl Settings {
             statement_timeout: self.statement_timeout(),
             start_timeout: Duration::from_secs(self.database_start_timeout_s),
             synchronous: self.sqlite_synchronous,
+        }
+    }
+
+    /// Returns the limits of projects that have none of their own.
+    #[must_use]
+    pub fn default_limits(&self) -> Limits {
+        Limits {
+            requests_per_minute: self.requests_per_minute.into(),
+            active_runs: self.active_runs_max,
+            tokens_per_minute: self.tokens_per_minute,
+            tokens_per_day: self.tokens_per_day,
+            tokens_per_month: self.tokens_per_month,
         }
     }
 
@@ -408,14 +426,6 @@ mod tests {
             Err("unknown setting in the environment variable ASSISTD_LISTN".into())
         );
         assert!(load(&[("ASSISTD_SERVICE_HOST", "x"), ("ASSISTD_PORT", "tcp://x"), ("ASSISTD_CONFIG", "x")]).is_ok());
-    }
-
-    #[test]
-    fn listening_on_a_public_address_requires_api_keys() {
-        let error = load(&[("ASSISTD_LISTEN", "0.0.0.0:8484")]).unwrap_err();
-
-        assert!(error.contains("Set ASSISTD_API_KEYS"), "{error}");
-        assert!(load(&[("ASSISTD_LISTEN", "0.0.0.0:8484"), ("ASSISTD_API_KEYS", "k")]).is_ok());
     }
 
     #[test]

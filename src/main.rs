@@ -92,7 +92,7 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
     // If the log is JSON, a program reads it, and the banner is not printed.
     if settings.log_format != LogFormat::Json
-        && let Err(error) = banner(&server, !settings.api_keys.is_empty())
+        && let Err(error) = banner(&server)
     {
         tracing::warn!(error = &error as &dyn std::error::Error, "failed to write to standard output");
     }
@@ -109,10 +109,10 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn banner(server: &Server, with_keys: bool) -> std::io::Result<()> {
-    let Server { address, store, model, model_name, .. } = server;
+fn banner(server: &Server) -> std::io::Result<()> {
+    let Server { address, store, model, model_name, has_keys, .. } = server;
     let address = health::reachable(*address);
-    let key = if with_keys { "YOUR_KEY" } else { "any" };
+    let key = if *has_keys { "YOUR_KEY" } else { "any" };
     writeln!(
         std::io::stdout(),
         "assistd {version} listens on http://{address}
@@ -128,6 +128,6 @@ Try it:
       \\\"thread\\\": {{\\\"messages\\\": [{{\\\"role\\\": \\\"user\\\", \\\"content\\\": \\\"Hello\\\"}}]}}, \\\"stream\\\": true}}\"
 ",
         version = env!("CARGO_PKG_VERSION"),
-        key_text = if with_keys { "one of api_keys" } else { "any (no api_keys are set: only this machine can connect)" },
+        key_text = if *has_keys { "one of yours" } else { "any (there are no keys: only this machine can connect)" },
     )
 }

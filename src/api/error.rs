@@ -15,6 +15,8 @@ pub struct Error {
     pub param: Option<String>,
     /// The error code, such as `unknown_parameter`.
     pub code: Option<&'static str>,
+    /// When a retry can succeed, in seconds from now.
+    pub retry_after_s: Option<u64>,
 }
 
 /// The kinds of errors, one per HTTP status.
@@ -36,8 +38,12 @@ pub enum Kind {
     TooLarge,
     /// 415: the body is not JSON.
     UnsupportedMedia,
-    /// 429: the caller exceeded its rate limit.
+    /// 429: the caller exceeded its limit of requests.
     RateLimited,
+    /// 429: the caller exceeded its limit of tokens per minute.
+    TokensLimited,
+    /// 429: the caller exceeded its quota.
+    QuotaExceeded,
     /// 500: an internal error.
     Server,
     /// 502: the model server is unreachable or sent an invalid response.
@@ -59,7 +65,7 @@ impl Kind {
             Self::Timeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMedia => 415,
-            Self::RateLimited => 429,
+            Self::RateLimited | Self::TokensLimited | Self::QuotaExceeded => 429,
             Self::Server => 500,
             Self::BadGateway => 502,
             Self::Unavailable => 503,
@@ -69,10 +75,19 @@ impl Kind {
     /// Returns the `type` property.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self.status() {
-            429 => "requests",
-            500.. => "server_error",
-            _ => "invalid_request_error",
+        match self {
+            Self::RateLimited => "requests",
+            Self::TokensLimited => "tokens",
+            Self::QuotaExceeded => "insufficient_quota",
+            Self::Server | Self::BadGateway | Self::Unavailable => "server_error",
+            Self::InvalidRequest
+            | Self::Authentication
+            | Self::Forbidden
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::Timeout
+            | Self::TooLarge
+            | Self::UnsupportedMedia => "invalid_request_error",
         }
     }
 }
@@ -103,7 +118,7 @@ fn bounded(mut text: String) -> String {
 impl Error {
     /// Creates an error without `param` and `code`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: bounded(message.into()), param: None, code: None }
+        Self { kind, message: bounded(message.into()), param: None, code: None, retry_after_s: None }
     }
 
     /// Creates a 400 without `param` and `code`.
@@ -142,6 +157,13 @@ impl Error {
     #[must_use]
     pub fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
+        self
+    }
+
+    /// Sets when a retry can succeed, in seconds from now.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
         self
     }
 

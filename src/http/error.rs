@@ -78,9 +78,10 @@ impl IntoResponse for Error {
 pub(super) fn error_response(error: &api::Error) -> Response {
     let status = StatusCode::from_u16(error.kind.status()).expect("every kind has a valid status");
     let mut response = (status, Json(json!({"error": error.body()}))).into_response();
-    if error.kind == Kind::Unavailable {
-        // One second is usually enough for another server to respond, or for this one to restart.
-        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    // One second is usually enough for another server to respond, or for this one to restart.
+    let retry_after = error.retry_after_s.or((error.kind == Kind::Unavailable).then_some(1));
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from(seconds));
     }
     response
 }

@@ -26,8 +26,6 @@ use routes::{BASE_PATH, Routes};
 
 pub use drain::Drain;
 pub use error::overloaded;
-pub use layers::auth::Keys;
-pub use layers::limit::Limits;
 pub use openapi::description;
 pub use routes::Operation;
 pub use state::{App, Settings};
@@ -61,17 +59,22 @@ pub fn operations() -> Vec<Operation> {
     groups().into_iter().flat_map(|routes| routes.into_parts().1).collect()
 }
 
+fn merged(groups: impl IntoIterator<Item = Routes>) -> Router<App> {
+    groups.into_iter().fold(Router::new(), |router, routes| router.merge(routes.into_parts().0))
+}
+
 /// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
-    let api_routes = groups().into_iter().fold(Router::new(), |routers, routes| routers.merge(routes.into_parts().0));
+    let api_routes = merged(groups()).route_layer(from_fn(layers::auth::require_member));
+    let deployments = merged([proxy::routes()]).route_layer(from_fn(layers::auth::require_member));
     let api = BASE_PATHS
         .iter()
         .fold(Router::new(), |api, base| api.nest(base, api_routes.clone()))
-        .nest("/openai/deployments/{deployment}", proxy::routes().into_parts().0)
+        .nest("/openai/deployments/{deployment}", deployments)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(from_fn_with_state(app.clone(), layers::limit::check_rate_limit))
-        .layer(from_fn_with_state(app.clone(), layers::auth::require_key));
+        .layer(from_fn_with_state(app.clone(), layers::auth::authenticate));
     let cors = layers::cors::layer(&app.settings.cors_origins);
     let all = Router::new()
         .merge(ops::routes())

@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
-use super::layers::auth::Keys;
-use super::layers::limit::Limits;
+use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens};
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::liveness::Liveness;
@@ -34,10 +33,14 @@ pub struct App {
     pub drain: Drain,
     /// Reports background loops that are down.
     pub liveness: Arc<Liveness>,
-    /// The API keys.
-    pub keys: Arc<Keys>,
-    /// The rate limits.
-    pub limits: Arc<Option<Limits>>,
+    /// Authenticates API keys.
+    pub authenticator: Arc<Authenticator>,
+    /// The limits of projects.
+    pub limits: Arc<EffectiveLimits>,
+    /// Reserves tokens of projects.
+    pub tokens: Arc<Tokens>,
+    /// Counts the requests of projects.
+    pub requests: Arc<Requests>,
     /// The limits of requests and responses.
     pub settings: Arc<Settings>,
 }

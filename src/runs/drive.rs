@@ -66,6 +66,8 @@ pub(super) struct LeasedRun {
     pub current: Current,
     pub live: Arc<Live>,
     pub thread: Option<Vec<Message>>,
+    /// Whether tokens are reserved for the current turn.
+    pub holds_tokens: bool,
 }
 
 /// Why a run is no longer driven.
@@ -150,7 +152,7 @@ impl Driver {
             None => self.load_progress(work).await?,
         };
         let current = Current { progress, version: work.version, lease: work.lease };
-        let mut run = LeasedRun { current, live, thread: work.thread.take() };
+        let mut run = LeasedRun { current, live, thread: work.thread.take(), holds_tokens: false };
         if is_claimed {
             let LeasedRun { current, live, .. } = &run;
             let _gate = live.gate.lock().await;
@@ -208,7 +210,12 @@ impl Driver {
             effect = match effect {
                 Effect::CallModel | Effect::ReadAnswer => {
                     let input = self.model_turn(run, attempt).await?;
-                    Box::pin(self.apply(run, attempt, input)).await?
+                    let effect = Box::pin(self.apply(run, attempt, input)).await?;
+                    // The turn is recorded, and no longer needs a reservation.
+                    if std::mem::take(&mut run.holds_tokens) {
+                        self.dependencies.tokens.release(run.current.progress.run.spec.id.as_str()).await;
+                    }
+                    effect
                 }
                 // The model call has already ended when the driver learns of the cancellation.
                 Effect::StopModel => {

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{EffectiveLimits, Tokens};
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::llm::Models;
@@ -46,6 +47,10 @@ pub struct Dependencies {
     pub store: Arc<dyn Store>,
     /// The model servers.
     pub models: Arc<Models>,
+    /// The limits of projects.
+    pub limits: Arc<EffectiveLimits>,
+    /// Reserves tokens of projects.
+    pub tokens: Arc<Tokens>,
     /// The time.
     pub clock: Arc<Clock>,
     /// Generates IDs.

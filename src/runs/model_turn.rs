@@ -12,11 +12,12 @@ use super::prompt;
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
 use super::turn::{Calls, Turn, TurnEvent};
+use crate::access::{self, Reached};
 use crate::api::Message;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec};
 use crate::api::usage::Usage;
 use crate::llm::tokens::{self, PromptSample};
-use crate::llm::{self, Route};
+use crate::llm::{self, ChatRequest, Route};
 use crate::store::{ConversationPage, Versioned};
 use crate::work::Attempt;
 
@@ -31,6 +32,9 @@ const INLINE_BYTES: usize = 32 * 1024;
 /// A prompt up to this size, in bytes, does not reserve memory for large prompts.
 const SMALL_PROMPT_BYTES: usize = 256 * 1024;
 
+/// How long tokens are reserved after the deadline of a run whose server was lost, in seconds.
+const RESERVED_AFTER_DEADLINE_S: u64 = 60;
+
 /// An event that interrupts a turn.
 enum Interruption {
     /// The run was changed or deleted concurrently.
@@ -43,6 +47,14 @@ enum Interruption {
 enum PromptTokens {
     Counted(usize),
     Sampled(Arc<PromptSample>),
+}
+
+/// A model call that is about to be made.
+struct Call {
+    request: ChatRequest,
+    prompt_tokens: PromptTokens,
+    /// Memory that is reserved for a large prompt.
+    memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Driver {
@@ -67,7 +79,51 @@ impl Driver {
         let Some((prompt, memory)) = built else {
             return Ok(Input::LimitReached(RunIncompleteReason::MaxPromptTokens));
         };
-        self.read_answer(run, attempt, route, prompt, memory, interrupted).await
+        let Prompt { request, counted } = prompt;
+        let prompt_tokens = match counted {
+            Some(tokens) => PromptTokens::Counted(tokens),
+            None => PromptTokens::Sampled(Arc::new(PromptSample::new(&request))),
+        };
+        let reserved = tokio::select! {
+            biased;
+            interruption = &mut interrupted => return Box::pin(self.resolve(interruption, run, Usage::default())).await,
+            reserved = Box::pin(self.reserve_tokens(run, &prompt_tokens)) => reserved?,
+        };
+        match reserved {
+            Ok(holds_tokens) => run.holds_tokens = holds_tokens,
+            Err(reached) => {
+                let error = LastError { code: ErrorCode::RateLimitExceeded, message: reached.message() };
+                return Ok(Input::Failed { error, usage: Usage::default() });
+            }
+        }
+        self.read_answer(run, attempt, route, Call { request, prompt_tokens, memory }, interrupted).await
+    }
+
+    /// Reserves the tokens of a turn, if the project has limits of tokens. Waits while other calls of the project may reach
+    /// a limit. Returns whether tokens are reserved, or the limit that is reached.
+    async fn reserve_tokens(
+        &self,
+        run: &LeasedRun,
+        prompt: &PromptTokens,
+    ) -> Result<Result<bool, Reached>, DriveError> {
+        let progress = &run.current.progress;
+        let spec = &progress.run.spec;
+        let prompt = match prompt {
+            PromptTokens::Counted(tokens) => *tokens,
+            PromptTokens::Sampled(sample) => {
+                let sample = sample.clone();
+                in_background(move || sample.estimate()).await?
+            }
+        };
+        let output_max = spec.max_completion_tokens.map(|max| max.saturating_sub(progress.run.usage.completion_tokens));
+        let call = access::Call {
+            id: spec.id.as_str(),
+            scope: &spec.scope,
+            prompt: prompt as u64,
+            output_max: output_max.map(u64::from),
+            expires_at: spec.expires_at.plus(RESERVED_AFTER_DEADLINE_S),
+        };
+        Ok(self.retry(|| self.dependencies.tokens.reserve(&call)).await?)
     }
 
     async fn read_answer(
@@ -75,18 +131,12 @@ impl Driver {
         run: &mut LeasedRun,
         attempt: &Attempt,
         route: Route,
-        prompt: Prompt,
-        memory: Option<OwnedSemaphorePermit>,
+        call: Call,
         mut interrupted: std::pin::Pin<&mut impl Future<Output = Interruption>>,
     ) -> Result<Input, DriveError> {
-        let Prompt { mut request, counted } = prompt;
+        let Call { mut request, prompt_tokens, mut memory } = call;
         request.model.clone_from(&route.model);
-        let prompt_tokens = match counted {
-            Some(tokens) => PromptTokens::Counted(tokens),
-            None => PromptTokens::Sampled(Arc::new(PromptSample::new(&request))),
-        };
         let mut answer = route.server.chat(request);
-        let mut memory = memory;
         let spec = &run.current.progress.run.spec;
         let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
         let mut is_first_text = true;

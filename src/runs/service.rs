@@ -65,6 +65,8 @@ struct NewRunParts {
     messages: Vec<Message>,
     /// The owner of the run. Runs are claimed from the owners in turn.
     owner: String,
+    /// Maximum number of active runs of the project; 0: no limit.
+    active_runs_max: u64,
     streamed: bool,
 }
 
@@ -180,7 +182,12 @@ impl RunService {
             .into());
         }
         let messages: Vec<_> = messages.into_iter().map(|message| message.into_message(ids, thread_id, now)).collect();
-        let new = NewRunParts { run, thread, messages, owner: principal.owner.clone(), streamed };
+        if let Some(reached) = self.dependencies.tokens.reached(&principal.scope).await? {
+            return Err(reached.error().into());
+        }
+        let active_runs_max = self.dependencies.limits.of(&principal.scope).await?.active_runs;
+        let owner = principal.owner.clone();
+        let new = NewRunParts { run, thread, messages, owner, active_runs_max, streamed };
         let service = self.clone();
         self.worker.uninterrupted(async move { service.store_and_start(new).await }).await
     }
@@ -188,7 +195,7 @@ impl RunService {
     /// Stores a new run and starts it. If a slot is free, the run is created in progress, which saves a claim; otherwise it
     /// is created queued, and a worker claims it later.
     async fn store_and_start(&self, new: NewRunParts) -> Result<CreatedRun, Failure> {
-        let NewRunParts { run, thread, messages, owner, streamed } = new;
+        let NewRunParts { run, thread, messages, owner, active_runs_max, streamed } = new;
         let queued = Progress::new(run.clone());
         let mut slot = self.worker.slot();
         let started = match &slot {
@@ -196,7 +203,14 @@ impl RunService {
             None => queued.clone(),
         };
         let start = if slot.is_some() { Start::Leased(self.worker.lease()) } else { Start::Due };
-        let row = NewRun { run: &started.run, thread: thread.as_ref(), messages: &messages, owner: &owner, start };
+        let row = NewRun {
+            run: &started.run,
+            thread: thread.as_ref(),
+            messages: &messages,
+            owner: &owner,
+            active_runs_max,
+            start,
+        };
         let is_busy = match self.transitions.create(&row).await {
             Err(store::Error::ThreadBusy(_)) if self.queues_on_busy_thread() => {
                 slot = None;
@@ -588,6 +602,13 @@ pub enum Addition {
 pub fn busy_thread_error(error: store::Error, thread: &ThreadId, addition: Addition) -> Failure {
     match (error, addition) {
         (store::Error::NoThread, _) => thread.not_found().into(),
+        (store::Error::TooManyRuns { active, limit }, _) => {
+            let message = format!(
+                "Rate limit reached for active runs of the project: Limit {limit}, Active {active}. Please try again when \
+                 one of them has ended."
+            );
+            Error::new(Kind::RateLimited, message).code("rate_limit_exceeded").retry_after(1).into()
+        }
         (store::Error::ThreadBusy(run), Addition::Message) => {
             Error::invalid(format!("Can't add messages to {thread} while a run {run} is active.")).into()
         }

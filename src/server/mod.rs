@@ -10,10 +10,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Authenticator, Cache, EffectiveLimits, Requests, Tokens};
 use crate::api::Ids;
 use crate::clock::Clock;
 use crate::config::{self, Secret, SecretUrl, Settings};
-use crate::http::{self, App, Drain, Keys, Limits};
+use crate::http::{self, App, Drain};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
 use crate::runs::service::RunService;
@@ -37,6 +38,16 @@ pub enum Error {
     /// The store cannot be opened.
     #[error("failed to open the database")]
     Store(#[from] store::Error),
+    /// Other machines can connect, and there are no API keys.
+    #[error(
+        "listen is {listen}, which other machines can reach, and there are no API keys: anyone could use your models and \
+         read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random string, create a key with \
+         `assistd keys create`, or listen on 127.0.0.1"
+    )]
+    NoKeys {
+        /// The setting `listen`.
+        listen: String,
+    },
     /// The address cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -59,6 +70,8 @@ pub struct Server {
     pub model: String,
     /// The model name of the example request.
     pub model_name: String,
+    /// Whether requests need a key.
+    pub has_keys: bool,
     runs: RunService,
     drain: Drain,
     database: Arc<dyn Store>,
@@ -76,18 +89,38 @@ impl Server {
     /// # Errors
     /// If a setting is invalid, the store cannot be opened, or the address is in use.
     pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
-        let database = store::open(&settings.store(), clock.clone()).await?;
-        let (models, model, model_name) = models(settings).await;
         let address = settings.address()?;
+        let database = store::open(&settings.store(), clock.clone()).await?;
+        let has_keys = settings.has_keys() || database.has_keys().await?;
+        if !has_keys && !address.ip().is_loopback() {
+            return Err(Error::NoKeys { listen: settings.listen.clone() });
+        }
+        let (models, model, model_name) = models(settings).await;
         let listener = listen(address).await?;
         let address = listener.local_addr().unwrap_or(address);
 
         let ids = Arc::new(Ids::unique_everywhere());
         let models = Arc::new(models);
-        let dependencies =
-            Dependencies { store: database.clone(), models: models.clone(), clock: clock.clone(), ids: ids.clone() };
+        let cache = Arc::new(Cache::default());
+        let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
+        let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
+        let dependencies = Dependencies {
+            store: database.clone(),
+            models: models.clone(),
+            limits: limits.clone(),
+            tokens: tokens.clone(),
+            clock: clock.clone(),
+            ids: ids.clone(),
+        };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
-        let keys = Keys::new(settings.api_keys.iter().map(Secret::expose));
+        let authenticator = Arc::new(Authenticator::new(
+            database.clone(),
+            clock.clone(),
+            cache,
+            settings.api_keys.iter().map(Secret::expose),
+            settings.admin_keys.iter().map(Secret::expose),
+            address.ip().is_loopback(),
+        ));
         let liveness = Arc::new(Liveness::default());
         let drain = Drain::default();
         let app = App {
@@ -97,10 +130,12 @@ impl Server {
             database: database.clone(),
             runs: runs.clone(),
             models: models.clone(),
-            clock,
             ids,
-            limits: Arc::new(Limits::new(settings.requests_per_minute, keys.count())),
-            keys: Arc::new(keys),
+            limits,
+            tokens,
+            requests: Arc::new(Requests::new(database.clone(), clock.clone())),
+            clock,
+            authenticator: authenticator.clone(),
             settings: Arc::new(settings.http()),
         };
 
@@ -109,6 +144,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &database);
+        supervisor.supervise("check API keys", move || authenticator.clone().watch());
         // Some model servers report the context windows of their models, which runs read from the cached lists.
         let cached = models.clone();
         supervisor.supervise("refresh model lists", move || {
@@ -129,6 +165,7 @@ impl Server {
             store: database.display_name(),
             model,
             model_name,
+            has_keys,
             runs,
             drain,
             database,

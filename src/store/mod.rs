@@ -13,6 +13,8 @@
 //!
 //! A row with a variant that this release does not know is skipped with a warning (`docs/upgrading.md`).
 
+mod access;
+mod budgets;
 mod jobs;
 mod pool;
 mod postgres;
@@ -31,6 +33,8 @@ use crate::api::{
 };
 use crate::clock::Clock;
 
+pub use access::{AccessData, StoredKey};
+pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
 pub use jobs::{JobKind, Jobs, Lease};
 pub use sqlite::Synchronous;
 
@@ -60,6 +64,14 @@ pub enum Error {
     /// The thread is locked by an active run.
     #[error("thread has the active run {0}")]
     ThreadBusy(RunId),
+    /// The project has as many active runs as it may.
+    #[error("the project has {active} active runs, of which it may have {limit}")]
+    TooManyRuns {
+        /// Number of active runs.
+        active: u64,
+        /// Maximum number of active runs.
+        limit: u64,
+    },
     /// The thread does not exist.
     #[error("the thread does not exist")]
     NoThread,
@@ -215,6 +227,8 @@ pub struct NewRun<'a> {
     pub messages: &'a [Message],
     /// The owner of the run. Runs are claimed from the owners in turn.
     pub owner: &'a str,
+    /// Maximum number of active and waiting runs of the project, this run included; 0: no limit.
+    pub active_runs_max: u64,
     /// The initial state.
     pub start: Start,
 }
@@ -321,7 +335,7 @@ pub trait Runs {
     ///
     /// # Errors
     /// [`Error::NoThread`]; for a run that does not wait, [`Error::ThreadBusy`] if another run is active or waiting. Of
-    /// several concurrent callers, only one succeeds.
+    /// several concurrent callers, only one succeeds. [`Error::TooManyRuns`] if the project has too many active runs.
     async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error>;
     /// Returns a run of a thread.
     async fn run(&self, scope: &Scope, thread: &ThreadId, id: &RunId) -> Result<Option<Versioned>, Error>;
@@ -399,7 +413,7 @@ impl<T: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug> 
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Objects + RunEngine + Jobs {
+pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.
@@ -439,8 +453,29 @@ pub struct Settings {
 /// # Errors
 /// [`Error::InvalidUrl`] if the URL is invalid or another server uses the file; otherwise those of the database.
 pub async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Store>, Error> {
+    open_as(settings, clock, Opener::Server).await
+}
+
+/// Opens the database for a command of the shell. A server may be using it at the same time.
+///
+/// # Errors
+/// Those of [`open`].
+pub async fn open_beside_server(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Store>, Error> {
+    open_as(settings, clock, Opener::Command).await
+}
+
+/// Who opens a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opener {
+    /// A server, of which a SQLite file can have one.
+    Server,
+    /// A command of the shell, next to a server.
+    Command,
+}
+
+async fn open_as(settings: &Settings, clock: Arc<Clock>, opener: Opener) -> Result<Arc<dyn Store>, Error> {
     if settings.url.starts_with("sqlite:") {
-        Ok(Arc::new(sqlite::Backend::open(settings, clock).await?))
+        Ok(Arc::new(sqlite::Backend::open(settings, clock, opener).await?))
     } else if settings.url.starts_with("postgres:") || settings.url.starts_with("postgresql:") {
         Ok(Arc::new(postgres::Backend::open(settings, clock).await?))
     } else {

@@ -57,8 +57,12 @@ macro_rules! json_pairs {
     };
 }
 
+#[path = "sql/access.rs"]
+mod access;
 #[path = "sql/assistants.rs"]
 mod assistants;
+#[path = "sql/budgets.rs"]
+mod budgets;
 #[path = "sql/jobs.rs"]
 mod jobs;
 #[path = "sql/messages.rs"]
@@ -366,7 +370,7 @@ impl Backend {
             Start::Due => (1, 0),
             Start::Waiting => (2, 0),
         };
-        let done = sqlx::query::<Db>(sql)
+        let query = sqlx::query::<Db>(sql)
             .bind(spec.thread_id.as_str())
             .bind(spec.id.as_str())
             .bind(FIRST_VERSION)
@@ -384,9 +388,16 @@ impl Backend {
             .bind(lease)
             .bind(self.fixed_time())
             .bind(new.owner)
-            .bind(spec.scope.as_str())
-            .execute(&self.pool)
-            .await?;
+            .bind(spec.scope.as_str());
+        let done = if new.active_runs_max == 0 {
+            query.execute(&self.pool).await?
+        } else {
+            let mut tx = self.begin().await?;
+            runs::check_active_runs(&mut tx, new).await?;
+            let done = query.execute(&mut tx).await?;
+            tx.commit().await?;
+            done
+        };
         Ok(done.rows_affected() == 1)
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
-use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
+use super::{Commit, Error, FIRST_VERSION, NewRun, Opener, SavedText, Settings, Start, Store, to_json};
 use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp};
 use crate::clock::Clock;
 
@@ -48,8 +48,12 @@ macro_rules! json_pairs {
     };
 }
 
+#[path = "sql/access.rs"]
+mod access;
 #[path = "sql/assistants.rs"]
 mod assistants;
+#[path = "sql/budgets.rs"]
+mod budgets;
 #[path = "sql/jobs.rs"]
 mod jobs;
 #[path = "sql/messages.rs"]
@@ -136,14 +140,14 @@ pub struct Backend {
     /// cannot create it.
     anchor: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
-    /// Locked until the store is closed, so that no other server can open the file.
-    _lock: File,
+    /// Locked until the store is closed, so that no other server can open the file; `None` for a command next to a server.
+    _lock: Option<File>,
     clock: Arc<Clock>,
     unreadable: Unreadable,
 }
 
 impl Backend {
-    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
+    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>, opener: Opener) -> Result<Self, Error> {
         let path = settings.url.trim_start_matches("sqlite:").trim_start_matches("//");
         let path = path.split('?').next().unwrap_or_default();
         if path.is_empty() || path == ":memory:" {
@@ -152,7 +156,12 @@ impl Backend {
             ));
         }
         let path = PathBuf::from(path);
-        let lock = lock(&path)?;
+        let lock = match (lock(&path), opener) {
+            (Ok(lock), _) => Some(lock),
+            // The server that uses the file has migrated it.
+            (Err(LockError::InUse(_)), Opener::Command) => None,
+            (Err(LockError::InUse(error) | LockError::Failed(error)), _) => return Err(error),
+        };
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
@@ -164,15 +173,11 @@ impl Backend {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let mut first = SqliteConnection::connect_with(&options).await?;
-        migrations().run(&mut first).await.map_err(Error::Migration)?;
-        // No other server uses the file, so all leases are from earlier processes and can be cleared. If this fails, for
-        // example on a full disk, the leases expire.
-        let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(&mut first).await;
-        if let Err(error) = due {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "failed to clear old leases; runs are claimed when their leases expire"
-            );
+        if lock.is_some() {
+            migrations().run(&mut first).await.map_err(Error::Migration)?;
+        }
+        if opener == Opener::Server {
+            clear_leases(&mut first).await;
         }
         let writer = Pool::new(options.clone(), 1, settings.statement_timeout);
         let readers = Pool::new(options.read_only(true), readers(settings.connections_max), settings.statement_timeout);
@@ -245,6 +250,9 @@ impl Backend {
         };
         let waits = new.start == Start::Waiting;
         let mut tx = self.begin().await?;
+        if new.active_runs_max > 0 {
+            runs::check_active_runs(&mut tx, new).await?;
+        }
         let mut context_max_seq = count(new.messages);
         if let Some(thread) = new.thread {
             let active_run = (!waits).then_some(&spec.id);
@@ -407,11 +415,31 @@ impl Backend {
     }
 }
 
+/// Clears all leases. No other server uses the file, so they are from earlier processes. If this fails, for example on a
+/// full disk, the leases expire.
+async fn clear_leases(connection: &mut SqliteConnection) {
+    let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(connection).await;
+    if let Err(error) = due {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "failed to clear old leases; runs are claimed when their leases expire"
+        );
+    }
+}
+
+/// Why the lock file is not locked.
+enum LockError {
+    /// A server has locked it.
+    InUse(Error),
+    Failed(Error),
+}
+
 /// Creates the folder of the database file, and locks the lock file next to it.
-fn lock(path: &Path) -> Result<File, Error> {
-    let failed = |error: &dyn std::fmt::Display| {
+fn lock(path: &Path) -> Result<File, LockError> {
+    let text = |error: &dyn std::fmt::Display| {
         Error::InvalidUrl(format!("failed to open the database {}: {error}", path.display()))
     };
+    let failed = |error: &dyn std::fmt::Display| LockError::Failed(text(error));
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
     }
@@ -419,7 +447,7 @@ fn lock(path: &Path) -> Result<File, Error> {
     name.push(".lock");
     let file = File::create(PathBuf::from(name)).map_err(|error| failed(&error))?;
     file.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::WouldBlock => failed(&"another server is using it"),
+        std::fs::TryLockError::WouldBlock => LockError::InUse(text(&"another server is using it")),
         std::fs::TryLockError::Error(error) => failed(&error),
     })?;
     Ok(file)

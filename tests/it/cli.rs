@@ -66,9 +66,11 @@ async fn the_settings_in_effect_are_printed_without_secrets() {
 
 #[tokio::test]
 async fn invalid_settings_are_reported_and_the_server_does_not_start() {
+    let folder = Folder::new();
+    let data_dir = ("DATA_DIR", folder.0.to_str().unwrap());
     let cases = [
         (vec![("LISTN", "x")], "ASSISTD_LISTN"),
-        (vec![("LISTEN", "0.0.0.0:0")], "Set ASSISTD_API_KEYS"),
+        (vec![("LISTEN", "0.0.0.0:0"), data_dir], "Set ASSISTD_API_KEYS"),
         (vec![("DATABASE_URL", "mysql://x")], "must begin with \"sqlite://\" or \"postgres://\""),
         (
             vec![("DATABASE_URL", "postgres://127.0.0.1:9/x"), ("DATABASE_START_TIMEOUT_S", "0")],

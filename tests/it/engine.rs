@@ -246,7 +246,14 @@ both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |data
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
         let (run, _) = request.into_run(&ids, origin(&thread.id, &assistant, now));
         store
-            .create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due })
+            .create_run(&NewRun {
+                run: &run,
+                thread: None,
+                messages: &[],
+                owner: "",
+                active_runs_max: 0,
+                start: Start::Due,
+            })
             .await
             .unwrap();
         for _ in 0..3 {

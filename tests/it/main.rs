@@ -25,6 +25,7 @@ mod early_replies;
 mod engine;
 mod expiry;
 mod layers;
+mod limits;
 mod lists;
 mod messages;
 mod migrations;

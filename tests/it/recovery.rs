@@ -28,7 +28,17 @@ async fn create_interrupted_run(database: &Database) -> String {
     store.create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
     let (run, _) = request.into_run(&ids, origin(&thread.id, &assistant, now));
-    store.create_run(&NewRun { run: &run, thread: None, messages: &[], owner: "", start: Start::Due }).await.unwrap();
+    store
+        .create_run(&NewRun {
+            run: &run,
+            thread: None,
+            messages: &[],
+            owner: "",
+            active_runs_max: 0,
+            start: Start::Due,
+        })
+        .await
+        .unwrap();
     let mut progress = Progress::new(run);
     let mut version = FIRST_VERSION;
     for input in [Input::Claimed, Input::TextStarted] {

@@ -1,81 +1,33 @@
-//! Authentication by API key.
+//! Authentication by API key, and the two roles: members of a project, and administrators.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
-use sha2::{Digest, Sha256};
-use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::cors;
-use crate::access::Principal;
+use crate::access::{Principal, Rejection};
 use crate::api;
-use crate::api::Scope;
 use crate::api::error::Kind;
 use crate::host::is_loopback;
 use crate::http::error::Error;
 use crate::http::state::App;
 
-/// The accepted API keys. Only their digests are stored.
-#[derive(Debug, Default)]
-pub struct Keys {
-    digests: Vec<[u8; 32]>,
-}
-
-impl Keys {
-    /// Creates a set of keys. If it is empty, no key is required.
-    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { digests: keys.into_iter().map(digest).collect() }
-    }
-
-    /// Returns the number of keys.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.digests.len()
-    }
-
-    /// Returns the caller with the key at this index, or without a key if there are no keys. The owner identifies the key,
-    /// but does not reveal it.
-    fn caller(&self, key_index: usize) -> Caller {
-        let digest = self.digests.get(key_index).and_then(|digest| digest.first_chunk());
-        let owner = digest.map(|first| format!("{:016x}", u64::from_be_bytes(*first))).unwrap_or_default();
-        let principal = Principal { scope: Scope::default_project(), api_key_id: None, owner };
-        Caller { principal: Arc::new(principal), key_index }
-    }
-
-    /// Returns the index of a key. Compares with every key in constant time.
-    fn find(&self, key: &str) -> Option<usize> {
-        let given = digest(key);
-        let mut found = Choice::from(0);
-        let mut index = 0;
-        for (candidate, known) in (0_u64..).zip(&self.digests) {
-            let is_equal = known.ct_eq(&given);
-            index.conditional_assign(&candidate, is_equal);
-            found |= is_equal;
-        }
-        bool::from(found).then(|| usize::try_from(index).expect("keys are counted in memory"))
-    }
-}
-
-/// The caller of a request, as authenticated by [`require_key`].
+/// The caller of a request, as authenticated by [`authenticate`].
 #[derive(Debug, Clone)]
-pub(in crate::http) struct Caller {
-    principal: Arc<Principal>,
-    /// The index of its API key, or 0 if there are no keys.
-    pub key_index: usize,
-}
+pub(in crate::http) struct Caller(Arc<Principal>);
 
 impl Deref for Caller {
     type Target = Principal;
 
     fn deref(&self) -> &Principal {
-        &self.principal
+        &self.0
     }
 }
 
@@ -88,53 +40,113 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-fn digest(key: &str) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
-}
-
-/// Rejects a request without a valid key, if there are keys.
-pub(in crate::http) async fn require_key(
+/// Rejects a request without a valid key, unless there are no keys and the request is from this machine.
+pub(in crate::http) async fn authenticate(
     State(app): State<App>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let key_index = if app.keys.digests.is_empty() {
+    let principal = if let Some(principal) = app.authenticator.keyless().await? {
         check_local(request.headers(), &app.settings.cors_origins)?;
-        0
+        principal
     } else {
-        check(&app.keys, request.headers())?
+        let Some(key) = presented_key(request.headers()) else {
+            return Err(unauthorized(Rejection::MissingKey, ""));
+        };
+        app.authenticator.authenticate(key).await.map_err(|rejection| unauthorized(rejection, key))?
     };
-    request.extensions_mut().insert(app.keys.caller(key_index));
     check_beta(request.headers())?;
+    request.extensions_mut().insert(Caller(principal));
     Ok(next.run(request).await)
 }
 
-fn check(keys: &Keys, headers: &HeaderMap) -> Result<usize, api::Error> {
+/// Rejects a caller that has no project, such as an administrator. A layer of the routes for members.
+pub(in crate::http) async fn require_member(caller: Caller, request: Request, next: Next) -> Result<Response, Error> {
+    if caller.role.is_member() { Ok(next.run(request).await) } else { Err(missing_scope(&request)) }
+}
+
+/// Returns the key of a request, from either header.
+fn presented_key(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
     let key = bearer.or_else(|| headers.get("api-key").and_then(|value| value.to_str().ok()));
-    let Some(key) = key.filter(|key| !key.is_empty()) else {
-        return Err(api::Error::new(
-            Kind::Authentication,
+    key.filter(|key| !key.is_empty())
+}
+
+/// Returns the error for a key that is not accepted. The messages and codes are those of OpenAI's service.
+fn unauthorized(rejection: Rejection, key: &str) -> Error {
+    let (message, code) = match rejection {
+        Rejection::Store(error) => return error.into(),
+        Rejection::MissingKey => (
             "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
              auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're \
              accessing the API from your browser and are prompted for a username and password. You can obtain an API \
-             key from https://platform.openai.com/account/api-keys.",
-        ));
-    };
-    keys.find(key).ok_or_else(|| {
-        api::Error::new(
-            Kind::Authentication,
+             key from https://platform.openai.com/account/api-keys."
+                .to_owned(),
+            None,
+        ),
+        Rejection::UnknownKey => (
             format!(
                 "Incorrect API key provided: {}. You can find your API key at \
                  https://platform.openai.com/account/api-keys.",
                 masked(key)
             ),
-        )
-        .code("invalid_api_key")
-    })
+            Some("invalid_api_key"),
+        ),
+        Rejection::ExpiredKey => (
+            format!(
+                "Incorrect API key provided: {}. The key has expired. You can find your API key at \
+                 https://platform.openai.com/account/api-keys.",
+                masked(key)
+            ),
+            Some("invalid_api_key"),
+        ),
+        Rejection::ArchivedProject => (
+            "The project you are requesting has been archived and is no longer accessible".to_owned(),
+            Some("not_authorized_invalid_project"),
+        ),
+    };
+    let error = api::Error::new(Kind::Authentication, message);
+    match code {
+        Some(code) => error.code(code).into(),
+        None => error.into(),
+    }
+}
+
+/// Returns the error for a key that must not be used for this request. It names the missing scope, as the service does.
+fn missing_scope(request: &Request) -> Error {
+    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let scope = scope_of(path, request.method());
+    api::Error::new(
+        Kind::Authentication,
+        format!(
+            "You have insufficient permissions for this operation. Missing scopes: {scope}. Check that you have the \
+             correct role in your organization, and if you're using a restricted API key, that it has the necessary \
+             scopes."
+        ),
+    )
+    .into()
+}
+
+/// Returns the name of the scope that an operation needs.
+fn scope_of(path: &str, method: &Method) -> &'static str {
+    let is_read = method == Method::GET;
+    let has = |segment: &str| path.split('/').any(|part| part == segment);
+    match () {
+        () if has("organization") && has("usage") => "api.usage.read",
+        () if has("organization") && has("audit_logs") => "api.audit_logs.read",
+        () if has("organization") && is_read => "api.management.read",
+        () if has("organization") => "api.management.write",
+        () if has("usage") => "api.usage.read",
+        () if has("models") => "api.model.read",
+        () if has("chat") || has("embeddings") => "model.request",
+        () if has("assistants") && is_read => "api.assistants.read",
+        () if has("assistants") => "api.assistants.write",
+        () if is_read => "api.threads.read",
+        () => "api.threads.write",
+    }
 }
 
 /// Without API keys, rejects requests from web pages of other machines: `Origin` names the page, and `Host` reveals DNS
@@ -188,15 +200,18 @@ fn masked(key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn check_headers(headers: &[(&'static str, &'static str)]) -> Result<usize, String> {
+    fn key_in(headers: &[(&'static str, &'static str)]) -> Option<String> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        check(&Keys::new(["sk-other-0123456789", "sk-right-0123456789"]), &headers).map_err(|error| error.message)
+        presented_key(&headers).map(str::to_owned)
     }
 
     #[test]
-    fn a_valid_key_is_accepted_in_either_header() {
-        assert_eq!(check_headers(&[("authorization", "Bearer sk-right-0123456789")]), Ok(1));
-        assert_eq!(check_headers(&[("api-key", "sk-right-0123456789")]), Ok(1));
+    fn a_key_is_accepted_in_either_header() {
+        assert_eq!(key_in(&[("authorization", "Bearer sk-1")]).as_deref(), Some("sk-1"));
+        assert_eq!(key_in(&[("api-key", "sk-1")]).as_deref(), Some("sk-1"));
+        for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Basic x")]] {
+            assert_eq!(key_in(headers), None, "{headers:?}");
+        }
     }
 
     #[test]
@@ -226,16 +241,25 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_key_is_masked() {
-        let message = check_headers(&[("authorization", "Bearer sk-wrong-0123456789")]).unwrap_err();
-
-        assert!(message.starts_with("Incorrect API key provided: sk-wr***89."), "{message}");
+    fn a_rejected_key_is_masked() {
+        for rejection in [Rejection::UnknownKey, Rejection::ExpiredKey] {
+            let Error::Public(error) = unauthorized(rejection, "sk-wrong-0123456789") else { panic!("not public") };
+            assert!(error.message.starts_with("Incorrect API key provided: sk-wr***89."), "{error}");
+        }
     }
 
     #[test]
-    fn a_missing_key_and_an_empty_key_are_equivalent() {
-        for headers in [&[][..], &[("authorization", "Bearer ")], &[("authorization", "Basic x")]] {
-            assert!(check_headers(headers).unwrap_err().starts_with("You didn't provide an API key."));
+    fn a_missing_scope_is_named() {
+        for (method, path, scope) in [
+            (Method::GET, "/v1/organization/projects", "api.management.read"),
+            (Method::DELETE, "/v1/organization/admin_api_keys/{key_id}", "api.management.write"),
+            (Method::GET, "/v1/organization/usage/completions", "api.usage.read"),
+            (Method::GET, "/v1/organization/audit_logs", "api.audit_logs.read"),
+            (Method::POST, "/v1/threads/{thread_id}/runs", "api.threads.write"),
+            (Method::GET, "/openai/assistants", "api.assistants.read"),
+            (Method::POST, "/v1/chat/completions", "model.request"),
+        ] {
+            assert_eq!(scope_of(path, &method), scope, "{method} {path}");
         }
     }
 }

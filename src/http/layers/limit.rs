@@ -1,22 +1,17 @@
-//! The rate limit: requests per minute for each API key.
+//! The rate limit: requests per minute of each project.
 
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use governor::clock::{Clock, DefaultClock};
-use governor::middleware::StateInformationMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
+use axum::response::Response;
 
 use super::auth::Caller;
-use crate::api::Error;
+use crate::access::Budget;
+use crate::api;
 use crate::api::error::Kind;
-use crate::http::error::error_response;
+use crate::http::error::{Error, error_response};
 use crate::http::state::App;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -24,60 +19,34 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 
-type Bucket = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
-
-/// One token bucket for each API key, or one for all clients if there are no keys. Each server has its own buckets.
-#[derive(Debug)]
-pub struct Limits {
-    per_minute: NonZeroU32,
-    buckets: Vec<Bucket>,
-}
-
-impl Limits {
-    /// Creates a bucket of `per_minute` requests for each of `callers`. Returns `None` if `per_minute` is 0: no limit.
-    #[must_use]
-    pub fn new(per_minute: u32, callers: usize) -> Option<Self> {
-        let per_minute = NonZeroU32::new(per_minute)?;
-        let bucket = |_| RateLimiter::direct(Quota::per_minute(per_minute)).with_middleware();
-        Some(Self { per_minute, buckets: (0..callers.max(1)).map(bucket).collect() })
-    }
-}
-
-/// Rejects a request if the bucket of its caller is empty. Adds the rate limit headers to the response.
-pub(in crate::http) async fn check_rate_limit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let Some(limits) = &*app.limits else { return next.run(request).await };
-    let key_index = request.extensions().get().map_or(0, |caller: &Caller| caller.key_index);
-    let Some(bucket) = limits.buckets.get(key_index) else { return next.run(request).await };
-    let per_minute = limits.per_minute;
-    let (mut response, remaining, reset) = match bucket.check() {
-        Ok(state) => {
-            let remaining = state.remaining_burst_capacity();
-            let used = per_minute.get().saturating_sub(remaining);
-            let reset = state.quota().replenish_interval() * used;
-            (next.run(request).await, remaining, reset)
-        }
-        Err(limited) => {
-            let wait = limited.wait_time_from(DefaultClock::default().now());
-            (rate_limit_response(per_minute, wait), 0, wait)
-        }
-    };
+/// Rejects a request if its project has exceeded its limit. Adds the rate limit headers to the response.
+pub(in crate::http) async fn check_rate_limit(
+    State(app): State<App>,
+    caller: Caller,
+    request: Request,
+    next: Next,
+) -> Result<Response, Error> {
+    let limit = app.limits.of(&caller.scope).await?.requests_per_minute;
+    // A larger limit is never reached in a minute.
+    let Ok(limit @ 1..) = u32::try_from(limit) else { return Ok(next.run(request).await) };
+    let budget = app.requests.count(&caller.scope, limit).await?;
+    let mut response = if budget.is_exceeded { rate_limit_response(budget) } else { next.run(request).await };
     let headers = response.headers_mut();
-    headers.insert(LIMIT, HeaderValue::from(per_minute.get()));
-    headers.insert(REMAINING, HeaderValue::from(remaining));
-    headers.insert(RESET, header_value(&format_duration(reset)));
-    response
+    headers.insert(LIMIT, HeaderValue::from(budget.limit));
+    headers.insert(REMAINING, HeaderValue::from(budget.remaining));
+    headers.insert(RESET, header_value(&format_duration(budget.reset)));
+    Ok(response)
 }
 
-fn rate_limit_response(per_minute: NonZeroU32, wait: Duration) -> Response {
+fn rate_limit_response(Budget { limit, reset, .. }: Budget) -> Response {
     let message = format!(
-        "Rate limit reached for requests. Limit: {per_minute} / min. Please try again in {}.",
-        format_duration(wait)
+        "Rate limit reached for requests per min (RPM): Limit {limit}. Please try again in {}.",
+        format_duration(reset)
     );
-    let error = Error::new(Kind::RateLimited, message).code("rate_limit_exceeded");
-    let mut response = error_response(&error).into_response();
+    let error = api::Error::new(Kind::RateLimited, message).code("rate_limit_exceeded");
+    let mut response = error_response(&error.retry_after(reset.as_secs().max(1)));
     let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
-    headers.insert(RETRY_AFTER_MS, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1));
+    headers.insert(RETRY_AFTER_MS, HeaderValue::from(u64::try_from(reset.as_millis()).unwrap_or(u64::MAX)));
     response
 }
 

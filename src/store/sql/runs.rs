@@ -15,6 +15,7 @@ use crate::api::{
     Assistant, AssistantId, Message, Metadata, Page, PageQuery, Run, RunId, RunStep, RunStepId, Scope, Thread,
     ThreadId, Timestamp,
 };
+use crate::store::pool::Transaction;
 use crate::store::{
     ClaimedRun, Commit, Committed, Error, NewRun, NextLease, RunContext, RunEngine, Runs, SavedText, Versioned,
     from_json, to_json,
@@ -65,6 +66,27 @@ pub(super) fn next_lease_columns(next: NextLease) -> (i64, i64) {
         NextLease::Due => (2, 0),
         NextLease::None => (3, 0),
     }
+}
+
+/// Fails if a new run would exceed the limit of its project. Locks the project's row until the end of the transaction, so
+/// that concurrent callers are counted.
+pub(super) async fn check_active_runs(tx: &mut Transaction<Db>, new: &NewRun<'_>) -> Result<(), Error> {
+    let spec = &new.run.spec;
+    sqlx::query::<Db>(
+        "insert into project_locks (project_id, uses) values ($1, 1)
+         on conflict (project_id) do update set uses = project_locks.uses + 1",
+    )
+    .bind(spec.scope.as_str())
+    .execute(&mut *tx)
+    .await?;
+    let (active,): (i64,) =
+        sqlx::query_as::<Db, _>("select count(*) from runs where (active or waits) and project_id = $1 and id <> $2")
+            .bind(spec.scope.as_str())
+            .bind(spec.id.as_str())
+            .fetch_one(&mut *tx)
+            .await?;
+    let (active, limit) = (u64::try_from(active).unwrap_or(0), new.active_runs_max);
+    if active >= limit { Err(Error::TooManyRuns { active, limit }) } else { Ok(()) }
 }
 
 fn step_from_row(row: &Row) -> Result<RunStep, Error> {

@@ -62,7 +62,7 @@ async fn open(database: &Database) -> (Arc<dyn Store>, Arc<Clock>) {
 }
 
 fn new_run(run: &Run, start: Start) -> NewRun<'_> {
-    NewRun { run, thread: None, messages: &[], owner: "", start }
+    NewRun { run, thread: None, messages: &[], owner: "", active_runs_max: 0, start }
 }
 
 async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
