@@ -2,6 +2,7 @@
 
 mod authenticator;
 mod cache;
+pub mod keys;
 mod limits;
 mod requests;
 mod tokens;

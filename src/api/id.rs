@@ -109,6 +109,12 @@ ids! {
     ProjectId("proj_", "project_id", "project");
     /// Identifies an API key of a project or of the organization. It does not reveal the key.
     ApiKeyId("key_", "api_key_id", "API key");
+    /// Identifies a service account.
+    ServiceAccountId("svc_acct_", "service_account_id", "service account");
+    /// Identifies a rate limit of a project.
+    RateLimitId("rl_", "rate_limit_id", "rate limit");
+    /// Identifies an entry of the audit log.
+    AuditLogId("audit_log-", "audit_log_id", "audit log");
 }
 
 /// An identifier type that [`Ids`] can generate.

@@ -21,7 +21,8 @@ pub mod usage;
 pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;
 pub use id::{
-    ApiKeyId, AssistantId, FileId, Ids, MessageId, ProjectId, RunId, RunStepId, ThreadId, ToolCallId, VectorStoreId,
+    ApiKeyId, AssistantId, AuditLogId, FileId, Ids, MessageId, ProjectId, RateLimitId, RunId, RunStepId,
+    ServiceAccountId, ThreadId, ToolCallId, VectorStoreId,
 };
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;

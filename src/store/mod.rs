@@ -16,6 +16,7 @@
 mod access;
 mod budgets;
 mod jobs;
+mod organization;
 mod pool;
 mod postgres;
 mod sqlite;
@@ -28,14 +29,15 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use crate::api::{
-    Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, Run, RunId,
-    RunStep, RunStepId, Scope, Thread, ThreadId, Timestamp,
+    Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, ProjectId,
+    Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp,
 };
 use crate::clock::Clock;
 
 pub use access::{AccessData, StoredKey};
 pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
 pub use jobs::{JobKind, Jobs, Lease};
+pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
 pub use sqlite::Synchronous;
 
 /// Why a call failed.
@@ -75,6 +77,18 @@ pub enum Error {
     /// The thread does not exist.
     #[error("the thread does not exist")]
     NoThread,
+    /// The project does not exist.
+    #[error("project {0} does not exist")]
+    NoProject(ProjectId),
+    /// The project with this name is archived.
+    #[error("project {0} is archived")]
+    ProjectArchived(String),
+    /// The service account does not exist.
+    #[error("service account {0} does not exist")]
+    NoServiceAccount(ServiceAccountId),
+    /// The key belongs to a service account, and is deleted with it.
+    #[error("the API key belongs to a service account")]
+    KeyOfServiceAccount,
     /// The cursor is not in the list.
     #[error("the list does not contain the cursor {0}")]
     NoCursor(String),
@@ -413,7 +427,7 @@ impl<T: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug> 
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets {
+pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets + Organization {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.

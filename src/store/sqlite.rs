@@ -50,8 +50,12 @@ macro_rules! json_pairs {
 
 #[path = "sql/access.rs"]
 mod access;
+#[path = "sql/api_keys.rs"]
+mod api_keys;
 #[path = "sql/assistants.rs"]
 mod assistants;
+#[path = "sql/audit_log.rs"]
+mod audit_log;
 #[path = "sql/budgets.rs"]
 mod budgets;
 #[path = "sql/jobs.rs"]
@@ -60,8 +64,12 @@ mod jobs;
 mod messages;
 #[path = "sql/page.rs"]
 mod page;
+#[path = "sql/projects.rs"]
+mod projects;
 #[path = "sql/runs.rs"]
 mod runs;
+#[path = "sql/service_accounts.rs"]
+mod service_accounts;
 #[path = "sql/threads.rs"]
 mod threads;
 

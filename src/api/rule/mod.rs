@@ -19,7 +19,8 @@ use super::error::Error;
 pub use containers::{Array, FreeObject, Object, array, free_object, object, tagged};
 pub use errors::{missing, out_of_range, too_long, unsupported_value, wrong_type};
 pub use scalars::{
-    Boolean, Decimal, IdRule, Integer, Name, OneOf, Text, boolean, decimal, id, identifier, integer, one_of, string,
+    Boolean, Decimal, IdRule, Integer, LargeInteger, Name, OneOf, Text, boolean, decimal, id, identifier, integer,
+    large_integer, one_of, string,
 };
 pub use schema::{members_schema, schema_of, tagged_schema};
 

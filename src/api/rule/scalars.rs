@@ -150,14 +150,44 @@ impl Rule for Integer {
     }
 
     fn read(&self, value: Value, at: &At<'_>) -> Result<u32, Error> {
+        let number = large_integer(self.min.into(), self.max.into()).read(value, at)?;
+        Ok(u32::try_from(number).expect("it is at most `max`"))
+    }
+
+    fn schema(&self, _: &mut SchemaGenerator) -> Value {
+        json!({"type": "integer", "minimum": self.min, "maximum": self.max})
+    }
+}
+
+/// An integer in a range that can exceed 32 bits, including both limits.
+#[derive(Debug, Clone, Copy)]
+pub struct LargeInteger {
+    min: u64,
+    max: u64,
+}
+
+/// An integer from `min` to `max`, which can exceed 32 bits.
+#[must_use]
+pub fn large_integer(min: u64, max: u64) -> LargeInteger {
+    LargeInteger { min, max }
+}
+
+impl Rule for LargeInteger {
+    type Out = u64;
+
+    fn plural(&self) -> &'static str {
+        "integers"
+    }
+
+    fn read(&self, value: Value, at: &At<'_>) -> Result<u64, Error> {
         let is_integer = value.is_i64() || value.is_u64();
         if !is_integer {
             return Err(wrong_type(at, "an integer", &value));
         }
-        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
+        match value.as_u64() {
             Some(number) if (self.min..=self.max).contains(&number) => Ok(number),
-            _ => {
-                let above = value.as_i64().is_none_or(|number| number > i64::from(self.max));
+            number => {
+                let above = number.is_some_and(|number| number > self.max);
                 Err(out_of_range(at, "integer", &value, above, self.min, self.max))
             }
         }

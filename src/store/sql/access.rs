@@ -15,6 +15,17 @@ fn limit(row: &Row, column: &str) -> Result<Option<u64>, Error> {
     Ok(row.try_get::<Option<i64>, _>(column)?.and_then(|limit| u64::try_from(limit).ok()))
 }
 
+/// Reads the columns of `project_limits`.
+pub(super) fn limits_of(row: &Row) -> Result<ProjectLimits, Error> {
+    Ok(ProjectLimits {
+        requests_per_minute: limit(row, "requests_per_minute")?,
+        active_runs: limit(row, "active_runs")?,
+        tokens_per_minute: limit(row, "tokens_per_minute")?,
+        tokens_per_day: limit(row, "tokens_per_day")?,
+        tokens_per_month: limit(row, "tokens_per_month")?,
+    })
+}
+
 #[async_trait]
 impl AccessData for Backend {
     async fn key_by_digest(&self, digest: &str) -> Result<Option<StoredKey>, Error> {
@@ -70,13 +81,6 @@ impl AccessData for Backend {
         .bind(project.as_str())
         .fetch_optional(self.reader())
         .await?;
-        let Some(row) = row else { return Ok(ProjectLimits::default()) };
-        Ok(ProjectLimits {
-            requests_per_minute: limit(&row, "requests_per_minute")?,
-            active_runs: limit(&row, "active_runs")?,
-            tokens_per_minute: limit(&row, "tokens_per_minute")?,
-            tokens_per_day: limit(&row, "tokens_per_day")?,
-            tokens_per_month: limit(&row, "tokens_per_month")?,
-        })
+        row.as_ref().map_or(Ok(ProjectLimits::default()), limits_of)
     }
 }

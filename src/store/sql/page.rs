@@ -21,6 +21,14 @@ pub(super) struct List<'a> {
     pub filter: &'a [(&'static str, &'a str)],
 }
 
+/// A condition besides the filter of a list.
+pub(super) enum Condition<'a> {
+    /// The column has one of these values.
+    OneOf(&'static str, &'a [String]),
+    /// The column compares with a number: column, operator, number.
+    Compare(&'static str, &'static str, i64),
+}
+
 /// Returns the filter for the objects of a project.
 pub(super) fn project(scope: &Scope) -> (&'static str, &str) {
     ("project_id", scope.as_str())
@@ -28,6 +36,16 @@ pub(super) fn project(scope: &Scope) -> (&'static str, &str) {
 
 /// Reads one page, and one more element to find out whether there are more.
 pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Result<Page<Row>, Error> {
+    page_where(db, list, &[], query).await
+}
+
+/// Reads one page of the elements that meet the conditions. The cursors need not meet them.
+pub(super) async fn page_where(
+    db: &Backend,
+    list: &List<'_>,
+    conditions: &[Condition<'_>],
+    query: &PageQuery,
+) -> Result<Page<Row>, Error> {
     let after = cursor(db, list, query.after.as_deref()).await?;
     let before = cursor(db, list, query.before.as_deref()).await?;
 
@@ -35,6 +53,9 @@ pub(super) async fn page(db: &Backend, list: &List<'_>, query: &PageQuery) -> Re
     let backwards = before.is_some() && after.is_none();
     let newest_first = (query.order == Order::Descending) != backwards;
     let mut sql = filtered(list.columns, list);
+    for condition in conditions {
+        add_condition(&mut sql, condition);
+    }
     for (cursor, is_after) in [(after, true), (before, false)] {
         let Some((created_at, seq)) = cursor else { continue };
         let smaller = (query.order == Order::Descending) == is_after;
@@ -99,4 +120,20 @@ fn filtered(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
         sql.push(" and ").push(column).push(" = ").push_bind((*value).to_owned());
     }
     sql
+}
+
+fn add_condition(sql: &mut QueryBuilder<Db>, condition: &Condition<'_>) {
+    match condition {
+        Condition::OneOf(column, values) => {
+            sql.push(" and ").push(column).push(" in (");
+            let mut listed = sql.separated(", ");
+            for value in *values {
+                listed.push_bind(value.clone());
+            }
+            sql.push(")");
+        }
+        Condition::Compare(column, operator, number) => {
+            sql.push(" and ").push(column).push(operator).push_bind(*number);
+        }
+    }
 }
