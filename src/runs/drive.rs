@@ -340,6 +340,7 @@ impl Driver {
             removed_steps: &[],
             new_message: None,
             changed_message: None,
+            calls: &[],
         };
         self.dependencies.store.commit(commit).await?;
         Ok(())

@@ -36,13 +36,28 @@
 //!
 //! The usage of a turn is recorded however the turn ends: with its reply, or with the failure, cancellation or
 //! expiration that stopped it.
+//!
+//! Each call of the model is recorded once in the usage ledger:
+//!
+//! | call                                                  | recorded                                              |
+//! |-------------------------------------------------------|-------------------------------------------------------|
+//! | answered (`ModelReplied`)                             | with its usage; it stood                              |
+//! | ended by `Failed`, `Stopped` or `DeadlinePassed`      | with its usage, unless that is zero: no answer began  |
+//! | lost with its server: the run is `Claimed` in progress | with the next call of the turn, and the same prompt tokens; otherwise at the end of the run, with no tokens |
+//!
+//! A lost call counts in `Run::lost_calls` until it is recorded. It is not certain that it was made: the server may have
+//! been lost before.
 
 use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
+use crate::api::organization::usage::ModelCall;
 use crate::api::run::{FinishReason, LastError, RunIncompleteReason, RunState};
 use crate::api::run_step::{MessageCreation, ReplayedMembers, StepDetails, StepState, TurnRecord};
 use crate::api::tool::{FunctionCall, ToolCall};
 use crate::api::usage::Usage;
 use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
+
+/// Maximum number of lost calls of a turn that are counted. `max_attempts` is usually reached before.
+const LOST_CALLS_MAX: u32 = 100;
 
 /// A run with its steps and its message.
 #[derive(Debug, Clone, PartialEq)]
@@ -233,6 +248,8 @@ pub struct Transition {
     pub message_is_new: bool,
     /// Whether the run has advanced further than in earlier attempts; if so, the count of attempts is reset.
     pub made_progress: bool,
+    /// Model calls that have ended, for the usage ledger.
+    pub calls: Vec<ModelCall>,
     /// What to do next.
     pub effect: Effect,
 }
@@ -278,6 +295,7 @@ impl Transition {
             message: next.message.or(self.message),
             message_is_new: self.message_is_new || next.message_is_new,
             made_progress: self.made_progress || next.made_progress,
+            calls: self.calls.into_iter().chain(next.calls).collect(),
             ..next
         }
     }
@@ -335,7 +353,7 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
             Ok(change.run(RunState::Cancelling { started_at }).done(Effect::StopModel))
         }
         (Cancelling { .. }, Input::Stopped { usage } | Input::DeadlinePassed { usage }) => Ok(change
-            .spend(usage)
+            .spend_interrupted(usage)
             .end_message(IncompleteReason::RunCancelled)
             .end_steps(&StepState::Cancelled { at: now })
             .run(RunState::Cancelled { started_at, at: now })
@@ -344,7 +362,7 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
             Ok(change.fail(started_at, error, usage, ids))
         }
         (Queued { .. } | InProgress { .. } | RequiresAction { .. }, Input::DeadlinePassed { usage }) => Ok(change
-            .spend(usage)
+            .spend_interrupted(usage)
             .end_message(IncompleteReason::RunExpired)
             .end_steps(&StepState::Expired { at: now })
             .run(RunState::Expired { started_at })
@@ -397,6 +415,7 @@ struct Change {
     message: Option<Message>,
     message_is_new: bool,
     made_progress: bool,
+    calls: Vec<ModelCall>,
     now: Timestamp,
 }
 
@@ -409,6 +428,7 @@ impl Change {
             message: None,
             message_is_new: false,
             made_progress: false,
+            calls: Vec::new(),
             now,
         }
     }
@@ -421,12 +441,17 @@ impl Change {
             message: self.message,
             message_is_new: self.message_is_new,
             made_progress: self.made_progress,
+            calls: self.calls,
             effect,
         }
     }
 
     /// Removes unfinished work of an earlier attempt, so that the model can be called again.
     fn claim(mut self) -> Transition {
+        let run = &mut self.progress.run;
+        if matches!(run.state, RunState::InProgress { .. }) {
+            run.lost_calls = (run.lost_calls + 1).min(LOST_CALLS_MAX);
+        }
         self = self.remove_unfinished_calls();
         let Settled { text, refusal } = self.progress.settled();
         self.progress.truncate(text, refusal);
@@ -446,11 +471,38 @@ impl Change {
         self
     }
 
-    /// Adds the tokens of a turn to the run and to the step of the turn.
-    fn spend(mut self, usage: Usage) -> Self {
+    /// Adds the tokens of a turn that was interrupted to the run, its step and the ledger; nothing if there are none, because
+    /// no answer began.
+    fn spend_interrupted(mut self, usage: Usage) -> Self {
         if usage == Usage::default() {
             return self;
         }
+        self.record_call(usage, false);
+        self.spend(usage)
+    }
+
+    /// Adds the tokens of a turn that was answered to the run, its step and the ledger.
+    fn spend_answered(mut self, usage: Usage) -> Self {
+        self.record_call(usage, true);
+        if usage == Usage::default() { self } else { self.spend(usage) }
+    }
+
+    fn record_call(&mut self, usage: Usage, stood: bool) {
+        self.record_lost_calls(usage.prompt_tokens);
+        self.calls.push(ModelCall::of_run(&self.progress.run.spec, usage, stood));
+    }
+
+    /// Records the calls that were lost, whose prompts had this many tokens. Their answers are unknown.
+    fn record_lost_calls(&mut self, prompt_tokens: u32) {
+        let run = &mut self.progress.run;
+        let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
+        for _ in 0..std::mem::take(&mut run.lost_calls) {
+            self.calls.push(ModelCall::of_run(&run.spec, usage, false));
+        }
+    }
+
+    /// Adds the tokens of a turn to the run and to the step of the turn.
+    fn spend(mut self, usage: Usage) -> Self {
         self.progress.run.usage += usage;
         let steps = &mut self.progress.steps;
         let index = steps
@@ -471,7 +523,7 @@ impl Change {
         if let Some(message) = self.progress.message.as_mut().filter(|message| message.content.is_empty()) {
             message.content.push(Content::text(""));
         }
-        self = self.spend(usage);
+        self = self.spend_answered(usage);
         let at = self.now;
         // Model servers may ignore a limit; the run's status shows that it was exceeded.
         let limit = self.progress.run.limit_exceeded();
@@ -507,7 +559,7 @@ impl Change {
             self.progress.steps.push(RunStep::start(ids.generate(), &self.progress.run, details, at));
         }
         let state = StepState::Failed { at, error: error.clone() };
-        self.spend(usage)
+        self.spend_interrupted(usage)
             .end_message(IncompleteReason::RunFailed)
             .end_steps(&state)
             .run(RunState::Failed { started_at, at, error })
@@ -529,7 +581,7 @@ impl Change {
         made: Vec<CompletedCall>,
         replay: Option<Box<ReplayedMembers>>,
     ) -> Transition {
-        self = self.spend(usage);
+        self = self.spend_answered(usage);
         let (text_bytes, refusal_bytes) = (self.progress.text().len(), self.progress.refusal().len());
         let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
             made.into_iter().map(|made| (made.call, made.upstream_id)).unzip();
@@ -628,6 +680,9 @@ impl Change {
     }
 
     fn run(mut self, state: RunState) -> Self {
+        if state.has_ended() {
+            self.record_lost_calls(0);
+        }
         self.progress.run.state = state;
         self
     }

@@ -168,6 +168,7 @@ impl Transitions {
                 removed_steps: &transition.removed_steps,
                 new_message: message.filter(|_| transition.message_is_new),
                 changed_message: message.filter(|_| !transition.message_is_new),
+                calls: &transition.calls,
             };
             match self.dependencies.store.commit(commit).await {
                 Ok(committed) => return Ok(committed),

@@ -16,6 +16,7 @@
 mod access;
 mod budgets;
 mod jobs;
+mod ledger;
 mod organization;
 mod pool;
 mod postgres;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+use crate::api::organization::usage::ModelCall;
 use crate::api::{
     Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, ProjectId,
     Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp,
@@ -37,6 +39,7 @@ use crate::clock::Clock;
 pub use access::{AccessData, StoredKey};
 pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
 pub use jobs::{JobKind, Jobs, Lease};
+pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
 pub use sqlite::Synchronous;
 
@@ -297,6 +300,8 @@ pub struct Commit<'a> {
     pub new_message: Option<&'a Message>,
     /// The run's message, if it already exists and has changed. A message that a client has deleted remains deleted.
     pub changed_message: Option<&'a Message>,
+    /// The model calls that the transition has ended, all of them of this run. They are recorded in the usage ledger.
+    pub calls: &'a [ModelCall],
 }
 
 /// The result of a commit.
@@ -427,7 +432,7 @@ impl<T: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug> 
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets + Organization {
+pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets + Ledger + Organization {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.

@@ -15,7 +15,8 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
 use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
-use crate::api::{Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp};
+use crate::api::organization::usage::DAY_S;
+use crate::api::{ApiKeyId, Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp};
 use crate::clock::Clock;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the database's time if it is null. The
@@ -69,6 +70,8 @@ mod audit_log;
 mod budgets;
 #[path = "sql/jobs.rs"]
 mod jobs;
+#[path = "sql/ledger.rs"]
+mod ledger;
 #[path = "sql/messages.rs"]
 mod messages;
 #[path = "sql/page.rs"]
@@ -142,9 +145,27 @@ const CLAIM_RUN: &str = concat!(
               next.due_at as due_before"
 );
 
-/// The statement of a commit. `$removed` is an optional common table expression.
+/// The common table expression of a commit that inserts the calls of the run.
+macro_rules! recorded_calls {
+    () => {
+        concat!(
+            ", recorded_call as (
+                insert into model_calls
+                    (kind, project_id, api_key_id, assistant_id, thread_id, run_id, model, created_at, input_tokens,
+                     cached_tokens, output_tokens, stood, requests)
+                select 'completions', run.project_id, $18, $19, run.thread_id, $1, $20, ",
+            now!("$16"),
+            "       , call.input, call.cached, call.output, call.stood, 1
+                from run, unnest($21::bigint[], $22::bigint[], $23::bigint[], $24::boolean[])
+                    as call (input, cached, output, stood)
+            )"
+        )
+    };
+}
+
+/// The statement of a commit. `$more` are optional common table expressions.
 macro_rules! commit_sql {
-    ($removed:literal) => {
+    ($($more:expr),*) => {
         concat!(
             "with run as (
                 update runs
@@ -187,7 +208,7 @@ macro_rules! commit_sql {
                 from run, unnest($12::text[], $13::bigint[], $14::text[]) as s (id, created_at, body)
                 on conflict (id) do update set body = excluded.body
             )",
-            $removed,
+            $($more,)*
             "
             select (select claims from run), (select metadata from changed_message)"
         )
@@ -195,11 +216,14 @@ macro_rules! commit_sql {
 }
 
 /// The statement of a commit.
-const COMMIT: &str = commit_sql!("");
-/// The statement of a commit that also deletes steps, which is rare.
+const COMMIT: &str = commit_sql!();
+/// The statement of a commit that also records calls.
+const COMMIT_AND_RECORD_CALLS: &str = commit_sql!(recorded_calls!());
+/// The statement of a commit that records calls and deletes steps, which is rare.
 const COMMIT_AND_REMOVE_STEPS: &str = commit_sql!(
+    recorded_calls!(),
     ", removed_step as (
-        delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($18::text[])
+        delete from run_steps using run where run_steps.run_id = $1 and run_steps.id = any($25::text[])
     )"
 );
 
@@ -415,8 +439,12 @@ impl Backend {
         let changed = commit.changed_message;
         let (next_lease, lease) = runs::next_lease_columns(commit.next_lease);
         let removes = !commit.removed_steps.is_empty();
-        let sql = if removes { COMMIT_AND_REMOVE_STEPS } else { COMMIT };
-        let query = sqlx::query_as::<Db, _>(sql)
+        let sql = match commit.calls {
+            _ if removes => COMMIT_AND_REMOVE_STEPS,
+            [] => COMMIT,
+            _ => COMMIT_AND_RECORD_CALLS,
+        };
+        let mut query = sqlx::query_as::<Db, _>(sql)
             .bind(commit.run.spec.id.as_str())
             .bind(commit.version)
             .bind(!commit.run.state.has_ended())
@@ -434,10 +462,56 @@ impl Backend {
             .bind(lease)
             .bind(self.fixed_time())
             .bind(commit.made_progress);
-        let removed: Vec<&str> = commit.removed_steps.iter().map(RunStepId::as_str).collect();
-        let query = if removes { query.bind(removed) } else { query };
+        if removes || !commit.calls.is_empty() {
+            let spec = &commit.run.spec;
+            query = query
+                .bind(spec.api_key_id.as_ref().map(ApiKeyId::as_str).unwrap_or_default())
+                .bind(spec.assistant_id.as_str())
+                .bind(spec.model.replace('\0', "\u{fffd}"))
+                .bind(commit.calls.iter().map(|call| i64::from(call.input_tokens)).collect::<Vec<_>>())
+                .bind(commit.calls.iter().map(|call| i64::from(call.cached_tokens)).collect::<Vec<_>>())
+                .bind(commit.calls.iter().map(|call| i64::from(call.output_tokens)).collect::<Vec<_>>())
+                .bind(commit.calls.iter().map(|call| call.stood).collect::<Vec<_>>());
+        }
+        if removes {
+            query = query.bind(commit.removed_steps.iter().map(RunStepId::as_str).collect::<Vec<_>>());
+        }
         let (claims, metadata): (Option<i64>, Option<String>) = query.fetch_one(&self.pool).await?;
         Ok(claims.map(|lease| Written { lease, metadata }))
+    }
+
+    /// Deletes old rows of the ledger and inserts their sums, in one statement. A row is deleted by only one of the servers
+    /// that do this concurrently.
+    async fn replace_calls_by_sums(&self, before: Timestamp, limit: u32) -> Result<u64, Error> {
+        let (count,): (i64,) = sqlx::query_as::<Db, _>(
+            "with old as (
+                delete from model_calls
+                where seq in (
+                    select seq from model_calls
+                    where created_at < $1 and (run_id <> '' or created_at % $3 <> 0)
+                    order by created_at
+                    limit $2
+                    for update skip locked
+                )
+                returning *
+            ), day as (
+                insert into model_calls
+                    (kind, project_id, api_key_id, assistant_id, thread_id, run_id, model, created_at, input_tokens,
+                     cached_tokens, output_tokens, stood, requests)
+                select kind, project_id, api_key_id, assistant_id, '', '', model, created_at - created_at % $3,
+                       sum(input_tokens)::bigint, sum(cached_tokens)::bigint, sum(output_tokens)::bigint, stood,
+                       sum(requests)::bigint
+                from old
+                group by kind, project_id, api_key_id, assistant_id, model, created_at - created_at % $3, stood
+            )
+            select count(*) from old",
+        )
+        .bind(before.0)
+        .bind(i64::from(limit))
+        .bind(DAY_S)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count.unsigned_abs())
     }
 
     /// Locks the runs before the messages, so that an older text never overwrites that of a commit.

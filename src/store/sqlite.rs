@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
 use super::{Commit, Error, FIRST_VERSION, NewRun, Opener, SavedText, Settings, Start, Store, to_json};
+use crate::api::organization::usage::DAY_S;
 use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp};
 use crate::clock::Clock;
 
@@ -60,6 +61,8 @@ mod audit_log;
 mod budgets;
 #[path = "sql/jobs.rs"]
 mod jobs;
+#[path = "sql/ledger.rs"]
+mod ledger;
 #[path = "sql/messages.rs"]
 mod messages;
 #[path = "sql/page.rs"]
@@ -400,8 +403,48 @@ impl Backend {
                 .execute(&mut tx)
                 .await?;
         }
+        for call in commit.calls {
+            ledger::insert_call(call, self.fixed_time()).execute(&mut tx).await?;
+        }
         tx.commit().await?;
         Ok(Some(Written { lease, metadata }))
+    }
+
+    /// Inserts the sums of old rows of the ledger and deletes the rows, in one transaction.
+    async fn replace_calls_by_sums(&self, before: Timestamp, limit: u32) -> Result<u64, Error> {
+        let mut tx = self.begin().await?;
+        let old: Vec<(i64,)> = sqlx::query_as::<Db, _>(
+            "select seq from model_calls
+             where created_at < $1 and (run_id <> '' or created_at % $3 <> 0)
+             order by created_at
+             limit $2",
+        )
+        .bind(before.0)
+        .bind(i64::from(limit))
+        .bind(DAY_S)
+        .fetch_all(&mut tx)
+        .await?;
+        let numbers = to_json(&old.iter().map(|(seq,)| seq).collect::<Vec<_>>());
+        sqlx::query::<Db>(
+            "insert into model_calls
+                 (kind, project_id, api_key_id, assistant_id, thread_id, run_id, model, created_at, input_tokens,
+                  cached_tokens, output_tokens, stood, requests)
+             select kind, project_id, api_key_id, assistant_id, '', '', model, created_at - created_at % $2,
+                    sum(input_tokens), sum(cached_tokens), sum(output_tokens), stood, sum(requests)
+             from model_calls
+             where seq in (select value from json_each($1))
+             group by kind, project_id, api_key_id, assistant_id, model, created_at - created_at % $2, stood",
+        )
+        .bind(&numbers)
+        .bind(DAY_S)
+        .execute(&mut tx)
+        .await?;
+        sqlx::query::<Db>("delete from model_calls where seq in (select value from json_each($1))")
+            .bind(&numbers)
+            .execute(&mut tx)
+            .await?;
+        tx.commit().await?;
+        Ok(u64::try_from(old.len()).unwrap_or(u64::MAX))
     }
 
     async fn write_messages(&self, texts: &[SavedText<'_>]) -> Result<Vec<RunId>, Error> {

@@ -5,6 +5,7 @@ pub mod audit_log;
 pub mod project;
 pub mod rate_limit;
 pub mod service_account;
+pub mod usage;
 
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};

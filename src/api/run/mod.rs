@@ -30,6 +30,8 @@ pub struct Run {
     pub state: RunState,
     /// The tokens of all model calls that have ended.
     pub usage: Usage,
+    /// Calls of the current turn that were lost with their servers and are not yet recorded in the usage ledger.
+    pub lost_calls: u32,
 }
 
 /// The specification of a run.

@@ -224,6 +224,7 @@ impl CreateRun {
             metadata: self.metadata.unwrap_or_default(),
             state: RunState::Queued { started_at: None },
             usage: Usage::default(),
+            lost_calls: 0,
         };
         (run, self.additional_messages.unwrap_or_default())
     }

@@ -4,8 +4,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::api::organization::usage::{CallKind, CallOrigin};
 use crate::api::rule::Request as _;
 use crate::api::run::{ErrorCode, RunOrigin};
+use crate::api::usage::PromptTokenDetails;
 use crate::api::{Assistant, CreateAssistant, CreateRun};
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -330,6 +332,77 @@ fn outputs_are_rejected_unless_there_is_one_for_each_call() {
     assert!(step(&progress, Input::OutputsSubmitted(Vec::new()), NOW, &ids).is_err());
 }
 
+/// Returns the calls that a sequence of inputs records: prompt tokens, completion tokens, and whether they stood.
+fn recorded(inputs: Vec<Input>) -> Vec<(u32, u32, bool)> {
+    let ids = Ids::counting();
+    let mut progress = Progress::new(run(&ids));
+    let mut calls = Vec::new();
+    for input in inputs {
+        let transition = step(&progress, input, NOW, &ids).unwrap();
+        calls.extend(transition.calls.iter().map(|call| (call.input_tokens, call.output_tokens, call.stood)));
+        progress = transition.progress;
+    }
+    assert!(!progress.run.state.has_ended() || progress.run.lost_calls == 0, "an ended run has recorded its calls");
+    calls
+}
+
+#[test]
+fn each_call_is_recorded_with_its_tokens_and_whether_it_stood() {
+    let claimed = || Input::Claimed;
+
+    assert_eq!(
+        recorded(vec![claimed(), Input::CallsStarted, called(), answered(), claimed(), replied(FinishReason::Stop)]),
+        [(3, 1, true), (5, 1, true)]
+    );
+    assert_eq!(recorded(vec![claimed(), failed()]), [(7, 1, false)]);
+    assert_eq!(recorded(vec![claimed(), Input::CancelRequested, stopped()]), [(11, 1, false)]);
+    assert_eq!(recorded(vec![claimed(), deadline()]), [(13, 1, false)]);
+    let unanswered = Input::Failed { error: failure(), usage: Usage::default() };
+    assert_eq!(recorded(vec![claimed(), unanswered]), [], "no answer began");
+}
+
+#[test]
+fn lost_calls_are_recorded_with_the_next_call_of_the_turn_or_at_the_end_of_the_run() {
+    let claimed = || Input::Claimed;
+    let unanswered = Input::Failed { error: failure(), usage: Usage::default() };
+
+    assert_eq!(
+        recorded(vec![claimed(), claimed(), claimed(), Input::CallsStarted, called(), answered(), claimed()]),
+        [(3, 0, false), (3, 0, false), (3, 1, true)],
+        "the claim after the outputs has lost no call"
+    );
+    assert_eq!(recorded(vec![claimed(), claimed(), failed()]), [(7, 0, false), (7, 1, false)]);
+    assert_eq!(recorded(vec![claimed(), claimed(), unanswered]), [(0, 0, false)]);
+    let limit = Input::LimitReached(RunIncompleteReason::MaxPromptTokens);
+    assert_eq!(recorded(vec![claimed(), claimed(), limit]), [(0, 0, false)]);
+}
+
+#[test]
+fn a_recorded_call_names_its_run_and_its_caller() {
+    let ids = Ids::counting();
+    let progress = Progress::new(run(&ids));
+    let claimed = step(&progress, Input::Claimed, NOW, &ids).unwrap().progress;
+    let usage = Usage { prompt_token_details: PromptTokenDetails { cached_tokens: 2 }, ..usage(3) };
+    let reply = Input::ModelReplied { usage, finish: FinishReason::Stop, calls: Vec::new(), replay: None };
+
+    let calls = step(&claimed, reply, NOW, &ids).unwrap().calls;
+
+    let spec = &progress.run.spec;
+    let (assistant_id, thread_id) = (spec.assistant_id.clone(), spec.thread_id.clone());
+    let expected = ModelCall {
+        kind: CallKind::Completions,
+        scope: spec.scope.clone(),
+        api_key_id: None,
+        origin: Some(CallOrigin { assistant_id, thread_id, run_id: spec.id.clone() }),
+        model: "m".to_owned(),
+        input_tokens: 3,
+        cached_tokens: 2,
+        output_tokens: 1,
+        stood: true,
+    };
+    assert_eq!(calls, [expected]);
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
     prop::sample::select(
         [
@@ -371,11 +444,18 @@ proptest! {
         let mut progress = Progress::new(run(&ids));
         let mut messages = std::collections::BTreeSet::new();
         let mut spent = Usage::default();
+        let (mut calls, mut answered, mut interrupted, mut lost) = (Vec::new(), 0, 0, 0);
         for (input, _) in inputs {
             let was_over = progress.run.state.has_ended();
             let usage = input.usage();
+            let (is_answer, has_tokens) = (matches!(input, Input::ModelReplied { .. }), usage != Usage::default());
+            let is_retry = input == Input::Claimed && matches!(progress.run.state, RunState::InProgress { .. });
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
             spent += usage;
+            answered += usize::from(is_answer);
+            interrupted += usize::from(!is_answer && has_tokens);
+            lost += usize::from(is_retry);
+            calls.extend(transition.calls.clone());
             prop_assert!(!was_over, "an ended run changed its state");
             prop_assert!(transition.steps.iter().all(|step| transition.progress.steps.contains(step)));
             let is_removed = |step: &RunStep| transition.removed_steps.contains(&step.id);
@@ -389,6 +469,18 @@ proptest! {
         let message_steps = progress.steps.iter().filter(|step| step.creates_message()).count();
         prop_assert!(message_steps <= 1 && messages.len() <= 1);
         prop_assert_eq!(progress.run.usage, spent);
+        // Each call is recorded once. The tokens are those of the run, and those of the prompts of lost calls.
+        let (stood, others): (Vec<ModelCall>, Vec<ModelCall>) = calls.into_iter().partition(|call| call.stood);
+        let (lost_calls, failed): (Vec<&ModelCall>, Vec<&ModelCall>) =
+            others.iter().partition(|call| call.output_tokens == 0);
+        prop_assert_eq!((stood.len(), failed.len()), (answered, interrupted));
+        prop_assert_eq!(lost_calls.len() + progress.run.lost_calls as usize, lost);
+        prop_assert!(!progress.run.state.has_ended() || progress.run.lost_calls == 0);
+        let tokens = |call: &ModelCall| call.input_tokens + call.output_tokens;
+        let recorded = stood.iter().map(tokens).sum::<u32>() + failed.iter().map(|call| tokens(call)).sum::<u32>();
+        prop_assert_eq!(recorded, spent.total_tokens);
+        let prompts: Vec<u32> = stood.iter().chain(failed).map(|call| call.input_tokens).collect();
+        prop_assert!(lost_calls.iter().all(|call| call.input_tokens == 0 || prompts.contains(&call.input_tokens)));
         if progress.run.state.has_ended() {
             let mut sum = Usage::default();
             progress.steps.iter().for_each(|step| sum += step.usage.unwrap_or_default());

@@ -30,10 +30,17 @@ const RUN_COLUMNS: &str = "id, version, due_at, revision, claims, spec, state, m
 struct StateColumn<S> {
     state: S,
     usage: Usage,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    lost_calls: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde requires")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 pub(super) fn state_column(run: &Run) -> String {
-    to_json(&StateColumn { state: &run.state, usage: run.usage })
+    to_json(&StateColumn { state: &run.state, usage: run.usage, lost_calls: run.lost_calls })
 }
 
 fn run_from_row(row: &Row) -> Result<Versioned, Error> {
@@ -44,6 +51,7 @@ fn run_from_row(row: &Row) -> Result<Versioned, Error> {
         metadata: from_json(RUNS, id, row.try_get("metadata")?)?,
         state: column.state,
         usage: column.usage,
+        lost_calls: column.lost_calls,
     };
     let due_at = row.try_get::<Option<i64>, _>("due_at")?.map(Timestamp);
     let (version, revision, lease) = (row.try_get("version")?, row.try_get("revision")?, row.try_get("claims")?);

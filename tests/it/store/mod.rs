@@ -1,5 +1,7 @@
 //! Tests of the store on both databases.
 
+mod ledger;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;

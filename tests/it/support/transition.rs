@@ -15,5 +15,6 @@ pub fn commit(transition: &Transition, version: i64, next_lease: NextLease) -> C
         removed_steps: &transition.removed_steps,
         new_message: message.filter(|_| transition.message_is_new),
         changed_message: message.filter(|_| !transition.message_is_new),
+        calls: &transition.calls,
     }
 }
