@@ -22,16 +22,18 @@
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
 //! | [`server`] | builds, starts and stops the server |
+//! | [`commands`] | the commands for projects and API keys |
 //!
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ server ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
 pub mod access;
 pub mod api;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod health;
 pub mod host;

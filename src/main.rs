@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use assistd::clock::Clock;
+use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand};
 use assistd::config::Settings;
 use assistd::server::Server;
 use assistd::telemetry::{self, LogFormat};
@@ -40,6 +41,12 @@ enum Command {
     Config,
     /// Migrate the database schema and exit; the server does this at start as well.
     Migrate,
+    /// Create, list and archive projects, in the database.
+    #[command(subcommand)]
+    Projects(ProjectsCommand),
+    /// Create, list and revoke API keys, in the database.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
 }
@@ -65,7 +72,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     #[expect(clippy::disallowed_methods, reason = "this is where the environment enters the settings")]
     let settings = Settings::load(arguments.config.as_deref(), std::env::vars())?;
     let runtime = tokio::runtime::Runtime::new()?;
-    match arguments.command {
+    match &arguments.command {
         None | Some(Command::Serve) => {
             let served = runtime.block_on(serve(&settings));
             // Blocking tasks do not delay the exit.
@@ -79,8 +86,31 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             store.close().await;
             Ok(())
         }),
+        Some(Command::Projects(command)) => {
+            runtime.block_on(run_on_database(&settings, async |commands| commands.projects(command).await))
+        }
+        Some(Command::Keys(command)) => {
+            runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))
+        }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
     }
+}
+
+/// Runs a command on the database, which a server may be using, and prints its output.
+async fn run_on_database(
+    settings: &Settings,
+    run: impl AsyncFnOnce(&Commands) -> Result<Output, commands::Error>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let clock = Arc::new(Clock::system());
+    let store = store::open_beside_server(&settings.store(), clock.clone()).await?;
+    let output = run(&Commands::new(store.clone(), clock)).await;
+    store.close().await;
+    let Output { result, note } = output?;
+    std::io::stdout().write_all(result.as_bytes())?;
+    if let Some(note) = note {
+        eprintln!("{note}");
+    }
+    Ok(())
 }
 
 async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {

@@ -219,8 +219,9 @@ fn of_default_project(role: Role, owner: String) -> Principal {
 }
 
 fn known_key(digest: Digest, stored: StoredKey) -> KnownKey {
-    let StoredKey { id, project_id, project_is_active, expires_at, .. } = stored;
+    let StoredKey { id, project_id, project_is_active, owner_has_role, expires_at } = stored;
     let (scope, role) = match project_id {
+        Some(project) if !owner_has_role => (Scope::of(project), Role::None),
         Some(project) => (Scope::of(project), Role::Member),
         None => (Scope::default_project(), Role::Admin),
     };

@@ -24,6 +24,8 @@ pub enum Role {
     Admin,
     /// Both: a caller without a key on this machine, if there are no keys.
     Owner,
+    /// Nothing: a service account without a role.
+    None,
 }
 
 impl Role {

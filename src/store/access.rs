@@ -15,6 +15,8 @@ pub struct StoredKey {
     pub project_id: Option<ProjectId>,
     /// Whether the project is not archived.
     pub project_is_active: bool,
+    /// Whether the owner may use the project: false for a service account without a role.
+    pub owner_has_role: bool,
     /// When the key expires, if ever.
     pub expires_at: Option<Timestamp>,
 }

@@ -135,6 +135,8 @@ pub trait ApiKeys {
     async fn list_admin_keys(&self, query: &PageQuery) -> Result<Page<ApiKey>, Error>;
     /// Deletes a key of the administration. Returns whether it existed.
     async fn delete_admin_key(&self, id: &ApiKeyId, change: &Change) -> Result<bool, Error>;
+    /// Deletes a key of any holder, even of a service account. Returns whether it existed.
+    async fn revoke_key(&self, id: &ApiKeyId, change: &Change) -> Result<bool, Error>;
 }
 
 /// The audit log.

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use reqwest::Method;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -191,4 +192,78 @@ async fn a_server_runs_although_its_output_cannot_be_written() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     client.create_assistant().await;
+}
+
+/// Runs a command on a database; returns its standard output.
+async fn run_on(database: &Database, arguments: &[&str]) -> String {
+    let (ok, out, err) = output(assistd(&[("DATABASE_URL", &database.url)]).args(arguments)).await;
+    assert!(ok, "{arguments:?}: {out}{err}");
+    out
+}
+
+/// Returns the status of a request with this key.
+async fn status_with(client: &Client, path: &str, key: &str) -> u16 {
+    client.request(Method::GET, path).bearer_auth(key).send().await.unwrap().status().as_u16()
+}
+
+/// Waits until a request with this key has this status. A server notices a change within five seconds.
+async fn wait_for_key(client: &Client, key: &str, status: u16) {
+    for _ in 0..500 {
+        if status_with(client, "/v1/assistants", key).await == status {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a request with the key does not get {status}");
+}
+
+#[tokio::test]
+async fn projects_and_keys_are_managed_next_to_a_running_server() {
+    for database in [Some(Database::sqlite()), Database::postgres().await].into_iter().flatten() {
+        let settings = [("LISTEN", "127.0.0.1:0"), ("DATABASE_URL", database.url.as_str())];
+        let (mut child, address, _out) = serve(&settings).await;
+        let client = Client::new(address.parse().unwrap());
+        assert_eq!(status_with(&client, "/v1/organization/projects", "any").await, 200, "no keys are needed yet");
+
+        let project = run_on(&database, &["projects", "create", "Team A"]).await.trim().to_owned();
+        assert!(project.starts_with("proj_"), "{project}");
+        let key = run_on(&database, &["keys", "create", "--project", "Team A", "--name", "app"]).await;
+        let key = key.trim();
+        assert!(key.starts_with("sk-proj-") && key.len() == 51, "{key}");
+        wait_for_key(&client, "any", 401).await;
+        assert_eq!(status_with(&client, "/v1/assistants", key).await, 200);
+        assert_eq!(status_with(&client, "/v1/organization/projects", key).await, 401);
+        let admin = run_on(&database, &["keys", "create", "--admin", "--expires-in", "1h", "--json"]).await;
+        let admin: serde_json::Value = serde_json::from_str(&admin).unwrap();
+        let value = admin["value"].as_str().unwrap();
+        assert_eq!(status_with(&client, "/v1/organization/projects", value).await, 200);
+        assert_eq!(status_with(&client, "/v1/assistants", value).await, 401);
+
+        let listed = run_on(&database, &["keys", "list", "--project", &project, "--json"]).await;
+        assert!(!listed.contains(key), "{listed}");
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        assert_eq!((&listed[0]["name"], &listed[0]["project_id"]), (&"app".into(), &project.as_str().into()));
+        let id = listed[0]["id"].as_str().unwrap();
+        run_on(&database, &["keys", "revoke", id]).await;
+        wait_for_key(&client, key, 401).await;
+        let key = run_on(&database, &["keys", "create", "--project", &project]).await;
+        let key = key.trim();
+        wait_for_key(&client, key, 200).await;
+        run_on(&database, &["projects", "archive", "Team A"]).await;
+        wait_for_key(&client, key, 401).await;
+
+        let table = run_on(&database, &["projects", "list", "--all"]).await;
+        assert!(table.starts_with("ID ") && table.contains("Team A") && table.contains("archived"), "{table}");
+        for (arguments, expected) in [
+            (vec!["keys", "revoke", id], "there is no key with the ID"),
+            (vec!["keys", "create", "--project", "Team Z"], "there is no project with the ID or name \"Team Z\""),
+            (vec!["keys", "create", "--expires-in", "1w"], "\"w\" is not a unit of time"),
+            (vec!["projects", "archive", "proj_default"], "The default project cannot be archived"),
+            (vec!["projects", "create", ""], "Invalid 'name'"),
+        ] {
+            let (ok, _, err) = output(assistd(&[("DATABASE_URL", &database.url)]).args(&arguments)).await;
+            assert!(!ok && err.contains(expected), "{arguments:?}: {err}");
+        }
+        child.kill().await.unwrap();
+    }
 }

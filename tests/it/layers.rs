@@ -8,9 +8,10 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 16] = [
+const ORDER: [(&str, u32); 17] = [
     ("main", 0),
     ("server", 1),
+    ("commands", 1),
     ("config", 2),
     ("telemetry", 3),
     ("health", 3),

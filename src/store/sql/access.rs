@@ -29,15 +29,18 @@ pub(super) fn limits_of(row: &Row) -> Result<ProjectLimits, Error> {
 #[async_trait]
 impl AccessData for Backend {
     async fn key_by_digest(&self, digest: &str) -> Result<Option<StoredKey>, Error> {
-        let row: Option<(String, String, Option<String>, Option<i64>)> = sqlx::query_as::<Db, _>(
-            "select api_keys.id, project_id, projects.status, expires_at
-             from api_keys left join projects on projects.id = project_id
+        let row: Option<(String, String, Option<String>, Option<String>, Option<i64>)> = sqlx::query_as::<Db, _>(
+            "select api_keys.id, api_keys.project_id, projects.status, service_accounts.role, expires_at
+             from api_keys
+             left join projects on projects.id = api_keys.project_id
+             left join service_accounts on service_accounts.id = service_account_id
              where digest = $1",
         )
         .bind(digest)
         .fetch_optional(self.reader())
         .await?;
-        Ok(row.map(|(id, project, status, expires_at)| StoredKey {
+        Ok(row.map(|(id, project, status, role, expires_at)| StoredKey {
+            owner_has_role: role.as_deref() != Some("none"),
             id: ApiKeyId::from_stored(id),
             project_is_active: project.is_empty() || status.as_deref() == Some("active"),
             project_id: (!project.is_empty()).then(|| ProjectId::from_stored(project)),

@@ -81,13 +81,8 @@ pub(super) async fn insert_key(tx: &mut Transaction<Db>, new: &NewApiKey<'_>, ch
 /// Deletes a key without a service account. Returns whether it existed.
 async fn delete_key(db: &Backend, project: Option<&ProjectId>, id: &ApiKeyId, change: &Change) -> Result<bool, Error> {
     let mut tx = begin_change(db).await?;
-    let account: Option<(String,)> =
-        sqlx::query_as::<Db, _>("select service_account_id from api_keys where id = $1 and project_id = $2")
-            .bind(id.as_str())
-            .bind(project.map_or("", ProjectId::as_str))
-            .fetch_optional(&mut tx)
-            .await?;
-    let Some((account,)) = account else {
+    let Some((holder, account)) = holder_of_key(&mut tx, id).await?.filter(|(holder, _)| holder.as_ref() == project)
+    else {
         tx.rollback().await?;
         return Ok(false);
     };
@@ -95,6 +90,25 @@ async fn delete_key(db: &Backend, project: Option<&ProjectId>, id: &ApiKeyId, ch
         tx.rollback().await?;
         return Err(Error::KeyOfServiceAccount);
     }
+    remove_key(tx, holder.as_ref(), id, change).await
+}
+
+/// Returns the project and the service account of a key, if it exists.
+async fn holder_of_key(tx: &mut Transaction<Db>, id: &ApiKeyId) -> Result<Option<(Option<ProjectId>, String)>, Error> {
+    let row: Option<(String, String)> =
+        sqlx::query_as::<Db, _>("select project_id, service_account_id from api_keys where id = $1")
+            .bind(id.as_str())
+            .fetch_optional(&mut *tx)
+            .await?;
+    Ok(row.map(|(project, account)| ((!project.is_empty()).then(|| ProjectId::from_stored(project)), account)))
+}
+
+async fn remove_key(
+    mut tx: Transaction<Db>,
+    project: Option<&ProjectId>,
+    id: &ApiKeyId,
+    change: &Change,
+) -> Result<bool, Error> {
     sqlx::query::<Db>("delete from api_keys where id = $1").bind(id.as_str()).execute(&mut tx).await?;
     record(&mut tx, &Event::api_key_deleted(project, id), change).await?;
     tx.commit().await?;
@@ -164,5 +178,14 @@ impl ApiKeys for Backend {
 
     async fn delete_admin_key(&self, id: &ApiKeyId, change: &Change) -> Result<bool, Error> {
         delete_key(self, None, id, change).await
+    }
+
+    async fn revoke_key(&self, id: &ApiKeyId, change: &Change) -> Result<bool, Error> {
+        let mut tx = begin_change(self).await?;
+        let Some((project, _)) = holder_of_key(&mut tx, id).await? else {
+            tx.rollback().await?;
+            return Ok(false);
+        };
+        remove_key(tx, project.as_ref(), id, change).await
     }
 }
