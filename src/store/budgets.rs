@@ -45,8 +45,8 @@ pub struct UsedTokens {
     pub day: u64,
     /// Tokens since the start of the month in UTC.
     pub month: u64,
-    /// The largest number of output tokens of a recent call.
-    pub output_max: Option<u64>,
+    /// The largest recent call, in tokens.
+    pub largest: Option<u64>,
 }
 
 /// A limit of tokens.

@@ -1,10 +1,12 @@
 //! The limits of projects, for all servers together.
 
+use std::time::Duration;
+
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::both_stores;
-use crate::support::client::Client;
+use crate::support::client::{Client, Reply};
 use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
@@ -89,4 +91,98 @@ both_stores!(concurrent_runs_of_a_project_are_limited, async |database: Database
         server.client.wait_for_status(&path, "completed").await;
     }
     assert_eq!(create().await.status, 200, "a run that has ended does not count");
+});
+
+/// Creates a thread and a run on it; returns the response.
+async fn create_run(client: &Client, assistant: &str) -> Reply {
+    let body = json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}]}});
+    client.send(Method::POST, "/v1/threads/runs", Some(&body)).await
+}
+
+/// Waits until a run has ended; returns it.
+async fn ended(client: &Client, run: &Value) -> Value {
+    let path = format!("/v1/threads/{}/runs/{}", run["thread_id"].as_str().unwrap(), run["id"].as_str().unwrap());
+    loop {
+        let run = client.get(&path).await;
+        if ["completed", "failed"].contains(&run["status"].as_str().unwrap()) {
+            return run;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+both_stores!(
+    concurrent_runs_on_all_servers_exceed_a_limit_of_tokens_by_at_most_one_turn,
+    async |database: Database| {
+        let upstream = Upstream::start().await;
+        let count = if database.url.starts_with("postgres") { 3 } else { 1 };
+        let mut servers = Vec::new();
+        for _ in 0..count {
+            servers.push(Server::with(&database, &upstream, &[("TOKENS_PER_DAY", "100")]).await);
+        }
+        let assistant = servers[0].client.create_assistant().await;
+
+        let (mut used, mut completed, mut failed, mut rejected) = (0, 0, 0, 0);
+        // The model server reports 8 tokens for each answer.
+        for _ in 0..4 {
+            let creations = (0..9).map(|number| create_run(&servers[number % count].client, &assistant));
+            for (number, reply) in futures_util::future::join_all(creations).await.into_iter().enumerate() {
+                if reply.status == 429 {
+                    assert_eq!(reply.body["error"]["code"], "insufficient_quota", "{}", reply.body);
+                    assert_eq!(reply.body["error"]["type"], "insufficient_quota");
+                    assert!(
+                        reply.body["error"]["message"].as_str().unwrap().contains("Limit 100, Used 104"),
+                        "{}",
+                        reply.body
+                    );
+                    assert!(reply.headers.contains_key("retry-after"));
+                    rejected += 1;
+                    continue;
+                }
+                let run = ended(&servers[number % count].client, &reply.body).await;
+                used += run["usage"]["total_tokens"].as_u64().unwrap();
+                if run["status"] == "completed" {
+                    completed += 1;
+                } else {
+                    assert_eq!(run["last_error"]["code"], "rate_limit_exceeded", "{run:#}");
+                    assert!(run["last_error"]["message"].as_str().unwrap().contains("tokens per day"), "{run:#}");
+                    failed += 1;
+                }
+            }
+        }
+
+        assert_eq!((used, completed), (104, 13), "{failed} runs failed, and {rejected} were rejected");
+        assert_eq!(completed + failed + rejected, 36);
+        assert_eq!(upstream.requests().len(), 13, "no call is made above the limit");
+    }
+);
+
+both_stores!(a_run_that_meets_its_limit_between_two_turns_fails_and_names_it, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Calls(vec![], vec![("f", "{}")])]).await;
+    let server = Server::with(&database, &upstream, &[("TOKENS_PER_MINUTE", "5")]).await;
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    let assistant = server.client.post("/v1/assistants", json!({"model": "m", "tools": [tool]})).await;
+    let run = create_run(&server.client, assistant["id"].as_str().unwrap()).await.body;
+    let path = format!("/v1/threads/{}/runs/{}", run["thread_id"].as_str().unwrap(), run["id"].as_str().unwrap());
+    let waiting = server.client.wait_for_status(&path, "requires_action").await;
+    let call = &waiting["required_action"]["submit_tool_outputs"]["tool_calls"][0]["id"];
+
+    let outputs = json!({"tool_outputs": [{"tool_call_id": call, "output": "x"}]});
+    server.client.post(&format!("{path}/submit_tool_outputs"), outputs).await;
+
+    let failed = ended(&server.client, &run).await;
+    assert_eq!(failed["last_error"]["code"], "rate_limit_exceeded");
+    let message = failed["last_error"]["message"].as_str().unwrap();
+    assert!(message.contains("tokens per min (TPM) of the project: Limit 5, Used 30"), "{message}");
+    let (status, error) = server
+        .client
+        .send_rejected(
+            Method::POST,
+            "/v1/threads/runs",
+            Some(json!({
+                "assistant_id": assistant["id"], "thread": {"messages": [{"role": "user", "content": "Hi"}]}
+            })),
+        )
+        .await;
+    assert_eq!((status, &error["type"], &error["code"]), (429, &json!("tokens"), &json!("rate_limit_exceeded")));
 });

@@ -12,7 +12,7 @@ const WINDOW_S: i64 = 60;
 /// Tokens that are reserved for an answer if nothing is known about its length.
 const OUTPUT_TOKENS: u64 = 1_000;
 
-/// The tokens that were used in the last minute and since the settled times, and the largest recent output. Parameters: the
+/// The tokens that were used in the last minute and since the settled times, and the largest recent call. Parameters: the
 /// fixed time, the project, the settled times of the day and the month, the earliest of these times, and the length of a
 /// minute.
 const USED_TOKENS: &str = concat!(
@@ -21,7 +21,7 @@ const USED_TOKENS: &str = concat!(
     " - $6 then input_tokens + output_tokens end), 0) as bigint) as minute,
             cast(coalesce(sum(case when created_at >= $3 then input_tokens + output_tokens end), 0) as bigint) as day,
             cast(coalesce(sum(case when created_at >= $4 then input_tokens + output_tokens end), 0) as bigint) as month,
-            max(output_tokens) as output_max
+            max((input_tokens + output_tokens) / requests) as largest
      from model_calls
      where project_id = $2 and created_at >= case when $5 < ",
     now!("$1"),
@@ -45,12 +45,12 @@ macro_rules! used_tokens {
 
 fn used_from_row(row: &Row, settled: SettledTokens) -> Result<UsedTokens, Error> {
     let number = |name| Ok::<_, Error>(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0));
-    let output_max: Option<i64> = row.try_get("output_max")?;
+    let largest: Option<i64> = row.try_get("largest")?;
     Ok(UsedTokens {
         minute: number("minute")?,
         day: settled.day.tokens + number("day")?,
         month: settled.month.tokens + number("month")?,
-        output_max: output_max.and_then(|tokens| u64::try_from(tokens).ok()),
+        largest: largest.and_then(|tokens| u64::try_from(tokens).ok()),
     })
 }
 
@@ -150,8 +150,12 @@ impl Budgets for Backend {
             tx.rollback().await?;
             return Ok(Reserved::Pending);
         }
-        let expected = used.output_max.unwrap_or(OUTPUT_TOKENS);
-        let tokens = prompt.saturating_add(output_max.map_or(expected, |max| max.min(expected)));
+        // Our count of a prompt may be lower than the model server's, so no call is expected to be smaller than the largest
+        // recent one.
+        let tokens = match used.largest {
+            Some(largest) => largest.max(prompt),
+            None => prompt.saturating_add(output_max.map_or(OUTPUT_TOKENS, |max| max.min(OUTPUT_TOKENS))),
+        };
         sqlx::query::<Db>(
             "insert into token_reservations (id, project_id, tokens, expires_at) values ($1, $2, $3, $4)
              on conflict (id) do update set tokens = excluded.tokens, expires_at = excluded.expires_at",
