@@ -22,6 +22,12 @@ impl EffectiveLimits {
         Self { database, cache, defaults }
     }
 
+    /// Returns the limits of projects that have none of their own.
+    #[must_use]
+    pub fn defaults(&self) -> &Limits {
+        &self.defaults
+    }
+
     /// Returns the limits of a project.
     ///
     /// # Errors

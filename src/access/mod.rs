@@ -54,3 +54,11 @@ pub struct Principal {
     /// The owner of the runs that the caller creates. Runs are claimed from the owners in turn.
     pub owner: String,
 }
+
+impl Principal {
+    /// Returns whether the request has no key: it is from this machine, and there are no keys.
+    #[must_use]
+    pub fn is_keyless(&self) -> bool {
+        self.api_key_id.is_none() && self.owner.is_empty()
+    }
+}

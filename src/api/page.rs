@@ -40,13 +40,13 @@ impl Default for PageQuery {
 }
 
 impl PageQuery {
-    /// Parses `limit`, `order`, `after` and `before`; ignores other parameters. An empty value means that the parameter is not
-    /// given.
+    /// Parses `limit`, `order`, `after` and `before`, of which `self` has the defaults; ignores other parameters. An empty
+    /// value means that the parameter is not given.
     ///
     /// # Errors
     /// 400 if `limit` or `order` is invalid.
-    pub fn parse<'a>(parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
-        let mut query = Self::default();
+    pub fn parse<'a>(self, parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
+        let mut query = self;
         for (name, value) in parameters.filter(|(_, value)| !value.is_empty()) {
             match name {
                 "limit" => query.limit = limit(value)?,
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn parse(parameters: &[(&str, &str)]) -> Result<PageQuery, String> {
-        PageQuery::parse(parameters.iter().copied()).map_err(|error| error.message)
+        PageQuery::default().parse(parameters.iter().copied()).map_err(|error| error.message)
     }
 
     #[test]

@@ -11,6 +11,8 @@ use serde_json::json;
 
 use crate::api;
 use crate::api::error::Kind;
+use crate::api::id::Id as _;
+use crate::api::organization::{Project, ProjectApiKey};
 use crate::runs::service::Failure;
 use crate::{llm, store};
 
@@ -41,6 +43,10 @@ impl From<store::Error> for Error {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the database is unavailable");
                 Self::Public(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
             }
+            store::Error::NoProject(id) => Self::Public(id.not_found()),
+            store::Error::ProjectArchived(name) => Self::Public(Project::archived_error(&name)),
+            store::Error::NoServiceAccount(id) => Self::Public(id.not_found()),
+            store::Error::KeyOfServiceAccount => Self::Public(ProjectApiKey::service_account_error()),
             error => Self::Internal(Arc::new(error)),
         }
     }

@@ -17,6 +17,7 @@ use super::state::{App, Settings};
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::id::Id;
+use crate::api::page::Order;
 use crate::api::surrogates::replace_lone_surrogates;
 use crate::api::{PageQuery, RunId, rule};
 
@@ -35,6 +36,12 @@ impl Params {
     /// Parses the parameter of an ID type.
     fn id<T: Id>(&self) -> Result<T, api::Error> {
         T::parse(self.get(T::PARAM).unwrap_or_default(), T::PARAM)
+    }
+
+    /// Like [`Params::id`], but a text that is not an ID is an unknown one.
+    fn any_id<T: Id>(&self) -> Result<T, api::Error> {
+        let text = self.get(T::PARAM).unwrap_or_default();
+        T::parse(text, T::PARAM).map_err(|_| api::Error::not_found(T::NOUN, &text))
     }
 }
 
@@ -74,6 +81,76 @@ impl<S: Send + Sync, A: Id, B: Id, C: Id> FromRequestParts<S> for Ids<(A, B, C)>
     }
 }
 
+/// The IDs in a path of the administration, as a tuple. A text that is not an ID is rejected with 404, like an unknown ID.
+pub(super) struct AnyIds<T>(pub T);
+
+impl<S: Send + Sync, A: Id> FromRequestParts<S> for AnyIds<(A,)> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = Params::from_request_parts(parts, state).await?;
+        Ok(Self((params.any_id()?,)))
+    }
+}
+
+impl<S: Send + Sync, A: Id, B: Id> FromRequestParts<S> for AnyIds<(A, B)> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let params = Params::from_request_parts(parts, state).await?;
+        Ok(Self((params.any_id()?, params.any_id()?)))
+    }
+}
+
+/// The decoded query parameters.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Returns all parameters, in order.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
+    /// Returns the value of a parameter, unless it is empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value.as_str())
+    }
+
+    /// Parses `true` or `false`; false if the parameter is not given.
+    pub fn flag(&self, name: &str) -> Result<bool, api::Error> {
+        match self.get(name) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => {
+                Err(rule::unsupported_value(&rule::At::Member(&rule::At::Root, name), other, &["true", "false"]))
+            }
+        }
+    }
+
+    /// Parses the parameters of a page.
+    pub fn page(&self) -> Result<PageQuery, api::Error> {
+        PageQuery::default().parse(self.names_and_values())
+    }
+
+    /// Parses the parameters of a page, which is in ascending order by default.
+    pub fn page_oldest_first(&self) -> Result<PageQuery, api::Error> {
+        PageQuery { order: Order::Ascending, ..PageQuery::default() }.parse(self.names_and_values())
+    }
+
+    fn names_and_values(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
+        Ok(Self(serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default()))
+    }
+}
+
 /// The query of a list request.
 pub(super) struct ListQuery {
     pub page: PageQuery,
@@ -85,12 +162,9 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
-        let pairs: Vec<(String, String)> =
-            serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default();
-        let page = PageQuery::parse(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-        let run = pairs.iter().find(|(name, value)| name == "run_id" && !value.is_empty());
-        let run = run.map(|(_, value)| RunId::parse(value, "run_id")).transpose()?;
+        let query = Query::from_request_parts(parts, state).await?;
+        let page = query.page()?;
+        let run = query.get("run_id").map(|value| RunId::parse(value, "run_id")).transpose()?;
         Ok(Self { page, run })
     }
 }

@@ -9,6 +9,7 @@ mod messages;
 mod models;
 mod openapi;
 mod ops;
+mod organization;
 mod proxy;
 mod reply;
 mod routes;
@@ -56,7 +57,7 @@ fn groups() -> [Routes; 7] {
 /// Returns all operations, in the order of the API reference.
 #[must_use]
 pub fn operations() -> Vec<Operation> {
-    groups().into_iter().flat_map(|routes| routes.into_parts().1).collect()
+    groups().into_iter().chain(organization::routes()).flat_map(|routes| routes.into_parts().1).collect()
 }
 
 fn merged(groups: impl IntoIterator<Item = Routes>) -> Router<App> {
@@ -66,6 +67,9 @@ fn merged(groups: impl IntoIterator<Item = Routes>) -> Router<App> {
 /// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
     let api_routes = merged(groups()).route_layer(from_fn(layers::auth::require_member));
+    let administration =
+        merged(organization::routes()).route_layer(from_fn_with_state(app.clone(), layers::auth::require_admin));
+    let api_routes = api_routes.merge(administration);
     let deployments = merged([proxy::routes()]).route_layer(from_fn(layers::auth::require_member));
     let api = BASE_PATHS
         .iter()

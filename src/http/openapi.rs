@@ -15,7 +15,9 @@ use serde_json::{Map, Value, json};
 use super::routes::{Operation, Reply};
 use super::state::App;
 use crate::api::error::Body;
-use crate::api::id::{AssistantId, Id, MessageId, RunId, RunStepId, ThreadId};
+use crate::api::id::{
+    ApiKeyId, AssistantId, Id, MessageId, ProjectId, RateLimitId, RunId, RunStepId, ServiceAccountId, ThreadId,
+};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 
 pub(super) fn routes() -> Router<App> {
@@ -90,7 +92,7 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
         "operationId": operation.id,
         "tags": [operation.group],
         "summary": operation.summary,
-        "parameters": parameters(operation),
+        "parameters": parameters(operation, schemas),
         "responses": {
             "200": {"description": "Success.", "content": content},
             "default": {
@@ -132,7 +134,7 @@ fn members(members: &[(&str, Value)]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-fn parameters(operation: &Operation) -> Vec<Value> {
+fn parameters(operation: &Operation, schemas: &mut SchemaGenerator) -> Vec<Value> {
     let in_path = operation.path.split(['{', '}']).skip(1).step_by(2);
     let mut parameters: Vec<Value> =
         in_path.map(|name| json!({"name": name, "in": "path", "required": true, "schema": id_schema(name)})).collect();
@@ -140,12 +142,16 @@ fn parameters(operation: &Operation) -> Vec<Value> {
         |name: &str, schema: Value| parameters.push(json!({"name": name, "in": "query", "schema": schema}));
     if let Reply::Page(_) = operation.reply {
         in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}));
-        in_query("order", json!({"type": "string", "enum": ["asc", "desc"], "default": "desc"}));
+        let order = if operation.oldest_first { "asc" } else { "desc" };
+        in_query("order", json!({"type": "string", "enum": ["asc", "desc"], "default": order}));
         in_query("after", json!({"type": "string"}));
         in_query("before", json!({"type": "string"}));
     }
     if let Some(name) = operation.filter {
         in_query(name, id_schema(name));
+    }
+    for (name, schema) in &operation.query {
+        in_query(name, schema(schemas));
     }
     parameters
 }
@@ -155,8 +161,17 @@ fn id_schema(name: &str) -> Value {
     fn known<T: Id>() -> (&'static str, &'static str) {
         (T::PARAM, T::PREFIX)
     }
-    let ids =
-        [known::<AssistantId>(), known::<ThreadId>(), known::<MessageId>(), known::<RunId>(), known::<RunStepId>()];
+    let ids = [
+        known::<AssistantId>(),
+        known::<ThreadId>(),
+        known::<MessageId>(),
+        known::<RunId>(),
+        known::<RunStepId>(),
+        known::<ProjectId>(),
+        known::<ServiceAccountId>(),
+        known::<ApiKeyId>(),
+        known::<RateLimitId>(),
+    ];
     match ids.iter().find(|(param, _)| *param == name) {
         Some((_, prefix)) => json!({"type": "string", "pattern": format!("^{prefix}")}),
         None => json!({"type": "string"}),

@@ -32,6 +32,8 @@ pub struct Operation {
     pub(super) body: Option<MakeSchema>,
     pub(super) reply: Reply,
     pub(super) filter: Option<&'static str>,
+    pub(super) query: Vec<(&'static str, MakeSchema)>,
+    pub(super) oldest_first: bool,
     pub(super) streams: bool,
 }
 
@@ -51,19 +53,30 @@ pub(super) enum Reply {
 }
 
 /// The documentation of an operation, without its path.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Documentation {
     id: &'static str,
     summary: &'static str,
     body: Option<MakeSchema>,
     reply: Reply,
     filter: Option<&'static str>,
+    query: Vec<(&'static str, MakeSchema)>,
+    oldest_first: bool,
     streams: bool,
 }
 
 /// Creates the documentation of an operation.
 pub(super) fn operation(id: &'static str, summary: &'static str) -> Documentation {
-    Documentation { id, summary, body: None, reply: Reply::Any, filter: None, streams: false }
+    Documentation {
+        id,
+        summary,
+        body: None,
+        reply: Reply::Any,
+        filter: None,
+        query: Vec::new(),
+        oldest_first: false,
+        streams: false,
+    }
 }
 
 fn schema<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
@@ -104,6 +117,17 @@ impl Documentation {
     /// The page can be filtered by a query parameter that is an ID.
     pub fn filter(self, parameter: &'static str) -> Self {
         Self { filter: Some(parameter), ..self }
+    }
+
+    /// The query can have this parameter, with this schema.
+    pub fn query(mut self, parameter: &'static str, schema: MakeSchema) -> Self {
+        self.query.push((parameter, schema));
+        self
+    }
+
+    /// The page is in ascending order by default.
+    pub fn oldest_first(self) -> Self {
+        Self { oldest_first: true, ..self }
     }
 
     /// With `"stream": true`, the response is a stream of events.
@@ -147,7 +171,7 @@ impl Routes {
         documentation: Documentation,
         handler: axum::routing::MethodRouter<App>,
     ) -> Self {
-        let Documentation { id, summary, body, reply, filter, streams } = documentation;
+        let Documentation { id, summary, body, reply, filter, query, oldest_first, streams } = documentation;
         let group = self.group;
         // The description shows a wildcard parameter like any other parameter.
         let described_path = path.replace("{*", "{");
@@ -161,6 +185,8 @@ impl Routes {
             body,
             reply,
             filter,
+            query,
+            oldest_first,
             streams,
         });
         Self { router: self.router.route(path, handler), ..self }

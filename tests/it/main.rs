@@ -32,6 +32,7 @@ mod migrations;
 mod model_servers;
 mod mutations;
 mod openapi;
+mod organization;
 mod proxy;
 mod real_model;
 mod recordings;

@@ -54,6 +54,10 @@ async fn the_api_description_lists_exactly_the_served_routes() {
                 "{message_id}" => "msg_x",
                 "{run_id}" => "run_x",
                 "{step_id}" => "step_x",
+                "{project_id}" => "proj_x",
+                "{service_account_id}" => "svc_acct_x",
+                "{api_key_id}" => "key_x",
+                "{rate_limit_id}" => "rl_x",
                 "{model}" => "model",
                 literal => literal,
             })

@@ -408,7 +408,7 @@ mod tests {
 
             let secret = key.expose().strip_prefix(prefix).unwrap();
             assert_eq!(URL_SAFE_NO_PAD.decode(secret).unwrap(), random);
-            assert_eq!(key.redacted_value(), format!("{prefix}AAE***HB8e"));
+            assert_eq!(key.redacted_value(), format!("{prefix}AAE***dHh8"));
             assert_eq!((key.digest().len(), key.digest()), (64, digest(key.expose())));
             let debug = format!("{key:?}");
             assert!(debug.contains("AAE***") && !debug.contains(secret), "{debug}");

@@ -1,6 +1,6 @@
 //! The audit log: who changed projects, service accounts, API keys and limits.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -284,6 +284,14 @@ pub struct AuditLogFilter {
     pub actor_ids: Vec<String>,
     /// The objects that were changed.
     pub resource_ids: Vec<String>,
+}
+
+/// Returns the schema of a filter with several values. An empty value is ignored, so the schema cannot count them.
+#[must_use]
+pub fn filter_schema(schemas: &mut SchemaGenerator) -> Value {
+    let mut value = name().schema(schemas);
+    value["minLength"] = json!(0);
+    json!({"type": "array", "items": value, "description": format!("At most {FILTER_VALUES_MAX} values.")})
 }
 
 /// A bound of a time.

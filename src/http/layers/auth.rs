@@ -12,9 +12,12 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::cors;
+use super::trace::RequestId;
 use crate::access::{Principal, Rejection};
 use crate::api;
+use crate::api::Timestamp;
 use crate::api::error::Kind;
+use crate::api::organization::{Actor, Change};
 use crate::host::is_loopback;
 use crate::http::error::Error;
 use crate::http::state::App;
@@ -63,6 +66,54 @@ pub(in crate::http) async fn authenticate(
 /// Rejects a caller that has no project, such as an administrator. A layer of the routes for members.
 pub(in crate::http) async fn require_member(caller: Caller, request: Request, next: Next) -> Result<Response, Error> {
     if caller.role.is_member() { Ok(next.run(request).await) } else { Err(missing_scope(&request)) }
+}
+
+/// Rejects a caller that is not an administrator. A layer of the routes of the administration. After a request that may
+/// have changed keys or limits, this server reads them again.
+pub(in crate::http) async fn require_admin(
+    State(app): State<App>,
+    caller: Caller,
+    request: Request,
+    next: Next,
+) -> Result<Response, Error> {
+    if !caller.role.is_admin() {
+        return Err(missing_scope(&request));
+    }
+    let is_read = request.method() == Method::GET;
+    let response = next.run(request).await;
+    if !is_read {
+        app.authenticator.forget();
+    }
+    Ok(response)
+}
+
+/// An administrator who makes a change.
+#[derive(Debug)]
+pub(in crate::http) struct Admin {
+    actor: Actor,
+    request_id: String,
+}
+
+impl Admin {
+    /// Returns the change that the request makes, for the audit log.
+    pub fn change(&self, now: Timestamp) -> Change {
+        Change { actor: self.actor.clone(), request_id: self.request_id.clone(), at: now }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Admin {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let actor = match &caller.api_key_id {
+            Some(id) => Actor::StoredKey(id.clone()),
+            None if caller.is_keyless() => Actor::Local,
+            None => Actor::ConfiguredKey,
+        };
+        let request_id = parts.extensions.get().map_or_else(String::new, |RequestId(id)| id.clone());
+        Ok(Self { actor, request_id })
+    }
 }
 
 /// Returns the key of a request, from either header.

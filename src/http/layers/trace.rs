@@ -20,8 +20,12 @@ const CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type
 const ECHOED: [HeaderName; 2] =
     [HeaderName::from_static("openai-organization"), HeaderName::from_static("openai-project")];
 
+/// The ID of a request, which its response has in `x-request-id`.
+#[derive(Debug, Clone)]
+pub(in crate::http) struct RequestId(pub String);
+
 /// Assigns a request ID, runs the request, and adds the headers of every response.
-pub(in crate::http) async fn request(request: Request, next: Next) -> Response {
+pub(in crate::http) async fn request(mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{}", Uuid::now_v7().simple());
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
@@ -31,6 +35,7 @@ pub(in crate::http) async fn request(request: Request, next: Next) -> Response {
         .filter_map(|name| request.headers().get(name).map(|value| (name.clone(), value.clone())))
         .collect();
     let span = tracing::info_span!("request", request.id = %id);
+    request.extensions_mut().insert(RequestId(id.clone()));
 
     let mut response = next.run(request).instrument(span.clone()).await;
     let _entered = span.enter();

@@ -22,17 +22,27 @@ pub struct Reply {
 pub struct Client {
     pub base_url: String,
     inner: reqwest::Client,
+    key: Option<String>,
 }
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let inner = reqwest::Client::builder().timeout(Duration::from_mins(1)).no_proxy().build().unwrap();
-        Self { base_url: format!("http://{address}"), inner }
+        Self { base_url: format!("http://{address}"), inner, key: None }
+    }
+
+    /// Returns a client of the same server that sends an API key.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.inner.request(method, format!("{}{path}", self.base_url))
+        let request = self.inner.request(method, format!("{}{path}", self.base_url));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     /// Sends a request; the response must be JSON.

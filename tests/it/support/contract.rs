@@ -25,6 +25,12 @@ pub fn official() -> Option<&'static Value> {
     DESCRIPTION.get_or_init(|| Some(serde_json::from_str(&file("assistants.openapi.json")?).unwrap())).as_ref()
 }
 
+/// The service's description of the administration, if present.
+pub fn administration() -> Option<&'static Value> {
+    static DESCRIPTION: OnceLock<Option<Value>> = OnceLock::new();
+    DESCRIPTION.get_or_init(|| Some(serde_json::from_str(&file("admin.openapi.json")?).unwrap())).as_ref()
+}
+
 /// Our own API description.
 fn ours() -> &'static Value {
     static DESCRIPTION: OnceLock<Value> = OnceLock::new();
@@ -67,8 +73,10 @@ fn operation(description: &Value, method: &str, path: &str) -> Option<String> {
 /// Checks a 200 response against our description, and against the service's, which does not have all operations: the list
 /// of threads is ours.
 pub fn check_reply(method: &str, path: &str, body: &Value) {
-    let descriptions = [(Some(ours()), path), (official(), path.strip_prefix("/v1").unwrap_or(path))];
-    for (description, path) in descriptions {
+    let service_path = path.strip_prefix("/v1").unwrap_or(path);
+    let is_administration = service_path.starts_with("/organization/");
+    let service = if is_administration { administration() } else { official() };
+    for (description, path) in [(Some(ours()), path), (service, service_path)] {
         let Some(description) = description else { continue };
         let Some(operation) = operation(description, method, path) else { continue };
         let pointer = format!("{operation}/responses/200/content/application~1json/schema");
