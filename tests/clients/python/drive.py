@@ -1,8 +1,8 @@
 """Tests a running assistd with openai-python, like an application. The model server is ../upstream.py.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=key drive.py [TEST...]
+    OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=key OPENAI_ADMIN_KEY=admin drive.py [TEST...]
 
-The server must have API keys configured. The tests are in cases/. Every response is checked against the contract, if it
+The server must have API keys configured, of which one is for administrators. The tests are in cases/. Every response is checked against the contract, if it
 is present.
 """
 
@@ -20,6 +20,7 @@ from cases.early_replies import EarlyReply  # noqa: E402, F401
 from cases.invalid_requests import InvalidRequest  # noqa: E402, F401
 from cases.model_failures import FailingModelServer  # noqa: E402, F401
 from cases.models import ModelTest  # noqa: E402, F401
+from cases.organization import OrganizationTest  # noqa: E402, F401
 from cases.runs import PolledRun  # noqa: E402, F401
 from cases.streamed_tool_calls import StreamedFunctionCall  # noqa: E402, F401
 from cases.streaming import StreamedRun  # noqa: E402, F401
