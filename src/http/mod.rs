@@ -42,7 +42,7 @@ const BASE_PATHS: [&str; 6] = [
     "/api/projects/{project}/openai/v1",
 ];
 
-fn groups() -> [Routes; 7] {
+fn groups() -> [Routes; 8] {
     [
         assistants::routes(),
         threads::routes(),
@@ -51,6 +51,7 @@ fn groups() -> [Routes; 7] {
         run_steps::routes(),
         models::routes(),
         proxy::routes(),
+        organization::project_usage_routes(),
     ]
 }
 

@@ -6,6 +6,9 @@ mod audit_logs;
 mod projects;
 mod rate_limits;
 mod service_accounts;
+mod usage;
+
+pub(super) use usage::project_routes as project_usage_routes;
 
 use super::error::Error;
 use super::routes::Routes;
@@ -16,13 +19,14 @@ use crate::api::id::Id as _;
 use crate::api::organization::api_key::{KeyHolder, NewKey};
 
 /// Returns the routes of the administration.
-pub(super) fn routes() -> [Routes; 6] {
+pub(super) fn routes() -> [Routes; 7] {
     [
         projects::routes(),
         service_accounts::routes(),
         api_keys::routes(),
         rate_limits::routes(),
         admin_keys::routes(),
+        usage::routes(),
         audit_logs::routes(),
     ]
 }
