@@ -68,6 +68,7 @@ pub struct Settings {
     pub database_statement_timeout_s: u64,
     pub database_start_timeout_s: u64,
     pub sqlite_synchronous: Synchronous,
+    pub usage_days: u32,
     pub upstream_url: SecretUrl,
     pub upstream_api_key: Secret,
     pub default_model: String,

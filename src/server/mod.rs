@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Authenticator, Cache, EffectiveLimits, Requests, Tokens};
-use crate::api::Ids;
+use crate::api::organization::usage::DAY_S;
+use crate::api::{Ids, Timestamp};
 use crate::clock::Clock;
 use crate::config::{self, Secret, SecretUrl, Settings};
 use crate::http::{self, App, Drain};
@@ -28,6 +29,12 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
 /// How often the clock is synchronized with the database's.
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
+/// How often old rows of the usage ledger are summed.
+const ROLL_UP_EVERY: Duration = Duration::from_hours(1);
+/// Maximum number of rows that one statement sums.
+const ROLL_UP_ROWS: u32 = 5_000;
+/// Pause between two such statements, so that requests are served in between.
+const ROLL_UP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +152,11 @@ impl Server {
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &database);
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
+        let days = settings.usage_days;
+        if days > 0 {
+            let (database, clock) = (database.clone(), app.clock.clone());
+            supervisor.supervise("sum the usage ledger", move || roll_up_calls(database.clone(), clock.clone(), days));
+        }
         // Some model servers report the context windows of their models, which runs read from the cached lists.
         let cached = models.clone();
         supervisor.supervise("refresh model lists", move || {
@@ -222,6 +234,28 @@ fn start_loops(supervisor: &Supervisor, runs: &RunService, database: &Arc<dyn St
     supervisor.supervise("sweep runs", move || sweeper::sweep(service.clone()));
     let database = database.clone();
     supervisor.supervise("synchronize the clock", move || synchronize_clock(database.clone()));
+}
+
+/// Replaces the rows of the usage ledger that are older than `days` by their sums for each day, without end. Several servers
+/// can do this concurrently.
+async fn roll_up_calls(database: Arc<dyn Store>, clock: Arc<Clock>, days: u32) {
+    loop {
+        // Whole days, so that a day has one sum for each group.
+        let before = Timestamp(clock.now().0 - i64::from(days) * DAY_S).day_start();
+        loop {
+            match database.roll_up_calls(before, ROLL_UP_ROWS).await {
+                Ok(0) => break,
+                Ok(rows) => tracing::debug!(rows, "rows of the usage ledger were summed by day"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "failed to sum old rows of the usage ledger; retrying within an hour");
+                    break;
+                }
+            }
+            tokio::time::sleep(ROLL_UP_PAUSE).await;
+        }
+        tokio::time::sleep(ROLL_UP_EVERY).await;
+    }
 }
 
 /// Synchronizes the clock with the database's, without end.
