@@ -27,6 +27,14 @@ impl Drain {
         self.inner.open.token()
     }
 
+    /// Runs a task for which the shutdown waits as for an open response.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Outside of the runtime, the server has stopped.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.inner.open.spawn(task);
+        }
+    }
+
     /// Returns whether new work is rejected.
     pub(super) fn is_draining(&self) -> bool {
         self.inner.draining.is_cancelled()

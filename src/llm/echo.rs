@@ -57,6 +57,7 @@ impl ChatModel for Echo {
                 content_type: Some("application/json".to_owned()),
                 retry_after: None,
                 is_stream: false,
+                usage_was_added: false,
                 body: stream::iter([Ok(Bytes::from(error.to_string()))]).boxed(),
             });
         }
@@ -94,6 +95,7 @@ impl ChatModel for Echo {
                 content_type: Some("text/event-stream; charset=utf-8".to_owned()),
                 retry_after: None,
                 is_stream: true,
+                usage_was_added: false,
                 body: body.boxed(),
             });
         }
@@ -111,6 +113,7 @@ impl ChatModel for Echo {
             content_type: Some("application/json".to_owned()),
             retry_after: None,
             is_stream: false,
+            usage_was_added: false,
             body: stream::iter([Ok(Bytes::from(reply.to_string()))]).boxed(),
         })
     }

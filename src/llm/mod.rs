@@ -4,6 +4,7 @@
 
 mod discover;
 mod echo;
+pub mod forwarded;
 pub mod lenient;
 pub mod members;
 mod model_cache;
@@ -153,6 +154,8 @@ pub struct Proxied {
     pub retry_after: Option<String>,
     /// Whether the body is an event stream, whatever its content type.
     pub is_stream: bool,
+    /// Whether the server was asked for a chunk with the usage that the client did not ask for.
+    pub usage_was_added: bool,
     /// The body as it arrives.
     pub body: BoxStream<'static, Result<Bytes, Error>>,
 }
@@ -164,7 +167,7 @@ pub trait ChatModel: Send + Sync + std::fmt::Debug {
     ///
     /// The request is dropped when the answer starts, so that no prompt is in memory while tokens stream.
     fn chat(&self, request: ChatRequest) -> ChatStream;
-    /// Forwards a request unchanged.
+    /// Forwards a request unchanged, except that a stream of chat completions is requested with its usage.
     async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error>;
     /// Lists the server's models.
     async fn list(&self) -> Result<Vec<ModelObject>, Error>;

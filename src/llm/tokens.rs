@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{ChatMessage, ChatRequest};
 
@@ -197,10 +197,45 @@ impl PromptSample {
         let overhead = request.messages.iter().map(overhead).sum();
         let at_most = request.messages.iter().map(at_most).sum::<usize>() + tools_at_most(&request.tools);
         let text_bytes = at_most - overhead;
-        let mut sample = Self { pieces: Vec::new(), text_bytes, overhead };
         let tools = request.tools.iter().map(|tool| Cow::Owned(tool.to_string()));
+        Self::of_texts(request.messages.iter().flat_map(texts).chain(tools), text_bytes, overhead)
+    }
+
+    /// Copies up to 8 KB of the prompt of a forwarded request: its messages and tools, or the input of embeddings.
+    #[must_use]
+    pub fn of_forwarded(request: &Map<String, Value>) -> Self {
+        let list = |name: &str| request.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let mut overhead = 0;
+        let mut prompt: Vec<Cow<'_, str>> = Vec::new();
+        for message in list("messages") {
+            overhead += TEMPLATE_TOKENS;
+            prompt.extend(message["content"].as_str().map(Cow::Borrowed));
+            for part in message["content"].as_array().into_iter().flatten() {
+                match part["text"].as_str() {
+                    Some(text) => prompt.push(Cow::Borrowed(text)),
+                    None => overhead += IMAGE_TOKENS,
+                }
+            }
+            prompt.extend(message.get("tool_calls").map(|calls| Cow::Owned(calls.to_string())));
+        }
+        prompt.extend(list("tools").iter().map(|tool| Cow::Owned(tool.to_string())));
+        prompt.extend(request.get("input").and_then(Value::as_str).map(Cow::Borrowed));
+        for input in list("input") {
+            match input {
+                Value::String(text) => prompt.push(Cow::Borrowed(text)),
+                Value::Array(tokens) => overhead += tokens.len(),
+                // A token.
+                _ => overhead += 1,
+            }
+        }
+        let text_bytes = prompt.iter().map(|text| text.len()).sum();
+        Self::of_texts(prompt.into_iter(), text_bytes, overhead)
+    }
+
+    fn of_texts<'a>(texts: impl Iterator<Item = Cow<'a, str>>, text_bytes: usize, overhead: usize) -> Self {
+        let mut sample = Self { pieces: Vec::new(), text_bytes, overhead };
         let mut start = 0;
-        for text in request.messages.iter().flat_map(texts).chain(tools) {
+        for text in texts {
             sample.add(&text, start);
             start += text.len();
         }

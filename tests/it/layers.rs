@@ -30,13 +30,14 @@ const ORDER: [(&str, u32); 17] = [
 ];
 
 /// Files and folders whose code does no I/O and never waits.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "api",
     "host.rs",
     "runs/machine.rs",
     "runs/turn.rs",
     "runs/prompt",
     "runs/stream/transcript.rs",
+    "llm/forwarded.rs",
     "llm/sse.rs",
     "llm/lenient.rs",
     "llm/members.rs",

@@ -110,6 +110,21 @@ const LISTS: [&str; 7] = [
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Adaptations(BTreeSet<Change>);
 
+impl Adaptations {
+    /// Returns whether a parameter is omitted.
+    #[must_use]
+    pub fn omits(&self, parameter: &str) -> bool {
+        self.0.iter().any(|change| matches!(change, Change::Omit(name) if name == parameter))
+    }
+
+    /// Omits a parameter.
+    #[must_use]
+    pub fn omitting(mut self, parameter: &str) -> Self {
+        self.0.insert(Change::Omit(parameter.to_owned()));
+        self
+    }
+}
+
 /// A change of a request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {

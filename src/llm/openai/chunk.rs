@@ -328,7 +328,8 @@ fn finish(reason: &str) -> Finish {
 }
 
 /// Reads the token counts. A usage must have both counts, and a prompt at least one token; anything else is ignored.
-fn usage(usage: &Value) -> Option<Usage> {
+#[must_use]
+pub fn usage(usage: &Value) -> Option<Usage> {
     let count = |names: [&str; 2]| names.iter().find_map(|name| tokens(&usage[*name]));
     let prompt_tokens = count(["prompt_tokens", "input_tokens"]).filter(|tokens| *tokens > 0)?;
     let completion_tokens = count(["completion_tokens", "output_tokens"])?;
@@ -342,6 +343,13 @@ fn usage(usage: &Value) -> Option<Usage> {
         prompt_token_details: PromptTokenDetails { cached_tokens },
         completion_tokens_details: CompletionTokensDetails { reasoning_tokens },
     })
+}
+
+/// Reads the token count of embeddings, which have no completion tokens.
+#[must_use]
+pub fn embeddings_usage(usage: &Value) -> Option<Usage> {
+    let count = |names: [&str; 3]| names.iter().find_map(|name| tokens(&usage[*name]));
+    Some(Usage::counted(count(["prompt_tokens", "input_tokens", "total_tokens"])? as usize, 0))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast from float saturates")]

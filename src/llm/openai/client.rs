@@ -40,6 +40,9 @@ const REPORT_CHARS_MAX: usize = 500;
 /// Maximum length of other texts of a server in our errors and in the log, in characters.
 const SHOWN_CHARS_MAX: usize = 200;
 
+/// The parameter that asks for the usage of a stream.
+const STREAM_OPTIONS: &str = "stream_options";
+
 /// Timeouts, retries and reading of requests to a model server.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -225,6 +228,113 @@ impl Upstream {
         Ok(OpenAnswer { response, reader, deltas, failure: None, learned: None })
     }
 
+    /// Serializes a request that is forwarded. If it is for a stream without usage, asks for the usage as well, unless the
+    /// model is known to reject that.
+    fn forwarded_body(&self, endpoint: Endpoint, mut request: Map<String, Value>) -> ForwardedBody {
+        let is_stream = endpoint == Endpoint::ChatCompletions && request.get("stream") == Some(&Value::Bool(true));
+        let options = request.get(STREAM_OPTIONS);
+        let is_valid = options.is_none_or(|options| options.is_object() || options.is_null());
+        let has_usage = options.is_some_and(|options| options["include_usage"] == true);
+        let model = request.get("model").and_then(Value::as_str).unwrap_or_default();
+        let adds_usage = is_stream && is_valid && !has_usage && !self.inner.learned.get(model).omits(STREAM_OPTIONS);
+        let mut client_options = None;
+        if adds_usage {
+            let mut options = options.and_then(Value::as_object).cloned().unwrap_or_default();
+            options.insert("include_usage".to_owned(), Value::Bool(true));
+            client_options = request.insert(STREAM_OPTIONS.to_owned(), Value::Object(options));
+        }
+        let json = serde_json::to_vec(&request).expect("a JSON object serializes").into();
+        ForwardedBody { json, adds_usage, client_options }
+    }
+
+    /// Forwards a request, and repeats it without what we have added if the server rejects that.
+    async fn forward(&self, endpoint: Endpoint, body: ForwardedBody) -> Result<Proxied, Error> {
+        let mut backoff = Backoff::new(self.inner.settings.retries);
+        let answer = loop {
+            let answer = self.send(endpoint, body.json.clone(), &mut backoff).await?;
+            let pause = if is_retryable(answer.response.status().as_u16()) {
+                backoff.next(retry_after(answer.response.headers()))
+            } else {
+                None
+            };
+            match pause {
+                Some(pause) => {
+                    drop(answer);
+                    self.wait(pause).await;
+                }
+                None => break answer,
+            }
+        };
+        let status = answer.response.status();
+        if status.is_redirection() {
+            let report = self.read_report(answer).await;
+            return Err(self.rejected(&report));
+        }
+        let header = |name: &HeaderName| {
+            answer.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let (content_type, retry_after) = (header(&CONTENT_TYPE), header(&RETRY_AFTER));
+        let idle = self.inner.settings.idle_timeout;
+        if !status.is_success() {
+            let text = answer.text(idle).await;
+            if let Some(request) = body.without_added_usage().filter(|_| rejects_stream_options(status.as_u16(), &text))
+            {
+                let model = request.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
+                tracing::info!(server = self.name(), model, "the model server rejected stream_options");
+                self.inner.learned.store(&model, &self.inner.learned.get(&model).omitting(STREAM_OPTIONS));
+                let json = serde_json::to_vec(&request).expect("a JSON object serializes").into();
+                return Box::pin(
+                    self.forward(endpoint, ForwardedBody { json, adds_usage: false, client_options: None }),
+                )
+                .await;
+            }
+            let body = futures_util::stream::iter([Ok(Bytes::from(self.inner.mask.apply(&text)))]).boxed();
+            let status = status.as_u16();
+            return Ok(Proxied { status, content_type, retry_after, is_stream: false, usage_was_added: false, body });
+        }
+        let usage_was_added = body.adds_usage;
+        drop(body);
+        let is_stream = is_event_stream(content_type.as_deref(), answer.first.as_deref().unwrap_or_default());
+        let upstream = self.clone();
+        let body = async_stream::stream! {
+            let mut bytes = std::pin::pin!(answer.into_bytes());
+            // The end of a stream is checked like the end of a run's answer. The content is forwarded unchanged.
+            let mut reader = AnswerReader::new(ThinkTags::Keep);
+            let mut is_readable = is_stream;
+            loop {
+                let timeout = if is_stream { end_timeout(&reader, idle) } else { Some(idle) };
+                let Some(timeout) = timeout else { return };
+                match tokio::time::timeout(timeout, bytes.next()).await {
+                    Ok(Some(Ok(bytes))) => {
+                        is_readable = is_readable && reader.push(&bytes, &mut Vec::new()).is_ok();
+                        yield Ok(upstream.inner.mask.apply_to_bytes(bytes));
+                    }
+                    Ok(None) => break,
+                    Err(_) | Ok(Some(Err(_))) if reader.has_finish() => return,
+                    Ok(Some(Err(error))) => {
+                        yield Err(upstream.unavailable(&upstream.broken(&error)));
+                        return;
+                    }
+                    Err(_) => {
+                        yield Err(upstream.unavailable(&upstream.stalled()));
+                        return;
+                    }
+                }
+            }
+            if is_readable && let Err(failure) = reader.end(&mut Vec::new()) {
+                yield Err(upstream.failed_answer(failure));
+            }
+        };
+        Ok(Proxied {
+            status: status.as_u16(),
+            content_type,
+            retry_after,
+            is_stream,
+            usage_was_added,
+            body: body.boxed(),
+        })
+    }
+
     fn broken(&self, error: &reqwest::Error) -> String {
         format!("closed the connection during its answer: {}", self.cause(error))
     }
@@ -338,6 +448,36 @@ impl Upstream {
         let text = self.inner.mask.apply(report.message.trim());
         if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
     }
+}
+
+/// The body of a request that is forwarded.
+struct ForwardedBody {
+    json: Bytes,
+    /// Whether we ask for the usage, and the client does not.
+    adds_usage: bool,
+    /// The `stream_options` of the client.
+    client_options: Option<Value>,
+}
+
+impl ForwardedBody {
+    /// Returns the request of the client, if we have asked for the usage.
+    fn without_added_usage(&self) -> Option<Map<String, Value>> {
+        if !self.adds_usage {
+            return None;
+        }
+        let mut request: Map<String, Value> = serde_json::from_slice(&self.json).ok()?;
+        match &self.client_options {
+            Some(options) => request.insert(STREAM_OPTIONS.to_owned(), options.clone()),
+            None => request.remove(STREAM_OPTIONS),
+        };
+        Some(request)
+    }
+}
+
+/// Returns whether an error says that the server does not support `stream_options`.
+fn rejects_stream_options(status: u16, text: &str) -> bool {
+    let names = [STREAM_OPTIONS, "streamOptions", "include_usage"];
+    matches!(status, 400..500) && status != 429 && names.iter().any(|name| text.contains(name))
 }
 
 /// An answer that has started.
@@ -506,72 +646,7 @@ impl ChatModel for Upstream {
     }
 
     async fn proxy(&self, endpoint: Endpoint, request: Map<String, Value>) -> Result<Proxied, Error> {
-        let body: Bytes = serde_json::to_vec(&request).expect("a JSON object serializes").into();
-        drop(request);
-        let mut backoff = Backoff::new(self.inner.settings.retries);
-        let answer = loop {
-            let answer = self.send(endpoint, body.clone(), &mut backoff).await?;
-            let pause = if is_retryable(answer.response.status().as_u16()) {
-                backoff.next(retry_after(answer.response.headers()))
-            } else {
-                None
-            };
-            match pause {
-                Some(pause) => {
-                    drop(answer);
-                    self.wait(pause).await;
-                }
-                None => break answer,
-            }
-        };
-        drop(body);
-        let status = answer.response.status();
-        if status.is_redirection() {
-            let report = self.read_report(answer).await;
-            return Err(self.rejected(&report));
-        }
-        let header = |name: &HeaderName| {
-            answer.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
-        let (content_type, retry_after) = (header(&CONTENT_TYPE), header(&RETRY_AFTER));
-        let idle = self.inner.settings.idle_timeout;
-        if !status.is_success() {
-            let text = self.inner.mask.apply(&answer.text(idle).await);
-            let body = futures_util::stream::iter([Ok(Bytes::from(text))]).boxed();
-            return Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream: false, body });
-        }
-        let is_stream = is_event_stream(content_type.as_deref(), answer.first.as_deref().unwrap_or_default());
-        let upstream = self.clone();
-        let body = async_stream::stream! {
-            let mut bytes = std::pin::pin!(answer.into_bytes());
-            // The end of a stream is checked like the end of a run's answer. The content is forwarded unchanged.
-            let mut reader = AnswerReader::new(ThinkTags::Keep);
-            let mut is_readable = is_stream;
-            loop {
-                let timeout = if is_stream { end_timeout(&reader, idle) } else { Some(idle) };
-                let Some(timeout) = timeout else { return };
-                match tokio::time::timeout(timeout, bytes.next()).await {
-                    Ok(Some(Ok(bytes))) => {
-                        is_readable = is_readable && reader.push(&bytes, &mut Vec::new()).is_ok();
-                        yield Ok(upstream.inner.mask.apply_to_bytes(bytes));
-                    }
-                    Ok(None) => break,
-                    Err(_) | Ok(Some(Err(_))) if reader.has_finish() => return,
-                    Ok(Some(Err(error))) => {
-                        yield Err(upstream.unavailable(&upstream.broken(&error)));
-                        return;
-                    }
-                    Err(_) => {
-                        yield Err(upstream.unavailable(&upstream.stalled()));
-                        return;
-                    }
-                }
-            }
-            if is_readable && let Err(failure) = reader.end(&mut Vec::new()) {
-                yield Err(upstream.failed_answer(failure));
-            }
-        };
-        Ok(Proxied { status: status.as_u16(), content_type, retry_after, is_stream, body: body.boxed() })
+        self.forward(endpoint, self.forwarded_body(endpoint, request)).await
     }
 
     async fn list(&self) -> Result<Vec<ModelObject>, Error> {

@@ -13,6 +13,7 @@ mod models;
 mod report;
 mod visible;
 
+pub(super) use chunk::{embeddings_usage, usage};
 pub use client::{Settings, Upstream};
 pub use mask::MASK;
 pub use visible::ThinkTags;
