@@ -45,3 +45,4 @@ mod streaming;
 mod threads;
 mod tool_calls;
 mod upstreams;
+mod usage;
