@@ -1,5 +1,6 @@
 //! The checks at the end: compares the state of the servers with the acknowledged requests and the answers of the model.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::client::{Conversation, has_ended};
 use crate::upstream::{Answer, Script, Turn};
-use crate::world::World;
+use crate::world::{LedgerRow, World};
 
 /// The setting `max_attempts`.
 pub const ATTEMPTS_MAX: usize = 5;
@@ -123,6 +124,8 @@ async fn check_run(
             return Err(format!("the model was called {calls} times in turn {turn}"));
         }
     }
+    let (claims, recorded) = world.ledger(id).await;
+    check_recorded_calls(world, script, claims, &recorded)?;
     let steps = list(world, &format!("/v1/threads/{}/runs/{id}/steps?order=asc", conversation.thread)).await;
     let of_message = steps.iter().filter(|step| step["type"] == "message_creation").count();
     let own: Vec<&Value> =
@@ -143,7 +146,10 @@ async fn check_run(
         return Err("a step of an ended run is in progress".to_owned());
     }
     match status {
-        "completed" => check_completed(world, run, script, text, &calls, &steps),
+        "completed" => {
+            let kept = check_completed(world, run, script, text, &calls, &steps)?;
+            check_recorded_tokens(&kept, &recorded)
+        }
         "failed" => {
             let message = run["last_error"]["message"].as_str().unwrap_or_default();
             let is_given_up = message.starts_with(&format!("The run was attempted {ATTEMPTS_MAX} times"));
@@ -163,8 +169,9 @@ fn check_completed(
     text: &str,
     calls: &[&Value],
     steps: &[Value],
-) -> Result<(), String> {
+) -> Result<Vec<Answer>, String> {
     let (mut rest, mut calls, mut tokens) = (text, calls.iter(), 0);
+    let mut kept = Vec::new();
     for (index, turn) in script.turns.iter().enumerate() {
         let answers = world.upstream.answers(&script.tag, index);
         rest = rest.strip_prefix(TURN_SEPARATOR).unwrap_or(rest);
@@ -173,6 +180,7 @@ fn check_completed(
             .ok_or_else(|| format!("turn {index} is not a complete answer of {answers:?}: {rest:?}, {step:?}"))?;
         rest = &rest[answer_text(answer, turn.words).len()..];
         tokens += answer.total_tokens();
+        kept.push(answer.clone());
     }
     if !rest.is_empty() {
         return Err(format!("text after the last answer: {rest:?}"));
@@ -184,7 +192,37 @@ fn check_completed(
     if run["usage"]["total_tokens"] != tokens || of_steps != tokens {
         return Err(format!("usage {}, sum of the steps {of_steps}, but the model reported {tokens}", run["usage"]));
     }
+    Ok(kept)
+}
+
+/// Checks the number of recorded calls of a run against those that the model server has seen.
+///
+/// Each claim leads to at most one call and at most one row, so there are at most as many rows as claims: a row without a call
+/// is from a server that was lost between its claim and its call. A call without a row is the last one of a run that ended
+/// before an answer began, or that a server other than the driver ended; there is at most one.
+fn check_recorded_calls(world: &World, script: &Script, claims: i64, recorded: &[LedgerRow]) -> Result<(), String> {
+    let seen: usize = (0..script.turns.len()).map(|turn| world.upstream.answers(&script.tag, turn).len()).sum();
+    let rows = recorded.len();
+    match rows.cmp(&seen) {
+        Ordering::Less => world.count("calls without a row in the ledger"),
+        Ordering::Equal => world.count("runs with a row for each call"),
+        Ordering::Greater => world.count("runs with rows of calls that were not made"),
+    }
+    if rows + 1 < seen || i64::try_from(rows).is_ok_and(|rows| rows > claims) {
+        return Err(format!("{rows} calls are recorded, but the model server saw {seen} in {claims} attempts"));
+    }
     Ok(())
+}
+
+/// Checks that the recorded calls that stood are the answers that the run has kept, to the token.
+fn check_recorded_tokens(kept: &[Answer], recorded: &[LedgerRow]) -> Result<(), String> {
+    let mut expected: Vec<(u64, u64)> =
+        kept.iter().map(|answer| (answer.prompt_tokens, answer.total_tokens() - answer.prompt_tokens)).collect();
+    let mut stood: Vec<(u64, u64)> =
+        recorded.iter().filter(|row| row.stood).map(|row| (row.input, row.output)).collect();
+    expected.sort_unstable();
+    stood.sort_unstable();
+    if stood == expected { Ok(()) } else { Err(format!("recorded {stood:?}, but the model reported {expected:?}")) }
 }
 
 fn answer_text(answer: &Answer, words: usize) -> String {

@@ -21,6 +21,15 @@ pub enum Store {
     Postgres(String),
 }
 
+/// A call of the model in the usage ledger.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerRow {
+    /// Whether its answer is part of the run.
+    pub stood: bool,
+    pub input: u64,
+    pub output: u64,
+}
+
 /// The configuration of a world.
 pub struct Plan {
     pub assistd: PathBuf,
@@ -171,6 +180,31 @@ impl World {
         }
         self.violation(format!("{method} {path}: no response within two minutes"));
         None
+    }
+
+    /// Returns how often a run was claimed, and its rows in the usage ledger: whether the call stood, and its input and output
+    /// tokens.
+    pub async fn ledger(&self, run: &str) -> (i64, Vec<LedgerRow>) {
+        use sqlx::Connection as _;
+        const ROWS: &str = "select stood, input_tokens, output_tokens from model_calls where run_id = $1";
+        const CLAIMS: &str = "select claims from runs where id = $1";
+        let (claims, rows): ((i64,), Vec<(bool, i64, i64)>) = if self.database_url.starts_with("sqlite:") {
+            let mut connection = sqlx::SqliteConnection::connect(&self.database_url).await.expect("the file exists");
+            let rows = sqlx::query_as(ROWS).bind(run).fetch_all(&mut connection).await.expect("the ledger is readable");
+            let claims = sqlx::query_as(CLAIMS).bind(run).fetch_one(&mut connection).await.expect("the run exists");
+            (claims, rows)
+        } else {
+            let mut connection = sqlx::PgConnection::connect(&self.database_url).await.expect("Postgres is up");
+            let rows = sqlx::query_as(ROWS).bind(run).fetch_all(&mut connection).await.expect("the ledger is readable");
+            let claims = sqlx::query_as(CLAIMS).bind(run).fetch_one(&mut connection).await.expect("the run exists");
+            (claims, rows)
+        };
+        let row = |(stood, input, output): (bool, i64, i64)| LedgerRow {
+            stood,
+            input: input.unsigned_abs(),
+            output: output.unsigned_abs(),
+        };
+        (claims.0, rows.into_iter().map(row).collect())
     }
 
     /// Opens a stream.
