@@ -9,6 +9,7 @@
 
 mod support;
 
+mod access;
 mod assistants;
 mod async_openai;
 mod auth;
@@ -24,6 +25,7 @@ mod docs;
 mod early_replies;
 mod engine;
 mod expiry;
+mod isolation;
 mod layers;
 mod limits;
 mod lists;

@@ -7,6 +7,7 @@ functions, with the scripted model server in ASSISTD_UPSTREAM_URL. In the exampl
 server's address. The examples of a page run in one empty folder:
 
     sh      with `sh -e`. Instead of starting a server, `cargo run --release` and `assistd` check their settings.
+            `assistd projects` and `assistd keys` work on the database of the server.
     python  with openai-python.
     js      with openai-node.
     toml    as the settings file of `assistd config`. It is stored under the name in its first line, such as
@@ -52,6 +53,7 @@ COMMANDS = {
 for argument; do
     case $argument in
         config | migrate | health | --help | --version) exec "$EXAMPLES_ASSISTD" "$@" ;;
+        projects | keys) ASSISTD_DATA_DIR=$EXAMPLES_DATA_DIR exec "$EXAMPLES_ASSISTD" "$@" ;;
     esac
 done
 [ "$1" != serve ] || shift
@@ -210,6 +212,8 @@ class Page(unittest.TestCase):
         environment = clean_environment()
         environment["PATH"] = f"{self.folder}/bin:{Path(sys.executable).parent}:{environment['PATH']}"
         environment |= {"EXAMPLES_ASSISTD": self.assistd, "NO_PROXY": "127.0.0.1"}
+        # `assistd projects` and `assistd keys` work on the database of the server.
+        environment["EXAMPLES_DATA_DIR"] = f"{self.folder}/server"
         if block.language == "sh":
             # The address for `assistd health`.
             environment["ASSISTD_LISTEN"] = self.server.address

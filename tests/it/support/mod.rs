@@ -4,6 +4,7 @@ pub mod client;
 pub mod contract;
 pub mod database;
 pub mod disk;
+pub mod projects;
 pub mod run;
 pub mod server;
 mod skip;
