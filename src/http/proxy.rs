@@ -14,7 +14,8 @@ use axum::response::Response;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt as _};
 use schemars::SchemaGenerator;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::drain::Drain;
 use super::error::Error;
@@ -22,6 +23,7 @@ use super::extract::{Object, Params};
 use super::layers::auth::Caller;
 use super::routes::{Routes, operation};
 use super::state::App;
+use crate::access::{self, Tokens};
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::organization::usage::{CallKind, ModelCall};
@@ -34,6 +36,10 @@ use crate::store::{self, Store};
 
 /// Maximum length of a model name, in characters.
 const MODEL_CHARS_MAX: usize = 256;
+/// Members of a request that limit its output tokens.
+const OUTPUT_MAX_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
+/// How long tokens are reserved for a request whose server was lost, in seconds.
+const RESERVED_FOR_S: u64 = 3_600;
 /// Pauses before the call is recorded again while the database is unavailable. The response ends afterwards in any case.
 const RECORD_PAUSES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_500)];
@@ -89,6 +95,11 @@ async fn forward(
     members.insert("model".to_owned(), Value::String(route.model));
     let open_response = app.drain.register();
     let prompt = PromptSample::of_forwarded(&members);
+    let reservation = tokio::select! {
+        biased;
+        () = app.drain.stopped() => return Err(stopping().into()),
+        reservation = reserve_tokens(&app, caller, &prompt, &members) => reservation?,
+    };
     let proxied = tokio::select! {
         biased;
         () = app.drain.stopped() => return Err(stopping().into()),
@@ -98,7 +109,7 @@ async fn forward(
     let recorder = (status < 400).then(|| {
         let reader =
             if is_stream { UsageReader::of_stream(endpoint, usage_was_added) } else { UsageReader::of_json(endpoint) };
-        Recorder::new(&app, new_call(caller, endpoint, name), prompt, reader)
+        Recorder::new(&app, new_call(caller, endpoint, name), prompt, reader, reservation)
     });
     let pieces = until_stopped(body, is_stream, app.drain.clone());
     let pieces = async_stream::stream! {
@@ -120,6 +131,49 @@ async fn forward(
         response.headers_mut().insert(header::RETRY_AFTER, after);
     }
     Ok(response)
+}
+
+/// The tokens that are reserved for a request. Released when this is dropped, which is after the call was recorded.
+struct Reservation {
+    id: String,
+    tokens: Arc<Tokens>,
+    drain: Drain,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let (id, tokens) = (std::mem::take(&mut self.id), self.tokens.clone());
+        self.drain.spawn(async move { tokens.release(&id).await });
+    }
+}
+
+/// Reserves the tokens of a request, if its project has limits of tokens. Waits while other calls of the project may reach a
+/// limit.
+async fn reserve_tokens(
+    app: &App,
+    caller: &Caller,
+    prompt: &PromptSample,
+    members: &Map<String, Value>,
+) -> Result<Option<Reservation>, Error> {
+    if !app.limits.of(&caller.scope).await?.limits_tokens() {
+        return Ok(None);
+    }
+    let sample = prompt.clone();
+    let prompt = tokio::task::spawn_blocking(move || sample.estimate()).await.unwrap_or_default();
+    let id = format!("fwd_{}", Uuid::now_v7().simple());
+    let output_max = OUTPUT_MAX_MEMBERS.iter().find_map(|name| members.get(*name)?.as_u64());
+    let call = access::Call {
+        id: &id,
+        scope: &caller.scope,
+        prompt: prompt as u64,
+        output_max,
+        expires_at: app.clock.now().plus(RESERVED_FOR_S),
+    };
+    match app.tokens.reserve(&call).await? {
+        Ok(true) => Ok(Some(Reservation { id, tokens: app.tokens.clone(), drain: app.drain.clone() })),
+        Ok(false) => Ok(None),
+        Err(reached) => Err(reached.error().into()),
+    }
 }
 
 /// A part of a response.
@@ -232,11 +286,19 @@ struct Recorder {
     drain: Drain,
     /// The call, until it is recorded.
     call: Option<ModelCall>,
+    reservation: Option<Reservation>,
 }
 
 impl Recorder {
-    fn new(app: &App, call: ModelCall, prompt: PromptSample, reader: UsageReader) -> Self {
-        Self { reader, prompt, database: app.database.clone(), drain: app.drain.clone(), call: Some(call) }
+    fn new(
+        app: &App,
+        call: ModelCall,
+        prompt: PromptSample,
+        reader: UsageReader,
+        reservation: Option<Reservation>,
+    ) -> Self {
+        let (database, drain) = (app.database.clone(), app.drain.clone());
+        Self { reader, prompt, database, drain, call: Some(call), reservation }
     }
 
     /// Records the call, unless it is recorded already. `stood` says whether the client is sent the whole answer.
@@ -263,7 +325,9 @@ impl Recorder {
         }
         let (reported, written, prompt) = (self.reader.usage(), self.reader.written().clone(), self.prompt.clone());
         let database = self.database.clone();
+        let reservation = self.reservation.take();
         Some(async move {
+            let _reservation = reservation;
             let usage = match reported {
                 Some(usage) => usage,
                 // Counting takes a few milliseconds, and longer the first time.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::both_stores;
 use crate::support::client::{Client, Reply};
 use crate::support::database::Database;
+use crate::support::projects::{ADMIN_KEY, administer};
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -185,4 +186,44 @@ both_stores!(a_run_that_meets_its_limit_between_two_turns_fails_and_names_it, as
         )
         .await;
     assert_eq!((status, &error["type"], &error["code"]), (429, &json!("tokens"), &json!("rate_limit_exceeded")));
+});
+
+both_stores!(forwarded_requests_count_towards_the_limits_of_tokens, async |database: Database| {
+    let upstream = Upstream::start().await;
+    let server = Server::with(&database, &upstream, &[("TOKENS_PER_DAY", "20")]).await;
+    let send = async || {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": true});
+        let request = server.client.request(Method::POST, "/v1/chat/completions").json(&body);
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, response.text().await.unwrap())
+    };
+
+    // The model server reports 8 tokens for each answer.
+    let replies = futures_util::future::join_all((0..9).map(|_| send())).await;
+
+    let accepted = replies.iter().filter(|(status, _)| *status == 200).count();
+    let (_, rejected) = replies.iter().find(|(status, _)| *status == 429).expect("the limit is reached");
+    assert!(rejected.contains("insufficient_quota") && rejected.contains("Limit 20, Used 24"), "{rejected}");
+    assert_eq!((accepted, upstream.requests().len()), (3, 3));
+    let assistant = server.client.create_assistant().await;
+    assert_eq!(create_run(&server.client, &assistant).await.status, 429, "runs share the limit");
+});
+
+both_stores!(an_administrator_can_raise_a_limit_that_is_reached, async |database: Database| {
+    let settings = [("REQUESTS_PER_MINUTE", "1"), ("API_KEYS", "sk-member"), ("ADMIN_KEYS", ADMIN_KEY)];
+    let server = Server::with(&database, &Upstream::start().await, &settings).await;
+    let send = async || {
+        let request = server.client.request(Method::GET, "/v1/assistants").bearer_auth("sk-member");
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((send().await, send().await), (200, 429));
+
+    let limit = "/v1/organization/projects/proj_default/rate_limits/rl_all";
+    for number in [2, 3] {
+        let body = json!({"max_requests_per_1_minute": number});
+        assert_eq!(administer(&server.client, Method::POST, limit, Some(&body)).await.status, 200);
+    }
+
+    assert_eq!((send().await, send().await, send().await), (200, 200, 429), "one request was counted before");
 });
