@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page, project, read};
+use super::page::{List, page, read};
 use super::{Backend, Db, Row};
 use crate::api::message::MessageState;
 use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, Scope, ThreadId, Timestamp};
@@ -59,11 +59,10 @@ impl Messages for Backend {
         run: Option<&RunId>,
         query: &PageQuery,
     ) -> Result<Page<Message>, Error> {
-        let mut filter = vec![project(scope), ("thread_id", thread.as_str())];
-        if let Some(run) = run {
-            filter.push(("run_id", run.as_str()));
-        }
-        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", filter: &filter }, query).await?;
+        let of_run = run.map(|run| [("run_id", run.as_str())]);
+        let filter = of_run.as_ref().map_or(&[][..], |filter| filter);
+        let thread = Some((scope, thread));
+        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", filter, thread }, query).await?;
         read(self, &rows, from_row)
     }
 
@@ -87,8 +86,7 @@ impl Messages for Backend {
                  from (
                      select id, created_at, metadata, body, coalesce(place, seq) as context_seq, seq
                      from messages
-                     where thread_id = $1
-                       and project_id = $8
+                     where thread_id = (select id from threads where id = $1 and project_id = $8)
                        and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
                        and (coalesce(place, seq), seq) < ($4, $5)
                      order by coalesce(place, seq) desc, seq desc
@@ -125,8 +123,7 @@ impl Messages for Backend {
     async fn oldest_message(&self, scope: &Scope, thread: &ThreadId, run: &RunId) -> Result<Option<Message>, Error> {
         let row = sqlx::query::<Db>(
             "select id, created_at, metadata, body from messages
-             where thread_id = $1
-               and project_id = $4
+             where thread_id = (select id from threads where id = $1 and project_id = $4)
                and coalesce(place, seq) <= coalesce((select sees_to from runs where id = $2), $3)
              order by coalesce(place, seq), seq
              limit 1",

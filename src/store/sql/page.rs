@@ -4,8 +4,8 @@ use futures_util::TryStreamExt;
 use sqlx::{QueryBuilder, Row as _};
 
 use super::{Backend, Db, Row};
-use crate::api::Scope;
 use crate::api::page::{Order, Page, PageQuery};
+use crate::api::{Scope, ThreadId};
 use crate::store::Error;
 
 /// Maximum size of a page, in bytes. A larger page is cut, and the next page continues after it.
@@ -17,8 +17,10 @@ pub(super) struct List<'a> {
     pub columns: &'static str,
     /// The column whose size counts towards the limit.
     pub body: &'static str,
-    /// The filter: pairs of a column and its value. [`project`] comes first.
+    /// The filter: pairs of a column and its value. [`project`] comes first, unless the list is of a thread.
     pub filter: &'a [(&'static str, &'a str)],
+    /// The thread of the elements.
+    pub thread: Option<(&'a Scope, &'a ThreadId)>,
 }
 
 /// A condition besides the filter of a list.
@@ -118,6 +120,12 @@ fn filtered(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
     sql.push(columns).push(" from ").push(list.table).push(" where true");
     for (column, value) in list.filter {
         sql.push(" and ").push(column).push(" = ").push_bind((*value).to_owned());
+    }
+    if let Some((scope, thread)) = list.thread {
+        // The project of the thread, and not that of the elements: Postgres would multiply the selectivities of both
+        // columns, expect few elements, and sort all elements of a long thread instead of reading the index backwards.
+        sql.push(" and thread_id = (select id from threads where id = ").push_bind(thread.as_str().to_owned());
+        sql.push(" and project_id = ").push_bind(scope.as_str().to_owned()).push(")");
     }
     sql
 }

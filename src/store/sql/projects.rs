@@ -76,7 +76,8 @@ impl Projects for Backend {
 
     async fn list_projects(&self, include_archived: bool, query: &PageQuery) -> Result<Page<Project>, Error> {
         let filter: &[_] = if include_archived { &[] } else { &[("status", "active")] };
-        let rows = page(self, &List { table: "projects", columns: COLUMNS, body: "name", filter }, query).await?;
+        let rows = page(self, &List { table: "projects", columns: COLUMNS, body: "name", filter, thread: None }, query)
+            .await?;
         read(self, &rows, from_row)
     }
 

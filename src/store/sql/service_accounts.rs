@@ -70,7 +70,9 @@ impl ServiceAccounts for Backend {
         query: &PageQuery,
     ) -> Result<Page<ServiceAccount>, Error> {
         let filter = [("project_id", project.as_str())];
-        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter }, query).await?;
+        let rows =
+            page(self, &List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, thread: None }, query)
+                .await?;
         read(self, &rows, from_row)
     }
 
