@@ -229,7 +229,7 @@ pub enum Start {
     Leased(Duration),
     /// Queued.
     Due,
-    /// Waiting for the runs before it on its thread; see [`Runs::promote_run`].
+    /// Waiting for the runs before it on its thread; see [`RunEngine::promote_run`].
     Waiting,
 }
 
