@@ -231,6 +231,11 @@ impl Settings {
             if keys.iter().any(|key| key.expose().trim().is_empty()) {
                 return Err(Error(format!("{name} contains an empty key")));
             }
+            if !keys.iter().all(|key| key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+                return Err(Error(format!(
+                    "{name} contains a key with a space or a character that is not ASCII; clients could not send it"
+                )));
+            }
         }
         self.address()?;
         Ok(())

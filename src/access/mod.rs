@@ -13,7 +13,7 @@ pub use authenticator::{Authenticator, Rejection};
 pub use cache::Cache;
 pub use limits::EffectiveLimits;
 pub use requests::{Budget, Requests};
-pub use tokens::{Call, Reached, Tokens};
+pub use tokens::{Call, Reached, Reservation, Tokens};
 
 /// What the caller of a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::api::{Scope, Timestamp};
 use crate::clock::Clock;
 use crate::store::{self, Store};
 
-/// The part of the remaining budget that a server takes at once, if several servers use the database.
+/// The part of the remaining budget that a server takes at once.
 const SHARE: u32 = 16;
 /// Maximum number of projects whose shares are in memory. When it is reached, the shares are dropped.
 const PROJECTS_MAX: usize = 10_000;
@@ -43,6 +43,16 @@ struct Share {
     ends_at: Timestamp,
 }
 
+impl Share {
+    /// Applies another limit to the rest of the window.
+    fn change_limit(&mut self, limit: u32) {
+        let taken = self.limit - self.untaken;
+        self.left = self.left.saturating_sub(taken.saturating_sub(limit));
+        self.untaken = limit.saturating_sub(taken);
+        self.limit = limit;
+    }
+}
+
 /// Counts the requests of projects.
 #[derive(Debug)]
 pub struct Requests {
@@ -66,11 +76,13 @@ impl Requests {
         let share = self.share(scope);
         let mut share = share.lock().await;
         let now = self.clock.now();
-        let is_over = now >= share.ends_at || share.limit != limit;
+        let is_over = now >= share.ends_at;
+        if !is_over && share.limit != limit {
+            share.change_limit(limit);
+        }
         if is_over || share.left == 0 && share.untaken > 0 {
             let untaken = if is_over { limit } else { share.untaken };
-            let wanted = if self.database.is_shared() { untaken.div_ceil(SHARE) } else { limit };
-            let taken = self.database.take_requests(scope, limit, wanted).await?;
+            let taken = self.database.take_requests(scope, limit, untaken.div_ceil(SHARE)).await?;
             *share = Share { limit, left: taken.granted, untaken: taken.untaken, ends_at: taken.ends_at };
         }
         let is_exceeded = share.left == 0;

@@ -8,6 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
 use super::EffectiveLimits;
 use crate::api::error::{Error, Kind};
 use crate::api::organization::Limits;
@@ -21,6 +24,10 @@ const SETTLED_AFTER_S: i64 = 120;
 const SETTLED_FOR_S: i64 = 60;
 /// Pause before a reservation is tried again while calls that may reach the limit have not ended.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// How long tokens are reserved without a renewal, in seconds: how long they are blocked if their server is lost.
+const RESERVED_FOR_S: u64 = 30;
+/// Interval of renewals.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
 /// Maximum number of projects whose sums are in memory. When it is reached, they are dropped.
 const PROJECTS_MAX: usize = 10_000;
 
@@ -88,8 +95,27 @@ pub struct Call<'a> {
     pub prompt: u64,
     /// Maximum number of output tokens, if the call sets one.
     pub output_max: Option<u64>,
-    /// When the reservation ends if its server is lost.
-    pub expires_at: Timestamp,
+}
+
+/// Reserved tokens. They are renewed until this is dropped, which must be after the call was recorded, and then released.
+#[derive(Debug)]
+pub struct Reservation {
+    id: String,
+    database: Arc<dyn Store>,
+    tasks: TaskTracker,
+    _renewal: DropGuard,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let (id, database) = (std::mem::take(&mut self.id), self.database.clone());
+        self.tasks.spawn(async move {
+            // If this fails, the reservation expires.
+            if let Err(error) = database.release_tokens(&id).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to release reserved tokens");
+            }
+        });
+    }
 }
 
 /// Reserves tokens of projects.
@@ -99,13 +125,18 @@ pub struct Tokens {
     clock: Arc<Clock>,
     limits: Arc<EffectiveLimits>,
     settled: Mutex<HashMap<Scope, SettledTokens>>,
+    /// Held by the call of a project that is being reserved. The others wait in line, so that only one of them uses the
+    /// database.
+    lines: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<()>>>>,
+    tasks: TaskTracker,
 }
 
 impl Tokens {
     /// Creates the reservations. All servers with the same database share the budgets.
     #[must_use]
     pub fn new(database: Arc<dyn Store>, clock: Arc<Clock>, limits: Arc<EffectiveLimits>) -> Self {
-        Self { database, clock, limits, settled: Mutex::default() }
+        let (settled, lines, tasks) = (Mutex::default(), Mutex::default(), TaskTracker::new());
+        Self { database, clock, limits, settled, lines, tasks }
     }
 
     /// Returns the limit that a project has reached, if any.
@@ -122,19 +153,23 @@ impl Tokens {
         Ok(used.reached(&limits, 0).map(|(limit, value, used)| Reached::new(limit, value, used, now)))
     }
 
-    /// Reserves tokens for a model call. Waits while other calls of the project may reach a limit. Returns whether tokens
-    /// were reserved, which [`Tokens::release`] must release, or the limit that is reached.
+    /// Reserves tokens for a model call. Waits while other calls of the project may reach a limit. Returns `None` if the
+    /// project has no limit of tokens, or else the reservation, or the limit that is reached.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn reserve(&self, call: &Call<'_>) -> Result<Result<bool, Reached>, store::Error> {
+    pub async fn reserve(&self, call: &Call<'_>) -> Result<Result<Option<Reservation>, Reached>, store::Error> {
+        if !self.limits.of(call.scope).await?.limits_tokens() {
+            return Ok(Ok(None));
+        }
+        let line = self.line(call.scope);
+        let _first = line.lock().await;
+        // Exists before the tokens are reserved, so that they are released if this future is dropped.
+        let reservation = self.reservation(call.id);
         loop {
             let limits = self.limits.of(call.scope).await?;
-            if !limits.limits_tokens() {
-                return Ok(Ok(false));
-            }
             match self.try_reserve(call, &limits).await? {
-                Reserved::Granted => return Ok(Ok(true)),
+                Reserved::Granted => return Ok(Ok(Some(reservation))),
                 Reserved::Pending => tokio::time::sleep(RETRY_EVERY).await,
                 Reserved::Reached(limit, value, used) => {
                     return Ok(Err(Reached::new(limit, value, used, self.clock.now())));
@@ -143,16 +178,38 @@ impl Tokens {
         }
     }
 
-    /// Releases the tokens that were reserved for a call, after the call was recorded. If this fails, the reservation
-    /// expires.
-    pub async fn release(&self, id: &str) {
-        if let Err(error) = self.database.release_tokens(id).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "failed to release reserved tokens");
+    /// Waits until all reservations that were dropped are released.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn line(&self, scope: &Scope) -> Arc<tokio::sync::Mutex<()>> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() >= PROJECTS_MAX && !lines.contains_key(scope) {
+            lines.retain(|_, line| Arc::strong_count(line) > 1);
         }
+        lines.entry(scope.clone()).or_default().clone()
+    }
+
+    fn reservation(&self, id: &str) -> Reservation {
+        let ended = CancellationToken::new();
+        let (database, clock, renewed) = (self.database.clone(), self.clock.clone(), id.to_owned());
+        let until = ended.clone();
+        self.tasks.spawn(async move {
+            while until.run_until_cancelled(tokio::time::sleep(RENEW_EVERY)).await.is_some() {
+                if let Err(error) = database.renew_tokens(&renewed, clock.now().plus(RESERVED_FOR_S)).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "failed to renew reserved tokens");
+                }
+            }
+        });
+        let (database, tasks) = (self.database.clone(), self.tasks.clone());
+        Reservation { id: id.to_owned(), database, tasks, _renewal: ended.drop_guard() }
     }
 
     async fn try_reserve(&self, call: &Call<'_>, limits: &Limits) -> Result<Reserved, store::Error> {
-        let Call { id, scope, prompt, output_max, expires_at } = *call;
+        let Call { id, scope, prompt, output_max } = *call;
+        let expires_at = self.clock.now().plus(RESERVED_FOR_S);
         let settled = self.settled(scope).await?;
         let reservation = TokenReservation { id, scope, limits, settled, prompt, output_max, expires_at };
         self.database.reserve_tokens(&reservation).await

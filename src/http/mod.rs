@@ -67,18 +67,21 @@ fn merged(groups: impl IntoIterator<Item = Routes>) -> Router<App> {
 
 /// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
-    let api_routes = merged(groups()).route_layer(from_fn(layers::auth::require_member));
+    let members = |routes: Router<App>| {
+        routes
+            .route_layer(from_fn_with_state(app.clone(), layers::limit::check_rate_limit))
+            .route_layer(from_fn(layers::auth::require_member))
+    };
     let administration =
         merged(organization::routes()).route_layer(from_fn_with_state(app.clone(), layers::auth::require_admin));
-    let api_routes = api_routes.merge(administration);
-    let deployments = merged([proxy::routes()]).route_layer(from_fn(layers::auth::require_member));
+    let api_routes = members(merged(groups())).merge(administration);
+    let deployments = members(merged([proxy::routes()]));
     let api = BASE_PATHS
         .iter()
         .fold(Router::new(), |api, base| api.nest(base, api_routes.clone()))
         .nest("/openai/deployments/{deployment}", deployments)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(from_fn_with_state(app.clone(), layers::limit::check_rate_limit))
         .layer(from_fn_with_state(app.clone(), layers::auth::authenticate));
     let cors = layers::cors::layer(&app.settings.cors_origins);
     let all = Router::new()

@@ -23,7 +23,7 @@ use super::extract::{Object, Params};
 use super::layers::auth::Caller;
 use super::routes::{Routes, operation};
 use super::state::App;
-use crate::access::{self, Tokens};
+use crate::access::{self, Reservation};
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::organization::usage::{CallKind, ModelCall};
@@ -38,8 +38,8 @@ use crate::store::{self, Store};
 const MODEL_CHARS_MAX: usize = 256;
 /// Members of a request that limit its output tokens.
 const OUTPUT_MAX_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
-/// How long tokens are reserved for a request whose server was lost, in seconds.
-const RESERVED_FOR_S: u64 = 3_600;
+/// How long a request waits while other calls of its project may reach a limit of tokens.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pauses before the call is recorded again while the database is unavailable. The response ends afterwards in any case.
 const RECORD_PAUSES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_500)];
@@ -133,20 +133,6 @@ async fn forward(
     Ok(response)
 }
 
-/// The tokens that are reserved for a request. Released when this is dropped, which is after the call was recorded.
-struct Reservation {
-    id: String,
-    tokens: Arc<Tokens>,
-    drain: Drain,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let (id, tokens) = (std::mem::take(&mut self.id), self.tokens.clone());
-        self.drain.spawn(async move { tokens.release(&id).await });
-    }
-}
-
 /// Reserves the tokens of a request, if its project has limits of tokens. Waits while other calls of the project may reach a
 /// limit.
 async fn reserve_tokens(
@@ -162,18 +148,13 @@ async fn reserve_tokens(
     let prompt = tokio::task::spawn_blocking(move || sample.estimate()).await.unwrap_or_default();
     let id = format!("fwd_{}", Uuid::now_v7().simple());
     let output_max = OUTPUT_MAX_MEMBERS.iter().find_map(|name| members.get(*name)?.as_u64());
-    let call = access::Call {
-        id: &id,
-        scope: &caller.scope,
-        prompt: prompt as u64,
-        output_max,
-        expires_at: app.clock.now().plus(RESERVED_FOR_S),
+    let call = access::Call { id: &id, scope: &caller.scope, prompt: prompt as u64, output_max };
+    let Ok(reserved) = tokio::time::timeout(RESERVE_TIMEOUT, app.tokens.reserve(&call)).await else {
+        let message = "Rate limit reached for tokens of the project: other calls that have not ended may reach the limit. \
+                       Please try again in 1s.";
+        return Err(api::Error::new(Kind::TokensLimited, message).code("rate_limit_exceeded").retry_after(1).into());
     };
-    match app.tokens.reserve(&call).await? {
-        Ok(true) => Ok(Some(Reservation { id, tokens: app.tokens.clone(), drain: app.drain.clone() })),
-        Ok(false) => Ok(None),
-        Err(reached) => Err(reached.error().into()),
-    }
+    reserved?.map_err(|reached| reached.error().into())
 }
 
 /// A part of a response.

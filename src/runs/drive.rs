@@ -11,7 +11,9 @@ use super::machine::{Effect, Input, Progress};
 use super::stream::Live;
 use super::transition::{self, Current, Initiator, Transitions};
 use super::{Dependencies, Settings, retry_pauses};
+use crate::access::Reservation;
 use crate::api::error::{Error as ApiError, Kind};
+use crate::api::organization::usage::ModelCall;
 use crate::api::run::{ErrorCode, LastError, RunState};
 use crate::api::usage::Usage;
 use crate::api::{Message, Run, RunId};
@@ -66,8 +68,8 @@ pub(super) struct LeasedRun {
     pub current: Current,
     pub live: Arc<Live>,
     pub thread: Option<Vec<Message>>,
-    /// Whether tokens are reserved for the current turn.
-    pub holds_tokens: bool,
+    /// The tokens that are reserved for the current turn.
+    pub reservation: Option<Reservation>,
 }
 
 /// Why a run is no longer driven.
@@ -152,7 +154,7 @@ impl Driver {
             None => self.load_progress(work).await?,
         };
         let current = Current { progress, version: work.version, lease: work.lease };
-        let mut run = LeasedRun { current, live, thread: work.thread.take(), holds_tokens: false };
+        let mut run = LeasedRun { current, live, thread: work.thread.take(), reservation: None };
         if is_claimed {
             let LeasedRun { current, live, .. } = &run;
             let _gate = live.gate.lock().await;
@@ -212,9 +214,7 @@ impl Driver {
                     let input = self.model_turn(run, attempt).await?;
                     let effect = Box::pin(self.apply(run, attempt, input)).await?;
                     // The turn is recorded, and no longer needs a reservation.
-                    if std::mem::take(&mut run.holds_tokens) {
-                        self.dependencies.tokens.release(run.current.progress.run.spec.id.as_str()).await;
-                    }
+                    run.reservation = None;
                     effect
                 }
                 // The model call has already ended when the driver learns of the cancellation.
@@ -279,6 +279,7 @@ impl Driver {
     ) -> Result<Input, DriveError> {
         let spec = &run.current.progress.run.spec;
         let Some(found) = found else {
+            self.record_deleted_call(run, usage).await;
             run.live.fail(ApiError::new(
                 Kind::NotFound,
                 format!("Thread {} was deleted while run {} was active.", spec.thread_id, spec.id),
@@ -303,6 +304,18 @@ impl Driver {
             return Err(DriveError::EndedElsewhere);
         }
         Err(DriveError::LeaseLost)
+    }
+
+    /// Records the call of a run that was deleted, and whose commit therefore records nothing.
+    async fn record_deleted_call(&self, run: &LeasedRun, usage: Usage) {
+        if usage == Usage::default() {
+            return;
+        }
+        let call = ModelCall::of_run(&run.current.progress.run.spec, usage, false);
+        if let Err(error) = self.retry(|| self.dependencies.store.record_call(&call)).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, tokens = usage.total_tokens, "failed to record the usage of a deleted run");
+        }
     }
 
     /// Retries while the database is unavailable. The attempt cancels this when its lease is lost.

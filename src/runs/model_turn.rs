@@ -12,7 +12,7 @@ use super::prompt;
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
 use super::turn::{Calls, Turn, TurnEvent};
-use crate::access::{self, Reached};
+use crate::access::{self, Reached, Reservation};
 use crate::api::Message;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec};
 use crate::api::usage::Usage;
@@ -31,9 +31,6 @@ const PAGE_BYTES: usize = 1024 * 1024;
 const INLINE_BYTES: usize = 32 * 1024;
 /// A prompt up to this size, in bytes, does not reserve memory for large prompts.
 const SMALL_PROMPT_BYTES: usize = 256 * 1024;
-
-/// How long tokens are reserved after the deadline of a run whose server was lost, in seconds.
-const RESERVED_AFTER_DEADLINE_S: u64 = 60;
 
 /// An event that interrupts a turn.
 enum Interruption {
@@ -90,7 +87,7 @@ impl Driver {
             reserved = Box::pin(self.reserve_tokens(run, &prompt_tokens)) => reserved?,
         };
         match reserved {
-            Ok(holds_tokens) => run.holds_tokens = holds_tokens,
+            Ok(reservation) => run.reservation = reservation,
             Err(reached) => {
                 let error = LastError { code: ErrorCode::RateLimitExceeded, message: reached.message() };
                 return Ok(Input::Failed { error, usage: Usage::default() });
@@ -100,12 +97,12 @@ impl Driver {
     }
 
     /// Reserves the tokens of a turn, if the project has limits of tokens. Waits while other calls of the project may reach
-    /// a limit. Returns whether tokens are reserved, or the limit that is reached.
+    /// a limit. Returns the reservation, or the limit that is reached.
     async fn reserve_tokens(
         &self,
         run: &LeasedRun,
         prompt: &PromptTokens,
-    ) -> Result<Result<bool, Reached>, DriveError> {
+    ) -> Result<Result<Option<Reservation>, Reached>, DriveError> {
         let progress = &run.current.progress;
         let spec = &progress.run.spec;
         let prompt = match prompt {
@@ -121,7 +118,6 @@ impl Driver {
             scope: &spec.scope,
             prompt: prompt as u64,
             output_max: output_max.map(u64::from),
-            expires_at: spec.expires_at.plus(RESERVED_AFTER_DEADLINE_S),
         };
         Ok(self.retry(|| self.dependencies.tokens.reserve(&call)).await?)
     }

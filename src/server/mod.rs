@@ -81,6 +81,7 @@ pub struct Server {
     pub has_keys: bool,
     runs: RunService,
     drain: Drain,
+    tokens: Arc<Tokens>,
     database: Arc<dyn Store>,
     /// Stops the background loops.
     stopping: CancellationToken,
@@ -139,7 +140,7 @@ impl Server {
             models: models.clone(),
             ids,
             limits,
-            tokens,
+            tokens: tokens.clone(),
             requests: Arc::new(Requests::new(database.clone(), clock.clone())),
             clock,
             authenticator: authenticator.clone(),
@@ -180,6 +181,7 @@ impl Server {
             has_keys,
             runs,
             drain,
+            tokens,
             database,
             stopping,
             closing,
@@ -209,6 +211,7 @@ impl Server {
         self.tasks.close();
         let closed = async {
             self.tasks.wait().await;
+            self.tokens.drained().await;
             self.database.close().await;
         };
         if tokio::time::timeout(STOP_MAX, closed).await.is_err() {

@@ -89,7 +89,7 @@ pub struct TokenReservation<'a> {
     pub prompt: u64,
     /// Maximum number of output tokens, if the call sets one.
     pub output_max: Option<u64>,
-    /// When the reservation ends if it is not released.
+    /// When the reservation ends if it is neither renewed nor released.
     pub expires_at: Timestamp,
 }
 
@@ -118,6 +118,8 @@ pub trait Budgets {
     /// reservations of a project are serialized, so that together with what calls use, they exceed a limit by at most
     /// one call.
     async fn reserve_tokens(&self, reservation: &TokenReservation<'_>) -> Result<Reserved, Error>;
+    /// Extends a reservation that exists.
+    async fn renew_tokens(&self, id: &str, expires_at: Timestamp) -> Result<(), Error>;
     /// Releases a reservation, after the call was recorded.
     async fn release_tokens(&self, id: &str) -> Result<(), Error>;
 }

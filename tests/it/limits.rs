@@ -56,7 +56,7 @@ both_stores!(servers_share_the_requests_per_minute_of_a_project, async |database
     assert!(first + second <= 40, "{first} and {second} requests were accepted in one minute");
 
     for server in &servers {
-        server.clock.advance(60);
+        server.clock.advance(61);
     }
     let (third, _) = accepted(&servers, 60).await;
     assert!((40 - 2 * count..=40).contains(&third), "{third} of 40 requests were accepted in the next minute");
@@ -208,6 +208,58 @@ both_stores!(forwarded_requests_count_towards_the_limits_of_tokens, async |datab
     assert_eq!((accepted, upstream.requests().len()), (3, 3));
     let assistant = server.client.create_assistant().await;
     assert_eq!(create_run(&server.client, &assistant).await.status, 429, "runs share the limit");
+});
+
+both_stores!(calls_that_are_larger_than_earlier_ones_exceed_a_limit_by_at_most_one, async |database: Database| {
+    let large = r#"data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":900,"completion_tokens":100,"total_tokens":1000}}
+
+data: [DONE]
+
+"#;
+    let answers = std::iter::once(Answer::Tokens(vec!["Hello"])).chain((0..40).map(|_| Answer::Raw(large)));
+    let upstream = Upstream::scripted(answers).await;
+    let server = Server::with(&database, &upstream, &[("TOKENS_PER_DAY", "3000")]).await;
+    let assistant = server.client.create_assistant().await;
+    ended(&server.client, &create_run(&server.client, &assistant).await.body).await;
+
+    let creations = (0..12).map(|_| create_run(&server.client, &assistant));
+    for reply in futures_util::future::join_all(creations).await {
+        if reply.status == 200 {
+            ended(&server.client, &reply.body).await;
+        }
+    }
+
+    assert_eq!(upstream.requests().len(), 4, "a call of 8 tokens, and 3 calls of 1,000");
+});
+
+both_stores!(a_deleted_run_releases_its_tokens_and_is_counted, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Pause(vec!["one ", "two "])]).await;
+    let server = Server::with(&database, &upstream, &[("TOKENS_PER_DAY", "1000")]).await;
+    let assistant = server.client.create_assistant().await;
+    let run = create_run(&server.client, &assistant).await.body;
+    let thread = format!("/v1/threads/{}", run["thread_id"].as_str().unwrap());
+    while server.client.get(&format!("{thread}/messages?run_id={}", run["id"].as_str().unwrap())).await["data"]
+        .as_array()
+        .unwrap()
+        .is_empty()
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    server.client.delete(&thread).await;
+
+    let next = create_run(&server.client, &assistant).await.body;
+    assert_eq!(ended(&server.client, &next).await["status"], "completed", "it does not wait for the deleted run");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() - 60;
+    let used = server.client.get(&format!("/v1/usage?start_time={now}&bucket_width=1d")).await;
+    let requests: u64 = used["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|bucket| bucket["results"].as_array().unwrap())
+        .map(|result| result["num_model_requests"].as_u64().unwrap())
+        .sum();
+    assert_eq!(requests, 2, "{used:#}");
 });
 
 both_stores!(an_administrator_can_raise_a_limit_that_is_reached, async |database: Database| {

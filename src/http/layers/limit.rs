@@ -19,17 +19,14 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 
-/// Rejects a request if its project has exceeded its limit. Adds the rate limit headers to the response. Administrators
-/// belong to no project, and can always raise a limit.
+/// Rejects a request if its project has exceeded its limit. Adds the rate limit headers to the response. A layer of the
+/// routes for members: administrators can always raise a limit.
 pub(in crate::http) async fn check_rate_limit(
     State(app): State<App>,
     caller: Caller,
     request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    if !caller.role.is_member() {
-        return Ok(next.run(request).await);
-    }
     let limit = app.limits.of(&caller.scope).await?.requests_per_minute;
     // A larger limit is never reached in a minute.
     let Ok(limit @ 1..) = u32::try_from(limit) else { return Ok(next.run(request).await) };

@@ -7,10 +7,11 @@ use super::{Backend, Db, Row};
 use crate::api::{Scope, Timestamp};
 use crate::store::{Budgets, Error, Reserved, SettledTokens, TakenRequests, TokenReservation, UsedTokens};
 
-/// Length of a window of requests, and of the minute of tokens, in seconds.
-const WINDOW_S: i64 = 60;
-/// Tokens that are reserved for an answer if nothing is known about its length.
-const OUTPUT_TOKENS: u64 = 1_000;
+/// Length of a window of requests, and of the minute of tokens, in seconds. One more than a minute, because times are whole
+/// seconds, so that a window is never shorter.
+const WINDOW_S: i64 = 61;
+/// Tokens that are reserved for an answer without a limit, or with a higher one: few models write longer answers.
+const OUTPUT_TOKENS: u64 = 16_384;
 
 /// The tokens that were used in the last minute and since the settled times, and the largest recent call. Parameters: the
 /// fixed time, the project, the settled times of the day and the month, the earliest of these times, and the length of a
@@ -150,12 +151,10 @@ impl Budgets for Backend {
             tx.rollback().await?;
             return Ok(Reserved::Pending);
         }
-        // Our count of a prompt may be lower than the model server's, so no call is expected to be smaller than the largest
-        // recent one.
-        let tokens = match used.largest {
-            Some(largest) => largest.max(prompt),
-            None => prompt.saturating_add(output_max.map_or(OUTPUT_TOKENS, |max| max.min(OUTPUT_TOKENS))),
-        };
+        // Our count of a prompt may be lower than the model server's, so a quarter is added, and no call is expected to be
+        // smaller than the largest recent one.
+        let output = output_max.map_or(OUTPUT_TOKENS, |max| max.min(OUTPUT_TOKENS));
+        let tokens = prompt.saturating_add(prompt / 4).saturating_add(output).max(used.largest.unwrap_or(0));
         sqlx::query::<Db>(
             "insert into token_reservations (id, project_id, tokens, expires_at) values ($1, $2, $3, $4)
              on conflict (id) do update set tokens = excluded.tokens, expires_at = excluded.expires_at",
@@ -168,6 +167,15 @@ impl Budgets for Backend {
         .await?;
         tx.commit().await?;
         Ok(Reserved::Granted)
+    }
+
+    async fn renew_tokens(&self, id: &str, expires_at: Timestamp) -> Result<(), Error> {
+        sqlx::query::<Db>("update token_reservations set expires_at = $2 where id = $1")
+            .bind(id)
+            .bind(expires_at.0)
+            .execute(self.writer())
+            .await?;
+        Ok(())
     }
 
     async fn release_tokens(&self, id: &str) -> Result<(), Error> {

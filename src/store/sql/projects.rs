@@ -5,7 +5,7 @@ use sqlx::Row as _;
 
 use super::access::limits_of;
 use super::audit_log::{begin_change, record};
-use super::page::{List, page, read};
+use super::page::{Condition, List, page_where, read};
 use super::{Backend, Db, Row};
 use crate::api::organization::project::ModifyProject;
 use crate::api::organization::rate_limit::ModifyRateLimit;
@@ -75,10 +75,11 @@ impl Projects for Backend {
     }
 
     async fn list_projects(&self, include_archived: bool, query: &PageQuery) -> Result<Page<Project>, Error> {
-        let filter: &[_] = if include_archived { &[] } else { &[("status", "active")] };
-        let rows = page(self, &List { table: "projects", columns: COLUMNS, body: "name", filter, thread: None }, query)
-            .await?;
-        read(self, &rows, from_row)
+        let list = List { table: "projects", columns: COLUMNS, body: "name", filter: &[], thread: None };
+        // A condition and not the filter, because a cursor may have been archived meanwhile.
+        let active = ["active".to_owned()];
+        let conditions: &[_] = if include_archived { &[] } else { &[Condition::OneOf("status", &active)] };
+        read(self, &page_where(self, &list, conditions, query).await?, from_row)
     }
 
     async fn modify_project(&self, id: &ProjectId, request: &ModifyProject, change: &Change) -> Result<Project, Error> {
