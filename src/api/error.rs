@@ -36,8 +36,10 @@ pub enum Kind {
     Timeout,
     /// 413: the body is too large.
     TooLarge,
-    /// 415: the body is not JSON.
+    /// 415: the body has another content type.
     UnsupportedMedia,
+    /// 416: the requested range is outside of the file.
+    RangeNotSatisfiable,
     /// 429: the caller exceeded its limit of requests.
     RateLimited,
     /// 429: the caller exceeded its limit of tokens per minute.
@@ -65,6 +67,7 @@ impl Kind {
             Self::Timeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMedia => 415,
+            Self::RangeNotSatisfiable => 416,
             Self::RateLimited | Self::TokensLimited | Self::QuotaExceeded => 429,
             Self::Server => 500,
             Self::BadGateway => 502,
@@ -87,7 +90,8 @@ impl Kind {
             | Self::MethodNotAllowed
             | Self::Timeout
             | Self::TooLarge
-            | Self::UnsupportedMedia => "invalid_request_error",
+            | Self::UnsupportedMedia
+            | Self::RangeNotSatisfiable => "invalid_request_error",
         }
     }
 }

@@ -103,6 +103,10 @@ ids! {
     ToolCallId("call_", "tool_call_id", "tool call");
     /// Identifies a file.
     FileId("file-", "file_id", "file");
+    /// Identifies an upload.
+    UploadId("upload_", "upload_id", "upload");
+    /// Identifies a part of an upload.
+    PartId("part_", "part_id", "part");
     /// Identifies a vector store.
     VectorStoreId("vs_", "vector_store_id", "vector store");
     /// Identifies a project.

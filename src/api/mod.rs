@@ -2,6 +2,7 @@
 
 pub mod assistant;
 pub mod error;
+pub mod file;
 pub mod id;
 pub mod message;
 pub mod metadata;
@@ -16,13 +17,15 @@ pub mod surrogates;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod upload;
 pub mod usage;
 
 pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;
+pub use file::File;
 pub use id::{
-    ApiKeyId, AssistantId, AuditLogId, FileId, Ids, MessageId, ProjectId, RateLimitId, RunId, RunStepId,
-    ServiceAccountId, ThreadId, ToolCallId, VectorStoreId,
+    ApiKeyId, AssistantId, AuditLogId, FileId, Ids, MessageId, PartId, ProjectId, RateLimitId, RunId, RunStepId,
+    ServiceAccountId, ThreadId, ToolCallId, UploadId, VectorStoreId,
 };
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;
@@ -33,3 +36,4 @@ pub use run_step::RunStep;
 pub use stream::StreamEvent;
 pub use thread::{CreateThread, ModifyThread, Thread};
 pub use time::Timestamp;
+pub use upload::{Upload, UploadPart};

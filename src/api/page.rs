@@ -23,7 +23,7 @@ pub enum Order {
 /// The query of a list request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageQuery {
-    /// Maximum number of elements, 1 to 100.
+    /// Maximum number of elements, 1 to 100; of files, 1 to 10,000.
     pub limit: u32,
     /// The order of the list.
     pub order: Order,
@@ -46,10 +46,22 @@ impl PageQuery {
     /// # Errors
     /// 400 if `limit` or `order` is invalid.
     pub fn parse<'a>(self, parameters: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
+        self.parse_with_limit(LIMIT_MAX, parameters)
+    }
+
+    /// Like [`PageQuery::parse`], for a list whose `limit` can be up to `limit_max`.
+    ///
+    /// # Errors
+    /// 400 if `limit` or `order` is invalid.
+    pub fn parse_with_limit<'a>(
+        self,
+        limit_max: u32,
+        parameters: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Error> {
         let mut query = self;
         for (name, value) in parameters.filter(|(_, value)| !value.is_empty()) {
             match name {
-                "limit" => query.limit = limit(value)?,
+                "limit" => query.limit = limit(value, limit_max)?,
                 "order" => query.order = order(value)?,
                 "after" => query.after = Some(value.to_owned()),
                 "before" => query.before = Some(value.to_owned()),
@@ -60,7 +72,7 @@ impl PageQuery {
     }
 }
 
-fn limit(text: &str) -> Result<u32, Error> {
+fn limit(text: &str, max: u32) -> Result<u32, Error> {
     let at = At::Member(&At::Root, "limit");
     let Ok(number) = text.parse::<i64>() else {
         return Err(Error::invalid(format!(
@@ -70,8 +82,8 @@ fn limit(text: &str) -> Result<u32, Error> {
         .code("invalid_type"));
     };
     match u32::try_from(number) {
-        Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
-        _ => Err(out_of_range(&at, "integer", &number, number > 0, 1, LIMIT_MAX)),
+        Ok(limit) if (1..=max).contains(&limit) => Ok(limit),
+        _ => Err(out_of_range(&at, "integer", &number, number > 0, 1, max)),
     }
 }
 

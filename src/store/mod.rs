@@ -9,12 +9,13 @@
 //! commit writes nothing and fails with [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
 //!
 //! The calls that requests make take a [`Scope`]: an object of another project is treated like one that does not exist.
-//! [`RunEngine`] and [`Jobs`] work across projects, and handlers cannot call them: they hold [`Objects`].
+//! [`RunEngine`], [`Blobs`] and [`Jobs`] work across projects, and handlers cannot call them: they hold [`Objects`].
 //!
 //! A row with a variant that this release does not know is skipped with a warning (`docs/upgrading.md`).
 
 mod access;
 mod budgets;
+mod files;
 mod jobs;
 mod ledger;
 mod organization;
@@ -38,6 +39,7 @@ use crate::clock::Clock;
 
 pub use access::{AccessData, StoredKey};
 pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
+pub use files::{BlobId, BlobKind, Blobs, Files, Uploads};
 pub use jobs::{JobKind, Jobs, Lease};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
@@ -426,13 +428,13 @@ pub trait RunEngine {
 }
 
 /// What requests may call. Each call is limited to the objects of a project.
-pub trait Objects: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug {}
+pub trait Objects: Assistants + Threads + Messages + Runs + Files + Uploads + Send + Sync + std::fmt::Debug {}
 
-impl<T: Assistants + Threads + Messages + Runs + Send + Sync + std::fmt::Debug> Objects for T {}
+impl<T: Assistants + Threads + Messages + Runs + Files + Uploads + Send + Sync + std::fmt::Debug> Objects for T {}
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Objects + RunEngine + Jobs + AccessData + Budgets + Ledger + Organization {
+pub trait Store: Objects + RunEngine + Blobs + Jobs + AccessData + Budgets + Ledger + Organization {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.

@@ -59,6 +59,8 @@ mod assistants;
 mod audit_log;
 #[path = "sql/budgets.rs"]
 mod budgets;
+#[path = "sql/files.rs"]
+mod files;
 #[path = "sql/jobs.rs"]
 mod jobs;
 #[path = "sql/ledger.rs"]
@@ -75,6 +77,8 @@ mod runs;
 mod service_accounts;
 #[path = "sql/threads.rs"]
 mod threads;
+#[path = "sql/uploads.rs"]
+mod uploads;
 
 use runs::Written;
 

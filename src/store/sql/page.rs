@@ -29,6 +29,8 @@ pub(super) enum Condition<'a> {
     OneOf(&'static str, &'a [String]),
     /// The column compares with a number: column, operator, number.
     Compare(&'static str, &'static str, i64),
+    /// The column is null or greater than a number.
+    NullOrAfter(&'static str, i64),
 }
 
 /// Returns the filter for the objects of a project.
@@ -142,6 +144,9 @@ fn add_condition(sql: &mut QueryBuilder<Db>, condition: &Condition<'_>) {
         }
         Condition::Compare(column, operator, number) => {
             sql.push(" and ").push(column).push(operator).push_bind(*number);
+        }
+        Condition::NullOrAfter(column, number) => {
+            sql.push(" and (").push(column).push(" is null or ").push(column).push(" > ").push_bind(*number).push(")");
         }
     }
 }

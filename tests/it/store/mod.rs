@@ -1,5 +1,6 @@
 //! Tests of the store on both databases.
 
+mod files;
 mod ledger;
 
 use std::collections::HashSet;
