@@ -13,11 +13,12 @@ use tokio::sync::Semaphore;
 use toml::{Table, Value};
 
 use crate::api::organization::Limits;
+use crate::files::blobs::BUCKET_FILE_BYTES_MAX;
 use crate::llm::ThinkTags;
 use crate::runs::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
-use crate::{http, llm, runs, store, work};
+use crate::{files, http, llm, runs, store, work};
 
 pub use secret::{Secret, SecretUrl};
 
@@ -63,6 +64,17 @@ pub struct Settings {
     pub keep_alive_s: u64,
     pub shutdown_grace_s: u64,
     pub data_dir: PathBuf,
+    pub files_url: String,
+    pub files_s3_endpoint: String,
+    pub files_s3_region: String,
+    pub files_s3_access_key: Secret,
+    pub files_s3_secret_key: Secret,
+    pub files_s3_path_style: bool,
+    pub file_bytes_max: u64,
+    pub upload_bytes_max: u64,
+    pub upload_part_bytes_max: u64,
+    pub received_files_max: usize,
+    pub body_idle_timeout_s: u64,
     pub database_url: SecretUrl,
     pub database_connections_max: u32,
     pub database_statement_timeout_s: u64,
@@ -153,7 +165,7 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 14] = [
+        let at_least_one: [(&str, u64); 19] = [
             ("write_timeout_s", self.write_timeout_s),
             ("max_attempts", self.max_attempts.into()),
             ("prompt_bytes_max", self.prompt_bytes_max as u64),
@@ -161,6 +173,11 @@ impl Settings {
             ("header_timeout_s", self.header_timeout_s),
             ("body_timeout_s", self.body_timeout_s),
             ("keep_alive_s", self.keep_alive_s),
+            ("body_idle_timeout_s", self.body_idle_timeout_s),
+            ("file_bytes_max", self.file_bytes_max),
+            ("upload_bytes_max", self.upload_bytes_max),
+            ("upload_part_bytes_max", self.upload_part_bytes_max),
+            ("received_files_max", self.received_files_max as u64),
             ("database_connections_max", self.database_connections_max.into()),
             ("upstream_connect_timeout_s", self.upstream_connect_timeout_s),
             ("upstream_first_byte_timeout_s", self.upstream_first_byte_timeout_s),
@@ -193,6 +210,12 @@ impl Settings {
             return Err(Error(format!(
                 "bodies_bytes_max is {} and body_bytes_max is {}; the first must be at least the second",
                 self.bodies_bytes_max, self.body_bytes_max
+            )));
+        }
+        let file_max = self.file_bytes_max.max(self.upload_bytes_max);
+        if self.files_url.starts_with("s3:") && file_max > BUCKET_FILE_BYTES_MAX {
+            return Err(Error(format!(
+                "file_bytes_max and upload_bytes_max must be at most {BUCKET_FILE_BYTES_MAX} with an S3 bucket"
             )));
         }
         if self.run_lease_s < 5 {
@@ -296,6 +319,30 @@ impl Settings {
         }
     }
 
+    /// Returns where the bytes of files are stored. The default is a folder in `data_dir`.
+    #[must_use]
+    pub fn blobs(&self) -> files::blobs::Settings {
+        files::blobs::Settings {
+            url: self.files_url.clone(),
+            folder: self.data_dir.join("files"),
+            s3_endpoint: self.files_s3_endpoint.clone(),
+            s3_region: self.files_s3_region.clone(),
+            s3_access_key: self.files_s3_access_key.clone().into_option(),
+            s3_secret_key: self.files_s3_secret_key.clone().into_option(),
+            s3_path_style: self.files_s3_path_style,
+        }
+    }
+
+    /// Returns the limits of files.
+    #[must_use]
+    pub fn files(&self) -> files::service::Settings {
+        files::service::Settings {
+            upload_bytes_max: self.upload_bytes_max,
+            concurrency_max: self.received_files_max,
+            wait_max: Duration::from_secs(self.body_idle_timeout_s),
+        }
+    }
+
     /// Returns the limits of projects that have none of their own.
     #[must_use]
     pub fn default_limits(&self) -> Limits {
@@ -350,6 +397,10 @@ impl Settings {
             bodies_bytes_max: self.bodies_bytes_max,
             bodies: Arc::new(Semaphore::new(self.bodies_bytes_max.div_ceil(1024).min(Semaphore::MAX_PERMITS))),
             body_timeout: Duration::from_secs(self.body_timeout_s),
+            body_idle_timeout: Duration::from_secs(self.body_idle_timeout_s),
+            file_bytes_max: self.file_bytes_max,
+            upload_bytes_max: self.upload_bytes_max,
+            upload_part_bytes_max: self.upload_part_bytes_max,
             keep_alive: Duration::from_secs(self.keep_alive_s),
             cors_origins: self.cors_origins.clone(),
         }
@@ -362,6 +413,11 @@ fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
         Value::Integer(_) => {
             text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is not an integer"))
         }
+        Value::Boolean(_) => match text.trim() {
+            "true" => Ok(Value::Boolean(true)),
+            "false" => Ok(Value::Boolean(false)),
+            _ => Err(format!("\"{text}\" is neither true nor false")),
+        },
         Value::Array(_) => Ok(Value::Array(items(text).map(|item| Value::String(item.to_owned())).collect())),
         Value::Table(_) => items(text)
             .map(|item| match item.split_once('=') {
@@ -408,13 +464,14 @@ mod tests {
             ("ASSISTD_MAX_CONCURRENT_RUNS", "7"),
             ("ASSISTD_MODEL_ALIASES", "gpt-4o=qwen3:8b, o1=x"),
             ("ASSISTD_CONTEXT_WINDOWS", "qwen3:8b=32768"),
+            ("ASSISTD_FILES_S3_PATH_STYLE", "false"),
             ("PATH", "/bin"),
         ])
         .unwrap();
 
         assert_eq!(settings.address().unwrap().port(), 1);
         assert_eq!(settings.api_keys.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(settings.max_concurrent_runs, 7);
+        assert_eq!((settings.max_concurrent_runs, settings.files_s3_path_style), (7, false));
         assert_eq!(settings.model_aliases["gpt-4o"], "qwen3:8b");
         assert_eq!(settings.context_windows["qwen3:8b"], 32_768);
     }
@@ -437,15 +494,17 @@ mod tests {
     #[test]
     fn secrets_are_masked() {
         let settings = load(&[
-            ("ASSISTD_API_KEYS", "sk-secret"),
-            ("ASSISTD_UPSTREAM_API_KEY", "sk-secret"),
-            ("ASSISTD_DATABASE_URL", "postgres://user:secret@host/name"),
+            ("ASSISTD_API_KEYS", "sk-hidden"),
+            ("ASSISTD_UPSTREAM_API_KEY", "sk-hidden"),
+            ("ASSISTD_FILES_S3_ACCESS_KEY", "hidden-id"),
+            ("ASSISTD_FILES_S3_SECRET_KEY", "hidden-key"),
+            ("ASSISTD_DATABASE_URL", "postgres://user:hidden@host/name"),
         ])
         .unwrap();
 
         let shown = settings.masked().unwrap();
-        assert!(!shown.contains("secret"), "{shown}");
-        assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
+        assert!(!shown.contains("hidden"), "{shown}");
+        assert!(!format!("{settings:?}").contains("hidden"), "{settings:?}");
         assert!(shown.contains("postgres://user:***@host/name"), "{shown}");
     }
 
@@ -469,6 +528,10 @@ mod tests {
         assert!(load(&[("ASSISTD_UPSTREAM_API_KEY", "a\nb")]).unwrap_err().contains("API key"));
         assert!(load(&[("ASSISTD_LISTEN", "8484")]).unwrap_err().contains("such as 127.0.0.1:8484"));
         assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
+        assert!(load(&[("ASSISTD_FILES_S3_PATH_STYLE", "yes")]).unwrap_err().contains("neither true nor false"));
+        let large = [("ASSISTD_UPLOAD_BYTES_MAX", "100000000000"), ("ASSISTD_FILES_URL", "s3://bucket")];
+        assert!(load(&large).unwrap_err().contains("with an S3 bucket"));
+        assert!(load(&large[..1]).is_ok());
         assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("is not the URL"));
     }
 }

@@ -18,6 +18,7 @@
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
+//! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
 //! | [`access`] | who makes a request, and what they may do |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
@@ -27,7 +28,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
 pub mod access;
@@ -35,6 +36,7 @@ pub mod api;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod files;
 pub mod health;
 pub mod host;
 pub mod http;

@@ -140,7 +140,7 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn banner(server: &Server) -> std::io::Result<()> {
-    let Server { address, store, model, model_name, has_keys, .. } = server;
+    let Server { address, store, files, model, model_name, has_keys, .. } = server;
     let address = health::reachable(*address);
     let key = if *has_keys { "YOUR_KEY" } else { "any" };
     writeln!(
@@ -149,6 +149,7 @@ fn banner(server: &Server) -> std::io::Result<()> {
   base_url  http://{address}/v1
   api_key   {key_text}
   store     {store}
+  files     {files}
   model     {model}
 
 Try it:

@@ -7,14 +7,14 @@ use axum::Json;
 use axum::extract::OriginalUri;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api;
 use crate::api::error::Kind;
 use crate::api::id::Id as _;
 use crate::api::organization::{Project, ProjectApiKey};
 use crate::runs::service::Failure;
-use crate::{llm, store};
+use crate::{files, llm, store};
 
 /// An error of a request.
 #[derive(Debug)]
@@ -61,6 +61,29 @@ impl From<Failure> for Error {
     }
 }
 
+impl From<files::Error> for Error {
+    /// If the storage of files is unavailable, nothing was stored, and clients can retry.
+    fn from(error: files::Error) -> Self {
+        let unavailable = |error: &files::Error, message| {
+            tracing::warn!(error = error as &dyn std::error::Error, "a file was not stored or read");
+            Self::Public(api::Error::new(Kind::Unavailable, message))
+        };
+        match error {
+            files::Error::Rejected(error) => Self::Public(error),
+            files::Error::Store(error) => error.into(),
+            error @ files::Error::Blobs(_) => {
+                unavailable(&error, "The storage of files is not available. Please retry.")
+            }
+            error @ files::Error::LeaseEnded => {
+                unavailable(&error, "The server could not store the file in time. Please retry.")
+            }
+            error @ files::Error::TooMany => {
+                unavailable(&error, "The server is receiving too many files (received_files_max). Please retry.")
+            }
+        }
+    }
+}
+
 impl From<llm::Error> for Error {
     fn from(error: llm::Error) -> Self {
         Self::Public(api::Error::new(Kind::BadGateway, error.to_string()))
@@ -82,8 +105,17 @@ impl IntoResponse for Error {
 
 /// Returns the response for an error.
 pub(super) fn error_response(error: &api::Error) -> Response {
+    error_response_with(error, None)
+}
+
+/// Returns the response for an error, with a sibling `detail` of `error`.
+pub(super) fn error_response_with(error: &api::Error, detail: Option<Value>) -> Response {
     let status = StatusCode::from_u16(error.kind.status()).expect("every kind has a valid status");
-    let mut response = (status, Json(json!({"error": error.body()}))).into_response();
+    let mut body = json!({"error": error.body()});
+    if let Some(detail) = detail {
+        body["detail"] = detail;
+    }
+    let mut response = (status, Json(body)).into_response();
     // One second is usually enough for another server to respond, or for this one to restart.
     let retry_after = error.retry_after_s.or((error.kind == Kind::Unavailable).then_some(1));
     if let Some(seconds) = retry_after {

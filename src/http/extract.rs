@@ -137,7 +137,8 @@ impl Query {
         PageQuery { order: Order::Ascending, ..PageQuery::default() }.parse(self.names_and_values())
     }
 
-    fn names_and_values(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// Returns the names and values of all parameters, in order.
+    pub fn names_and_values(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
@@ -368,6 +369,10 @@ mod tests {
             bodies_bytes_max: 1024 * 1024,
             bodies: Arc::new(Semaphore::new(1024)),
             body_timeout: 60 * SECOND,
+            body_idle_timeout: 60 * SECOND,
+            file_bytes_max: 0,
+            upload_bytes_max: 0,
+            upload_part_bytes_max: 0,
             keep_alive: SECOND,
             cors_origins: Vec::new(),
         }

@@ -4,9 +4,11 @@ mod assistants;
 mod drain;
 mod error;
 mod extract;
+mod files;
 mod layers;
 mod messages;
 mod models;
+mod multipart;
 mod openapi;
 mod ops;
 mod organization;
@@ -18,6 +20,7 @@ mod runs;
 mod sse;
 mod state;
 mod threads;
+mod uploads;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -42,13 +45,15 @@ const BASE_PATHS: [&str; 6] = [
     "/api/projects/{project}/openai/v1",
 ];
 
-fn groups() -> [Routes; 8] {
+fn groups() -> [Routes; 10] {
     [
         assistants::routes(),
         threads::routes(),
         messages::routes(),
         runs::routes(),
         run_steps::routes(),
+        files::routes(),
+        uploads::routes(),
         models::routes(),
         proxy::routes(),
         organization::project_usage_routes(),

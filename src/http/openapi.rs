@@ -17,8 +17,8 @@ use super::state::App;
 use crate::api::error::Body;
 use crate::api::id::{
     ApiKeyId, AssistantId, Id, MessageId, ProjectId, RateLimitId, RunId, RunStepId, ServiceAccountId, ThreadId,
+    UploadId,
 };
-use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/openapi.json", get(get_description))
@@ -82,7 +82,11 @@ fn describe(operations: &[Operation]) -> Value {
 }
 
 fn describe_operation(operation: &Operation, error: &Value, schemas: &mut SchemaGenerator) -> Value {
-    let mut content = json!({"application/json": {"schema": reply_schema(operation.reply, schemas)}});
+    let reply_type = match operation.reply {
+        Reply::Bytes => "application/octet-stream",
+        Reply::Object(_) | Reply::Page(_) | Reply::All(_) | Reply::Deleted(_) | Reply::Any => "application/json",
+    };
+    let mut content = json!({reply_type: {"schema": reply_schema(operation.reply, schemas)}});
     if operation.streams {
         content["text/event-stream"] = json!({
             "schema": {"type": "string", "description": "Server-sent events, the last of them `done`."}
@@ -106,7 +110,8 @@ fn describe_operation(operation: &Operation, error: &Value, schemas: &mut Schema
         let name = schema["$ref"].as_str().and_then(|target| target.rsplit('/').next());
         let definition = name.and_then(|name| schemas.definitions().get(name)).unwrap_or(&schema);
         let required = definition.get("required").is_some();
-        description["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": schema}}});
+        let body_type = if operation.is_form { "multipart/form-data" } else { "application/json" };
+        description["requestBody"] = json!({"required": required, "content": {body_type: {"schema": schema}}});
     }
     description
 }
@@ -124,6 +129,7 @@ fn reply_schema(reply: Reply, schemas: &mut SchemaGenerator) -> Value {
             ("deleted", json!({"type": "boolean", "const": true})),
         ]),
         Reply::Any => json!({}),
+        Reply::Bytes => json!({"type": "string", "format": "binary"}),
     }
 }
 
@@ -141,7 +147,8 @@ fn parameters(operation: &Operation, schemas: &mut SchemaGenerator) -> Vec<Value
     let mut in_query =
         |name: &str, schema: Value| parameters.push(json!({"name": name, "in": "query", "schema": schema}));
     if let Reply::Page(_) = operation.reply {
-        in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}));
+        let (default, max) = operation.limits;
+        in_query("limit", json!({"type": "integer", "minimum": 1, "maximum": max, "default": default}));
         let order = if operation.oldest_first { "asc" } else { "desc" };
         in_query("order", json!({"type": "string", "enum": ["asc", "desc"], "default": order}));
         in_query("after", json!({"type": "string"}));
@@ -167,6 +174,7 @@ fn id_schema(name: &str) -> Value {
         known::<MessageId>(),
         known::<RunId>(),
         known::<RunStepId>(),
+        known::<UploadId>(),
         known::<ProjectId>(),
         known::<ServiceAccountId>(),
         known::<ApiKeyId>(),

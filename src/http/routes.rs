@@ -7,7 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::Value;
 
 use super::state::App;
-use crate::api::page::List;
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, List};
 use crate::api::rule::{self, Request, Rule};
 
 /// The base path of the API; Azure's clients use others.
@@ -30,7 +30,11 @@ pub struct Operation {
     /// A one-sentence summary.
     pub summary: &'static str,
     pub(super) body: Option<MakeSchema>,
+    /// Whether the body is a form, and not JSON.
+    pub(super) is_form: bool,
     pub(super) reply: Reply,
+    /// The default and the maximum of `limit`.
+    pub(super) limits: (u32, u32),
     pub(super) filter: Option<&'static str>,
     pub(super) query: Vec<(&'static str, MakeSchema)>,
     pub(super) oldest_first: bool,
@@ -50,6 +54,8 @@ pub(super) enum Reply {
     Deleted(&'static str),
     /// Any JSON; the model server determines it.
     Any,
+    /// The bytes of a file.
+    Bytes,
 }
 
 /// The documentation of an operation, without its path.
@@ -58,7 +64,9 @@ pub(super) struct Documentation {
     id: &'static str,
     summary: &'static str,
     body: Option<MakeSchema>,
+    is_form: bool,
     reply: Reply,
+    limits: (u32, u32),
     filter: Option<&'static str>,
     query: Vec<(&'static str, MakeSchema)>,
     oldest_first: bool,
@@ -71,7 +79,9 @@ pub(super) fn operation(id: &'static str, summary: &'static str) -> Documentatio
         id,
         summary,
         body: None,
+        is_form: false,
         reply: Reply::Any,
+        limits: (LIMIT_DEFAULT, LIMIT_MAX),
         filter: None,
         query: Vec::new(),
         oldest_first: false,
@@ -94,6 +104,11 @@ impl Documentation {
         Self { body: Some(body), ..self }
     }
 
+    /// The request body is a form with this schema.
+    pub fn form(self, body: MakeSchema) -> Self {
+        Self { body: Some(body), is_form: true, ..self }
+    }
+
     /// The response is a `T`.
     pub fn response<T: JsonSchema>(self) -> Self {
         Self { reply: Reply::Object(schema::<T>), ..self }
@@ -102,6 +117,16 @@ impl Documentation {
     /// The response is a page of `T`.
     pub fn paginated<T: JsonSchema>(self) -> Self {
         Self { reply: Reply::Page(schema::<List<T>>), ..self }
+    }
+
+    /// A page has up to `max` elements, also by default.
+    pub fn limit(self, max: u32) -> Self {
+        Self { limits: (max, max), ..self }
+    }
+
+    /// The response is the bytes of a file.
+    pub fn bytes(self) -> Self {
+        Self { reply: Reply::Bytes, ..self }
     }
 
     /// The response is a list of all `T`, without pagination.
@@ -171,7 +196,8 @@ impl Routes {
         documentation: Documentation,
         handler: axum::routing::MethodRouter<App>,
     ) -> Self {
-        let Documentation { id, summary, body, reply, filter, query, oldest_first, streams } = documentation;
+        let Documentation { id, summary, body, is_form, reply, limits, filter, query, oldest_first, streams } =
+            documentation;
         let group = self.group;
         // The description shows a wildcard parameter like any other parameter.
         let described_path = path.replace("{*", "{");
@@ -183,7 +209,9 @@ impl Routes {
             group,
             summary,
             body,
+            is_form,
             reply,
+            limits,
             filter,
             query,
             oldest_first,

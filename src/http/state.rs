@@ -9,6 +9,7 @@ use super::drain::Drain;
 use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens};
 use crate::api::Ids;
 use crate::clock::Clock;
+use crate::files::service::FileService;
 use crate::liveness::Liveness;
 use crate::llm::Models;
 use crate::runs::service::RunService;
@@ -21,6 +22,8 @@ pub struct App {
     pub store: Arc<dyn Objects>,
     /// The whole store, for health checks.
     pub database: Arc<dyn Store>,
+    /// Stores and reads files.
+    pub files: FileService,
     /// Creates and drives runs.
     pub runs: RunService,
     /// The model servers.
@@ -56,6 +59,14 @@ pub struct Settings {
     pub bodies: Arc<Semaphore>,
     /// Timeout for receiving a body.
     pub body_timeout: Duration,
+    /// How long a client may pause while it sends a file.
+    pub body_idle_timeout: Duration,
+    /// Maximum size of a file, in bytes.
+    pub file_bytes_max: u64,
+    /// Maximum size of a file that is sent in parts, in bytes.
+    pub upload_bytes_max: u64,
+    /// Maximum size of a part, in bytes.
+    pub upload_part_bytes_max: u64,
     /// Interval of keep-alive comments on an idle stream.
     pub keep_alive: Duration,
     /// Origins allowed by CORS. `*`: any origin.

@@ -15,6 +15,9 @@ use crate::api::organization::usage::DAY_S;
 use crate::api::{Ids, Timestamp};
 use crate::clock::Clock;
 use crate::config::{self, Secret, SecretUrl, Settings};
+use crate::files::blobs::{Blobs, InvalidSettings};
+use crate::files::reaper;
+use crate::files::service::FileService;
 use crate::http::{self, App, Drain};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
@@ -45,6 +48,9 @@ pub enum Error {
     /// The store cannot be opened.
     #[error("failed to open the database")]
     Store(#[from] store::Error),
+    /// The storage of files cannot be used.
+    #[error(transparent)]
+    Files(#[from] InvalidSettings),
     /// Other machines can connect, and there are no API keys.
     #[error(
         "listen is {listen}, which other machines can reach, and there are no API keys: anyone could use your models and \
@@ -73,6 +79,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// The display name of the store.
     pub store: String,
+    /// Where files are stored, for the banner.
+    pub files: String,
     /// The default model and its server, for the banner.
     pub model: String,
     /// The model name of the example request.
@@ -103,11 +111,13 @@ impl Server {
         if !has_keys && !address.ip().is_loopback() {
             return Err(Error::NoKeys { listen: settings.listen.clone() });
         }
+        let tasks = TaskTracker::new();
+        let ids = Arc::new(Ids::unique_everywhere());
+        let files = files(settings, &database, &clock, &ids, &tasks)?;
         let (models, model, model_name) = models(settings).await;
         let listener = listen(address).await?;
         let address = listener.local_addr().unwrap_or(address);
 
-        let ids = Arc::new(Ids::unique_everywhere());
         let models = Arc::new(models);
         let cache = Arc::new(Cache::default());
         let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
@@ -136,6 +146,7 @@ impl Server {
             liveness: liveness.clone(),
             store: database.clone(),
             database: database.clone(),
+            files: files.clone(),
             runs: runs.clone(),
             models: models.clone(),
             ids,
@@ -149,9 +160,10 @@ impl Server {
 
         let stopping = CancellationToken::new();
         let closing = CancellationToken::new();
-        let tasks = TaskTracker::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &database);
+        let reaped = files.clone();
+        supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
         let days = settings.usage_days;
         if days > 0 {
@@ -176,6 +188,7 @@ impl Server {
         Ok(Self {
             address,
             store: database.display_name(),
+            files: files.blobs().display_name().to_owned(),
             model,
             model_name,
             has_keys,
@@ -219,6 +232,26 @@ impl Server {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Opens the storage of files. Logs a warning if several servers can use the database, but not the files.
+fn files(
+    settings: &Settings,
+    database: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+    ids: &Arc<Ids>,
+    tasks: &TaskTracker,
+) -> Result<FileService, InvalidSettings> {
+    let blobs = Blobs::open(&settings.blobs(), tasks.clone())?;
+    if database.is_shared() && blobs.is_local() {
+        tracing::warn!(
+            folder = blobs.display_name(),
+            "files are stored in a local folder: several servers on this database need an S3 bucket or a folder that they \
+             share (files_url)"
+        );
+    }
+    let (database, clock, ids) = (database.clone(), clock.clone(), ids.clone());
+    Ok(FileService::new(database, blobs, clock, ids, settings.files(), tasks.clone()))
 }
 
 /// Starts the background loops of runs.

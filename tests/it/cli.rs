@@ -1,48 +1,20 @@
 //! The command line, through the binary itself.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::Method;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
 
 use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
+use crate::support::process::{assistd, serve, start};
 use crate::support::upstream::Upstream;
-
-/// Returns a command that runs the binary with these settings and no others from the environment.
-fn assistd(settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_assistd"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ASSISTD_")) {
-        command.env_remove(name);
-    }
-    for (name, value) in settings {
-        command.env(format!("ASSISTD_{name}"), value);
-    }
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
 
 async fn output(command: &mut Command) -> (bool, String, String) {
     let output = command.output().await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
-}
-
-/// Starts a server; returns its process, its address, and the rest of its standard output.
-async fn serve(settings: &[(&str, &str)]) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
-    start(&mut assistd(settings)).await
-}
-
-async fn start(command: &mut Command) -> (Child, String, BufReader<tokio::process::ChildStdout>) {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    out.read_line(&mut line).await.unwrap();
-    let address = line.trim().rsplit("http://").next().unwrap().to_owned();
-    (child, address, out)
 }
 
 #[tokio::test]
@@ -57,12 +29,12 @@ async fn help_names_each_command() {
 
 #[tokio::test]
 async fn the_settings_in_effect_are_printed_without_secrets() {
-    let settings = [("API_KEYS", "sk-secret"), ("MAX_CONCURRENT_RUNS", "7")];
+    let settings = [("API_KEYS", "sk-hidden"), ("MAX_CONCURRENT_RUNS", "7")];
     let (ok, out, _) = output(assistd(&settings).arg("config")).await;
 
     assert!(ok);
     assert!(out.contains("max_concurrent_runs = 7") && out.contains("api_keys = [\"***\"]"), "{out}");
-    assert!(!out.contains("secret"));
+    assert!(!out.contains("hidden"));
 }
 
 #[tokio::test]
@@ -117,7 +89,13 @@ async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
     assert!(status.success());
     let mut banner = String::new();
     out.read_to_string(&mut banner).await.unwrap();
-    for expected in ["base_url  http://", "store     sqlite://", "model     the model of each request", "curl -sN"] {
+    for expected in [
+        "base_url  http://",
+        "store     sqlite://",
+        "files     file://",
+        "model     the model of each request",
+        "curl -sN",
+    ] {
         assert!(banner.contains(expected), "{banner}");
     }
     let mut log = String::new();

@@ -28,9 +28,9 @@ const NOTES: [(&str, &str); 20] = [
         "function tools are supported; `code_interpreter` and `file_search` are stored and returned, but not offered to the \
          model; at most 128, also on a run (service: 20)",
     ),
-    ("tool_resources", "stored and returned; no effect until files are supported"),
+    ("tool_resources", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
     ("tool_resources.file_search.vector_stores", "rejected: vector stores are not supported yet"),
-    ("attachments", "stored and returned; no effect until files are supported"),
+    ("attachments", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
     ("content", "text and `image_url` are sent to the model; instead of an `image_file`, the model is sent a note"),
     ("messages", "at most 1,000 (service: 32)"),
     ("additional_messages", "at most 1,000"),
@@ -95,7 +95,8 @@ fn parameters(document: &Value, operation: &Value) -> Vec<String> {
             found.insert(parameter["name"].as_str().unwrap().to_owned(), index);
         }
     }
-    let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+    let content = &operation["requestBody"]["content"];
+    let body = content["application/json"].get("schema").unwrap_or(&content["multipart/form-data"]["schema"]);
     if !body.is_null() {
         members(document, body, "", 6, &mut found);
     }

@@ -8,17 +8,26 @@ use serde_json::{Value, json};
 use crate::both_stores;
 use crate::support::client::{Client, Reply};
 use crate::support::database::Database;
+use crate::support::form::Form;
 use crate::support::projects::{ADMIN_KEY, create_project};
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
-/// Sends a request with the key of a project, without checks of the response.
+/// Sends a request with the key of a project, without checks of the response. A part of an upload is a form.
 async fn send(client: &Client, key: &str, method: &Method, path: &str, body: Option<&Value>) -> Reply {
+    if path.ends_with("/parts") {
+        return send_form(client, key, path, Form::default().file("data", "blob", b"x")).await;
+    }
     let mut request = client.request(method.clone(), path).bearer_auth(key);
     if let Some(body) = body {
         request = request.json(body);
     }
     Client::read(request.send().await.unwrap()).await
+}
+
+async fn send_form(client: &Client, key: &str, path: &str, form: Form) -> Reply {
+    let request = client.request(Method::POST, path).bearer_auth(key).header("content-type", Form::content_type());
+    Client::read(request.body(form.body()).send().await.unwrap()).await
 }
 
 /// The objects of a project, by the names of path parameters.
@@ -29,6 +38,10 @@ async fn create_objects(client: &Client, key: &str) -> Objects {
     let create = async |path: &str, body: Value| send(client, key, &Method::POST, path, Some(&body)).await.body;
     let id = |object: &Value| object["id"].as_str().unwrap().to_owned();
     let tool = json!({"type": "function", "function": {"name": "f"}});
+    let file = Form::default().text("purpose", "vision").file("file", "a.png", b"x");
+    let file = id(&send_form(client, key, "/v1/files", file).await.body);
+    let upload = json!({"purpose": "vision", "filename": "a.png", "bytes": 1, "mime_type": "image/png"});
+    let upload = id(&create("/v1/uploads", upload).await);
     let assistant = id(&create("/v1/assistants", json!({"model": "m", "tools": [tool]})).await);
     let thread = id(&create("/v1/threads", json!({})).await);
     let message =
@@ -49,19 +62,23 @@ async fn create_objects(client: &Client, key: &str) -> Objects {
         ("message_id", message),
         ("run_id", run),
         ("step_id", step),
+        ("file_id", file),
+        ("upload_id", upload),
     ])
 }
 
 /// IDs in the form of real ones that never existed.
 fn unknown_objects() -> Objects {
     let ids = [
-        ("assistant_id", "asst"),
-        ("thread_id", "thread"),
-        ("message_id", "msg"),
-        ("run_id", "run"),
-        ("step_id", "step"),
+        ("assistant_id", "asst_"),
+        ("thread_id", "thread_"),
+        ("message_id", "msg_"),
+        ("run_id", "run_"),
+        ("step_id", "step_"),
+        ("file_id", "file-"),
+        ("upload_id", "upload_"),
     ];
-    ids.map(|(name, prefix)| (name, format!("{prefix}_0123456789abcdef0123456789abcdef"))).into()
+    ids.map(|(name, prefix)| (name, format!("{prefix}0123456789abcdef0123456789abcdef"))).into()
 }
 
 /// A valid body of an operation; `None` if it has none.
@@ -75,6 +92,7 @@ fn body_of(operation: &str, objects: &Objects) -> Option<Value> {
         "createThreadAndRun" => {
             Some(json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}}))
         }
+        "completeUpload" => Some(json!({"part_ids": ["part_x"]})),
         "submitToolOutputsToRun" => Some(json!({"tool_outputs": []})),
         name if name.starts_with("modify") => Some(json!({"metadata": {"changed": "yes"}})),
         _ => None,
@@ -192,8 +210,10 @@ async fn snapshot(client: &Client, key: &str, objects: &Objects) -> Vec<Value> {
         "/v1/threads/{thread_id}/messages/{message_id}",
         "/v1/threads/{thread_id}/runs/{run_id}",
         "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
+        "/v1/files/{file_id}",
         "/v1/assistants",
         "/v1/threads",
+        "/v1/files",
         "/v1/threads/{thread_id}/messages",
         "/v1/threads/{thread_id}/runs",
         "/v1/threads/{thread_id}/runs/{run_id}/steps",

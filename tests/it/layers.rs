@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 17] = [
+const ORDER: [(&str, u32); 18] = [
     ("main", 0),
     ("server", 1),
     ("commands", 1),
@@ -18,15 +18,16 @@ const ORDER: [(&str, u32); 17] = [
     ("http", 4),
     ("runs", 5),
     ("access", 6),
-    ("work", 7),
-    ("store", 8),
-    ("llm", 8),
-    ("clock", 9),
-    ("host", 10),
-    ("liveness", 10),
-    ("api", 10),
+    ("files", 7),
+    ("work", 8),
+    ("store", 9),
+    ("llm", 9),
+    ("clock", 10),
+    ("host", 11),
+    ("liveness", 11),
+    ("api", 11),
     // The macro of `api`, which is exported at the root.
-    ("request", 10),
+    ("request", 11),
 ];
 
 /// Files and folders whose code does no I/O and never waits.

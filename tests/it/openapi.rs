@@ -58,6 +58,8 @@ async fn the_api_description_lists_exactly_the_served_routes() {
                 "{service_account_id}" => "svc_acct_x",
                 "{api_key_id}" => "key_x",
                 "{rate_limit_id}" => "rl_x",
+                "{file_id}" => "file-x",
+                "{upload_id}" => "upload_x",
                 "{model}" => "model",
                 literal => literal,
             })

@@ -1,7 +1,7 @@
 //! Replays recorded requests of the live service one by one: our responses must equal the recorded ones.
 //!
 //! IDs, times and the momentary status of a run differ between recordings and are not compared. The scripted model answers
-//! with the recorded text. Recordings that need files or the service's own tools are skipped until these are supported.
+//! with the recorded text. Recordings that need the service's own tools are skipped until these are supported.
 
 use std::collections::HashMap;
 
@@ -12,6 +12,7 @@ use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::contract;
 use crate::support::database::Database;
+use crate::support::form::Form;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -28,7 +29,7 @@ fn recordings(name: &str) -> Option<Vec<Value>> {
 }
 
 fn is_id(text: &str) -> bool {
-    let prefixes = ["asst_", "thread_", "msg_", "run_", "step_", "call_"];
+    let prefixes = ["asst_", "thread_", "msg_", "run_", "step_", "call_", "file-", "upload_", "part_"];
     prefixes.iter().any(|prefix| text.starts_with(prefix)) && text.len() > 20
 }
 
@@ -141,6 +142,57 @@ fn answers(script: &[&Value]) -> Vec<Answer> {
     answers
 }
 
+/// The size of a part of an upload: the two parts of the recorded file have eight bytes.
+const PART_BYTES: usize = 4;
+
+/// Returns the form of a recorded request, as .NET sends it. The recordings have only its response.
+fn rebuilt_form(entry: &Value) -> Option<Form> {
+    let (path, response) = (entry["path"].as_str().unwrap(), &entry["response"]);
+    if entry["method"] != "POST" {
+        return None;
+    }
+    if path.ends_with("/parts") {
+        return Some(Form::default().part("name=data; filename=blob; filename*=utf-8''blob", &[b'x'; PART_BYTES]));
+    }
+    let rejected = || response["error"]["message"].as_str().unwrap().split('\'').nth(1).unwrap();
+    let purpose = || response["purpose"].as_str().unwrap_or_else(rejected);
+    (path == "/files").then(|| {
+        let name = response["filename"].as_str().unwrap_or("test.txt");
+        let encoded = percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
+        let bytes = usize::try_from(response["bytes"].as_u64().unwrap_or(1)).unwrap();
+        let file = format!("name=file; filename=\"=?utf-8?B?eA==?=\"; filename*=utf-8''{encoded}");
+        Form::default().part("name=purpose", purpose().as_bytes()).part(&file, &vec![b'x'; bytes])
+    })
+}
+
+/// Returns the JSON body of a recorded request on uploads whose body is missing in the recordings, or null.
+fn rebuilt_request(script: &[&Value], entry: &Value) -> Value {
+    let (path, response) = (entry["path"].as_str().unwrap(), &entry["response"]);
+    if path == "/uploads" {
+        let member = |name: &str| response[name].clone();
+        return json!({"purpose": member("purpose"), "filename": member("filename"), "bytes": member("bytes"),
+            "mime_type": "text/jsonl"});
+    }
+    if path.starts_with("/uploads/") && path.ends_with("/complete") {
+        let parts = script.iter().filter(|entry| entry["path"].as_str().unwrap().ends_with("/parts"));
+        return json!({"part_ids": parts.map(|entry| entry["response"]["id"].clone()).collect::<Vec<_>>()});
+    }
+    Value::Null
+}
+
+/// Splits recordings into scripts, by their source.
+fn scripts(recordings: &[Value]) -> Vec<(&str, Vec<&Value>)> {
+    let mut scripts: Vec<(&str, Vec<&Value>)> = Vec::new();
+    for entry in recordings {
+        let source = entry["source"].as_str().unwrap();
+        match scripts.last_mut() {
+            Some((name, script)) if *name == source => script.push(entry),
+            _ => scripts.push((source, vec![entry])),
+        }
+    }
+    scripts
+}
+
 async fn replay(client: &Client, upstream: &Upstream, script: &[&Value]) {
     let mut ids: HashMap<String, String> = HashMap::new();
     for entry in script {
@@ -154,8 +206,13 @@ async fn replay(client: &Client, upstream: &Upstream, script: &[&Value]) {
             upstream.resume();
             client.wait_for_status(&path, recorded["status"].as_str().unwrap()).await;
         }
-        let body = (!entry["request"].is_null()).then(|| with_our_ids(&entry["request"], &ids));
-        let reply = client.send(method.parse::<Method>().unwrap(), &path, body.as_ref()).await;
+        let request =
+            if entry["request"].is_null() { rebuilt_request(script, entry) } else { entry["request"].clone() };
+        let body = (!request.is_null()).then(|| with_our_ids(&request, &ids));
+        let reply = match rebuilt_form(entry) {
+            Some(form) => form.send(client, &path).await,
+            None => client.send(method.parse::<Method>().unwrap(), &path, body.as_ref()).await,
+        };
 
         assert_eq!(Some(u64::from(reply.status)), entry["status"].as_u64(), "{what}: {:#}", reply.body);
         map_ids(&mut ids, recorded, &reply.body);
@@ -170,16 +227,8 @@ async fn replay(client: &Client, upstream: &Upstream, script: &[&Value]) {
 
 both_stores!(assistants_responses_match_the_recordings, async |database: Database| {
     let Some(recordings) = recordings("assistants.json") else { return };
-    let mut scripts: Vec<(&str, Vec<&Value>)> = Vec::new();
-    for entry in &recordings {
-        let source = entry["source"].as_str().unwrap();
-        match scripts.last_mut() {
-            Some((name, script)) if *name == source => script.push(entry),
-            _ => scripts.push((source, vec![entry])),
-        }
-    }
     let (mut replayed, mut skipped) = (0, 0);
-    for (name, script) in scripts {
+    for (name, script) in scripts(&recordings) {
         if UNSUPPORTED.iter().any(|(script, _)| name.contains(script)) {
             skipped += script.len();
             continue;
@@ -191,6 +240,20 @@ both_stores!(assistants_responses_match_the_recordings, async |database: Databas
         replayed += script.len();
     }
     assert_eq!((replayed, skipped), (55, 17), "number of replayed and skipped requests");
+});
+
+both_stores!(files_and_uploads_responses_match_the_recordings, async |database: Database| {
+    let Some(recordings) = recordings("files_uploads_models.json") else { return };
+    let upstream = Upstream::start().await;
+    let server = Server::start(&database, &upstream).await;
+
+    let mut replayed = 0;
+    for (_, script) in scripts(&recordings).into_iter().filter(|(name, _)| !name.starts_with("ModelsTests")) {
+        replay(&server.client, &upstream, &script).await;
+        replayed += script.len();
+    }
+
+    assert_eq!(replayed, 30, "number of replayed requests");
 });
 
 both_stores!(models_responses_match_the_recordings, async |database: Database| {

@@ -193,6 +193,8 @@ fn scope_of(path: &str, method: &Method) -> &'static str {
         () if has("usage") => "api.usage.read",
         () if has("models") => "api.model.read",
         () if has("chat") || has("embeddings") => "model.request",
+        () if (has("files") || has("uploads")) && is_read => "api.files.read",
+        () if has("files") || has("uploads") => "api.files.write",
         () if has("assistants") && is_read => "api.assistants.read",
         () if has("assistants") => "api.assistants.write",
         () if is_read => "api.threads.read",
@@ -308,6 +310,8 @@ mod tests {
             (Method::GET, "/v1/organization/audit_logs", "api.audit_logs.read"),
             (Method::POST, "/v1/threads/{thread_id}/runs", "api.threads.write"),
             (Method::GET, "/openai/assistants", "api.assistants.read"),
+            (Method::POST, "/v1/files", "api.files.write"),
+            (Method::GET, "/v1/files/{file_id}/content", "api.files.read"),
             (Method::POST, "/v1/chat/completions", "model.request"),
         ] {
             assert_eq!(scope_of(path, &method), scope, "{method} {path}");

@@ -1,6 +1,6 @@
 //! A fresh database for one test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::skip;
 pub struct Database {
     pub url: String,
     _folder: Option<Arc<Folder>>,
+    files: Arc<Folder>,
 }
 
 /// A folder that is deleted on drop.
@@ -38,9 +39,18 @@ impl Drop for Folder {
 }
 
 impl Database {
+    fn new(url: String, folder: Option<Folder>) -> Self {
+        Self { url, _folder: folder.map(Arc::new), files: Arc::new(Folder::new()) }
+    }
+
     pub fn sqlite() -> Self {
         let folder = Folder::new();
-        Self { url: format!("sqlite://{}", folder.0.join("test.db").display()), _folder: Some(Arc::new(folder)) }
+        Self::new(format!("sqlite://{}", folder.0.join("test.db").display()), Some(folder))
+    }
+
+    /// The folder for the bytes of files.
+    pub fn files(&self) -> &Path {
+        &self.files.0
     }
 
     /// Returns `None` and reports a skipped test if no Postgres is configured.
@@ -54,12 +64,12 @@ impl Database {
         connection.execute(sqlx::AssertSqlSafe(format!("create database {name}"))).await.unwrap();
         connection.close().await.unwrap();
         let (server, _) = url.rsplit_once('/').unwrap();
-        Some(Self { url: format!("{server}/{name}"), _folder: None })
+        Some(Self::new(format!("{server}/{name}"), None))
     }
 
     /// An existing database at another URL.
     pub fn at(url: String) -> Self {
-        Self { url, _folder: None }
+        Self::new(url, None)
     }
 
     /// Opens the store without a server.
@@ -80,7 +90,7 @@ impl Database {
         }
         let disk = disk?;
         let url = format!("sqlite://{}", disk.0.join("test.db").display());
-        Some((Self { url, _folder: None }, disk))
+        Some((Self::new(url, None), disk))
     }
 
     /// Executes SQL directly, while the store may be open.

@@ -4,6 +4,8 @@ pub mod client;
 pub mod contract;
 pub mod database;
 pub mod disk;
+pub mod form;
+pub mod process;
 pub mod projects;
 pub mod run;
 pub mod server;

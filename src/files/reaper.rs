@@ -1,0 +1,81 @@
+//! Removes files and parts that are deleted or expired, or whose server was lost while it received them, and bytes that no
+//! row names.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::Error;
+use super::blobs::StoredBlob;
+use super::service::FileService;
+use crate::api::upload::EXPIRES_AFTER_S;
+use crate::store::BlobKind;
+
+/// Interval of removals.
+const EVERY: Duration = Duration::from_secs(2);
+/// Maximum number of rows of each kind per interval. The next one handles the rest.
+const ROWS_MAX: u32 = 100;
+/// How long the row of an upload is kept after the upload has expired, in seconds. Until then, its status is reported.
+const UPLOAD_KEPT_S: u64 = 24 * EXPIRES_AFTER_S;
+/// Interval of the search for bytes that no row names. It lists all bytes. There are none, unless a database was restored
+/// from a backup or files were copied.
+const SEARCH_EVERY: Duration = Duration::from_hours(6);
+/// Age at which bytes that no row names are deleted, in seconds. Far more than the time between row and bytes.
+const UNNAMED_AGE_S: i64 = 86_400;
+/// Number of IDs that are looked up together.
+const LOOKUP_MAX: usize = 500;
+
+/// Removes what is no longer needed once per interval, without end.
+pub async fn reap(files: FileService) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut search_at = Instant::now();
+    loop {
+        ticks.tick().await;
+        report("expired files", remove_rows(&files).await);
+        if Instant::now() >= search_at {
+            search_at = Instant::now() + SEARCH_EVERY;
+            for kind in BlobKind::ALL {
+                report("bytes without a row", remove_unnamed(&files, kind).await);
+            }
+        }
+    }
+}
+
+fn report(what: &'static str, outcome: Result<(), Error>) {
+    if let Err(error) = outcome {
+        tracing::warn!(error = &error as &dyn std::error::Error, what, "removal of files failed");
+    }
+}
+
+async fn remove_rows(files: &FileService) -> Result<(), Error> {
+    for kind in BlobKind::ALL {
+        for blob in files.store().blobs_to_remove(kind, ROWS_MAX).await? {
+            if !files.remove(&blob).await {
+                // The storage is unavailable, which is logged. The next interval tries again.
+                return Ok(());
+            }
+        }
+    }
+    let now = files.now();
+    let before = crate::api::Timestamp(now.0.saturating_sub_unsigned(UPLOAD_KEPT_S));
+    files.store().delete_uploads_before(before, ROWS_MAX).await?;
+    Ok(())
+}
+
+async fn remove_unnamed(files: &FileService, kind: BlobKind) -> Result<(), Error> {
+    let mut listed = files.blobs().list(kind).try_chunks(LOOKUP_MAX);
+    while let Some(some) = listed.try_next().await.map_err(|error| error.1)? {
+        let now = files.now();
+        let old: Vec<StoredBlob> =
+            some.into_iter().filter(|stored| now.0 - stored.stored_at.0 >= UNNAMED_AGE_S).collect();
+        let ids: Vec<String> = old.iter().map(|stored| stored.blob.id.clone()).collect();
+        let named = files.store().blobs_with_row(kind, &ids).await?;
+        for StoredBlob { blob, .. } in old.into_iter().filter(|stored| !named.contains(&stored.blob.id)) {
+            tracing::warn!(blob.id, project.id = %blob.project, "deleting bytes that no file in the database has");
+            files.blobs().delete(&blob).await?;
+        }
+    }
+    Ok(())
+}
