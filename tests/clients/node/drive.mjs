@@ -8,6 +8,7 @@
 import assistants from './cases/assistants.mjs';
 import { transcriptWrites } from './cases/common.mjs';
 import earlyReplies from './cases/early_replies.mjs';
+import files from './cases/files.mjs';
 import invalidRequests from './cases/invalid_requests.mjs';
 import modelFailures from './cases/model_failures.mjs';
 import models from './cases/models.mjs';
@@ -19,6 +20,7 @@ import toolCalls from './cases/tool_calls.mjs';
 const tests = {
   ...assistants,
   ...threads,
+  ...files,
   ...runs,
   ...streaming,
   ...toolCalls,
