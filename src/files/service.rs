@@ -2,7 +2,7 @@
 //!
 //! | step | row | bytes | after a crash |
 //! | --- | --- | --- | --- |
-//! | [`FileService::receive`] | pending, under a lease | arrive | the reaper removes both when the lease ends |
+//! | `receive` | pending, under a lease | arrive | the reaper removes both when the lease ends |
 //! | [`Received::finish_file`] and others | visible | complete | nothing to do |
 //! | [`Received::discard`], or the client disconnects | deleted | are deleted | the reaper removes both |
 
