@@ -43,20 +43,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Rejects a request without a valid key, unless there are no keys and the request is from this machine.
+/// Rejects a request without a valid key, unless there are no keys and the request is from this machine. A key that exists
+/// is used even if this server has not yet noticed that there are keys.
 pub(in crate::http) async fn authenticate(
     State(app): State<App>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let principal = if let Some(principal) = app.authenticator.keyless().await? {
-        check_local(request.headers(), &app.settings.cors_origins)?;
-        principal
-    } else {
-        let Some(key) = presented_key(request.headers()) else {
-            return Err(unauthorized(Rejection::MissingKey, ""));
-        };
-        app.authenticator.authenticate(key).await.map_err(|rejection| unauthorized(rejection, key))?
+    let presented = match presented_key(request.headers()) {
+        Some(key) => (key, app.authenticator.authenticate(key).await),
+        None => ("", Err(Rejection::MissingKey)),
+    };
+    let principal = match presented {
+        (_, Ok(principal)) => principal,
+        (key, Err(rejection @ (Rejection::MissingKey | Rejection::UnknownKey))) => {
+            let keyless = app.authenticator.keyless().await?;
+            let principal = keyless.ok_or_else(|| unauthorized(rejection, key))?;
+            check_local(request.headers(), &app.settings.cors_origins)?;
+            principal
+        }
+        (key, Err(rejection)) => return Err(unauthorized(rejection, key)),
     };
     check_beta(request.headers())?;
     request.extensions_mut().insert(Caller(principal));
