@@ -51,6 +51,8 @@ def supported_operations(served):
         if operations:
             paths[path] = operations
     description["paths"] = paths
+    # The service accepts this purpose, but its description omits it from the files that it returns.
+    description["components"]["schemas"]["OpenAIFile"]["properties"]["purpose"]["enum"].append("evals")
     description.pop("security", None)
     return description
 
