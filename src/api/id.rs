@@ -109,6 +109,10 @@ ids! {
     PartId("part_", "part_id", "part");
     /// Identifies a vector store.
     VectorStoreId("vs_", "vector_store_id", "vector store");
+    /// Identifies a file in a vector store. It is internal: in the API, the file ID identifies it.
+    StoreFileId("vsf_", "store_file_id", "vector store file");
+    /// Identifies a batch of files of a vector store.
+    FileBatchId("vsfb_", "batch_id", "file batch");
     /// Identifies a project.
     ProjectId("proj_", "project_id", "project");
     /// Identifies an API key of a project or of the organization. It does not reveal the key.

@@ -8,11 +8,11 @@ use super::error::Error;
 use super::rule::{At, Rule, string, wrong_type};
 
 /// Maximum number of pairs of an object.
-const PAIRS_MAX: usize = 16;
+pub(super) const PAIRS_MAX: usize = 16;
 /// Maximum length of a key, in characters.
-const KEY_CHARS_MAX: usize = 64;
+pub(super) const KEY_CHARS_MAX: usize = 64;
 /// Maximum length of a value, in characters.
-const VALUE_CHARS_MAX: usize = 512;
+pub(super) const VALUE_CHARS_MAX: usize = 512;
 
 /// At most 16 pairs, with keys of at most 64 and values of at most 512 characters. Preserves the client's order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -36,21 +36,9 @@ impl Rule for MetadataRule {
         let Value::Object(pairs) = value else {
             return Err(wrong_type(at, "an object", &value));
         };
-        if pairs.len() > PAIRS_MAX {
-            return Err(Error::invalid(format!(
-                "Invalid '{at}': too many properties. Expected an object with at most {PAIRS_MAX} properties, \
-                 but got an object with {} properties instead.",
-                pairs.len()
-            ))
-            .at(at.to_string())
-            .code("object_above_max_properties"));
-        }
+        check_pairs(&pairs, at)?;
         let mut checked = Map::new();
         for (key, value) in pairs {
-            let length = key.chars().count();
-            if length > KEY_CHARS_MAX {
-                return Err(key_too_long(at, &key, length));
-            }
             let value = string(0, VALUE_CHARS_MAX).read(value, &At::Member(at, &key))?;
             checked.insert(key, Value::String(value));
         }
@@ -65,6 +53,29 @@ impl Rule for MetadataRule {
             "additionalProperties": string(0, VALUE_CHARS_MAX).schema(schemas),
         })
     }
+}
+
+/// Checks the number of pairs and the length of their keys.
+///
+/// # Errors
+/// 400 that names the object or the key.
+pub(super) fn check_pairs(pairs: &Map<String, Value>, at: &At<'_>) -> Result<(), Error> {
+    if pairs.len() > PAIRS_MAX {
+        return Err(Error::invalid(format!(
+            "Invalid '{at}': too many properties. Expected an object with at most {PAIRS_MAX} properties, \
+             but got an object with {} properties instead.",
+            pairs.len()
+        ))
+        .at(at.to_string())
+        .code("object_above_max_properties"));
+    }
+    for key in pairs.keys() {
+        let length = key.chars().count();
+        if length > KEY_CHARS_MAX {
+            return Err(key_too_long(at, key, length));
+        }
+    }
+    Ok(())
 }
 
 fn key_too_long(at: &At<'_>, key: &str, length: usize) -> Error {

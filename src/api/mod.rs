@@ -19,13 +19,14 @@ pub mod time;
 pub mod tool;
 pub mod upload;
 pub mod usage;
+pub mod vector_store;
 
 pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;
 pub use file::File;
 pub use id::{
-    ApiKeyId, AssistantId, AuditLogId, FileId, Ids, MessageId, PartId, ProjectId, RateLimitId, RunId, RunStepId,
-    ServiceAccountId, ThreadId, ToolCallId, UploadId, VectorStoreId,
+    ApiKeyId, AssistantId, AuditLogId, FileBatchId, FileId, Ids, MessageId, PartId, ProjectId, RateLimitId, RunId,
+    RunStepId, ServiceAccountId, StoreFileId, ThreadId, ToolCallId, UploadId, VectorStoreId,
 };
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;
@@ -37,3 +38,4 @@ pub use stream::StreamEvent;
 pub use thread::{CreateThread, ModifyThread, Thread};
 pub use time::Timestamp;
 pub use upload::{Upload, UploadPart};
+pub use vector_store::{FileBatch, ModifyVectorStore, StoreFile, VectorStore};

@@ -10,9 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::api;
+use crate::api::VectorStore;
 use crate::api::error::Kind;
 use crate::api::id::Id as _;
 use crate::api::organization::{Project, ProjectApiKey};
+use crate::api::vector_store::no_files_error;
 use crate::runs::service::Failure;
 use crate::{files, llm, store};
 
@@ -43,6 +45,9 @@ impl From<store::Error> for Error {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the database is unavailable");
                 Self::Public(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
             }
+            store::Error::NoFiles(ids) => Self::Public(no_files_error(&ids)),
+            store::Error::Unsupported(error) => Self::Public(error),
+            store::Error::VectorStoreExpired(id) => Self::Public(VectorStore::expired_error(&id)),
             store::Error::NoProject(id) => Self::Public(id.not_found()),
             store::Error::ProjectArchived(name) => Self::Public(Project::archived_error(&name)),
             store::Error::NoServiceAccount(id) => Self::Public(id.not_found()),

@@ -12,6 +12,8 @@ use super::Error;
 pub enum JobKind {
     /// Runs.
     Run,
+    /// Files of vector stores.
+    StoreFile,
 }
 
 impl JobKind {
@@ -19,6 +21,7 @@ impl JobKind {
     pub(super) fn table(self) -> &'static str {
         match self {
             Self::Run => "runs",
+            Self::StoreFile => "vector_store_files",
         }
     }
 }

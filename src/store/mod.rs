@@ -9,7 +9,8 @@
 //! commit writes nothing and fails with [`Error::Stale`]. Lease times and deadlines are compared with the database's clock.
 //!
 //! The calls that requests make take a [`Scope`]: an object of another project is treated like one that does not exist.
-//! [`RunEngine`], [`Blobs`] and [`Jobs`] work across projects, and handlers cannot call them: they hold [`Objects`].
+//! [`RunEngine`], [`Blobs`], [`Jobs`] and [`Ingestion`] work across projects, and handlers cannot call them: they hold
+//! [`Objects`].
 //!
 //! A row with a variant that this release does not know is skipped with a warning (`docs/upgrading.md`).
 
@@ -23,6 +24,7 @@ mod pool;
 mod postgres;
 mod sqlite;
 mod unreadable;
+mod vector_stores;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +34,8 @@ use futures_util::stream::BoxStream;
 
 use crate::api::organization::usage::ModelCall;
 use crate::api::{
-    Assistant, AssistantId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery, ProjectId,
-    Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp,
+    self, Assistant, AssistantId, FileId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery,
+    ProjectId, Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp, VectorStoreId,
 };
 use crate::clock::Clock;
 
@@ -44,6 +46,10 @@ pub use jobs::{JobKind, Jobs, Lease};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
 pub use sqlite::Synchronous;
+pub use vector_stores::{
+    ChunkKey, ChunkToEmbed, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedChunk, IndexedFile, Ingestion,
+    NewChunk, NewFileBatch, SearchData, StoreState, TOMBSTONE_KEPT_S, TextPage, VectorStores,
+};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +88,15 @@ pub enum Error {
     /// The thread does not exist.
     #[error("the thread does not exist")]
     NoThread,
+    /// Files do not exist.
+    #[error("{} files do not exist", .0.len())]
+    NoFiles(Vec<FileId>),
+    /// A file cannot be added to a vector store; the error says why.
+    #[error(transparent)]
+    Unsupported(api::Error),
+    /// The vector store has expired.
+    #[error("vector store {0} has expired")]
+    VectorStoreExpired(VectorStoreId),
     /// The project does not exist.
     #[error("project {0} does not exist")]
     NoProject(ProjectId),
@@ -428,13 +443,21 @@ pub trait RunEngine {
 }
 
 /// What requests may call. Each call is limited to the objects of a project.
-pub trait Objects: Assistants + Threads + Messages + Runs + Files + Uploads + Send + Sync + std::fmt::Debug {}
+pub trait Objects:
+    Assistants + Threads + Messages + Runs + Files + Uploads + VectorStores + Send + Sync + std::fmt::Debug
+{
+}
 
-impl<T: Assistants + Threads + Messages + Runs + Files + Uploads + Send + Sync + std::fmt::Debug> Objects for T {}
+impl<T: Assistants + Threads + Messages + Runs + Files + Uploads + VectorStores + Send + Sync + std::fmt::Debug> Objects
+    for T
+{
+}
 
 /// The whole storage interface.
 #[async_trait]
-pub trait Store: Objects + RunEngine + Blobs + Jobs + AccessData + Budgets + Ledger + Organization {
+pub trait Store:
+    Objects + RunEngine + Blobs + Jobs + Ingestion + SearchData + AccessData + Budgets + Ledger + Organization
+{
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
     /// Synchronizes the clock with the database's clock.

@@ -14,9 +14,9 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
-use super::{Commit, Error, FIRST_VERSION, NewRun, SavedText, Settings, Start, Store, to_json};
+use super::{Commit, Error, FIRST_VERSION, NewChunk, NewRun, SavedText, Settings, Start, Store, to_json};
 use crate::api::organization::usage::DAY_S;
-use crate::api::{ApiKeyId, Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp};
+use crate::api::{ApiKeyId, Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the database's time if it is null. The
@@ -58,6 +58,34 @@ macro_rules! json_pairs {
     };
 }
 
+/// The byte strings of a JSON array of hex strings, as rows (hash).
+macro_rules! json_blobs {
+    ($array:literal) => {
+        concat!("select decode(digits, 'hex') as hash from jsonb_array_elements_text(", $array, "::jsonb) as digits")
+    };
+}
+
+/// Locks the selected rows against changes until the end of the transaction.
+macro_rules! for_update {
+    () => {
+        " for update"
+    };
+}
+
+/// Locks the selected rows against deletion until the end of the transaction.
+macro_rules! for_share {
+    () => {
+        " for share"
+    };
+}
+
+/// Locks the selected rows, and leaves out those that are locked.
+macro_rules! skip_locked {
+    () => {
+        " for update skip locked"
+    };
+}
+
 #[path = "sql/access.rs"]
 mod access;
 #[path = "sql/api_keys.rs"]
@@ -70,6 +98,8 @@ mod audit_log;
 mod budgets;
 #[path = "sql/files.rs"]
 mod files;
+#[path = "sql/ingestion.rs"]
+mod ingestion;
 #[path = "sql/jobs.rs"]
 mod jobs;
 #[path = "sql/ledger.rs"]
@@ -82,14 +112,22 @@ mod page;
 mod projects;
 #[path = "sql/runs.rs"]
 mod runs;
+#[path = "sql/search_data.rs"]
+mod search_data;
 #[path = "sql/service_accounts.rs"]
 mod service_accounts;
+#[path = "sql/store_files.rs"]
+mod store_files;
 #[path = "sql/threads.rs"]
 mod threads;
 #[path = "sql/uploads.rs"]
 mod uploads;
+#[path = "sql/vector_stores.rs"]
+mod vector_stores;
 
+use ingestion::ChunkOwner;
 use runs::Written;
+use store_files::NewRow;
 
 /// Maximum number of reads of the database's clock, of which the fastest counts: a slow one says little.
 const CLOCK_READS_MAX: usize = 3;
@@ -147,6 +185,37 @@ const CLAIM_RUN: &str = concat!(
     where runs.id = next.id
     returning runs.id, version, runs.due_at, revision, claims, attempts, last_failure, owner, spec, state, metadata,
               next.due_at as due_before"
+);
+
+/// Claims the file that has been due longest of the next vector store, like [`CLAIM_RUN`].
+const CLAIM_STORE_FILE: &str = concat!(
+    "with later as (
+        select id, due_at from vector_store_files
+        where vector_store_id > $3 and due_at <= ",
+    now!("$1"),
+    "     and attempts <= $5 and id not in (",
+    json_texts!("$4"),
+    ")
+        order by vector_store_id, due_at, seq limit 1 for update skip locked
+    ), earlier as (
+        select id, due_at from vector_store_files
+        where not exists (select 1 from later) and vector_store_id <= $3 and due_at <= ",
+    now!("$1"),
+    "     and attempts <= $5 and id not in (",
+    json_texts!("$4"),
+    ")
+        order by vector_store_id, due_at, seq limit 1 for update skip locked
+    ), next as (
+        select id, due_at from later union all select id, due_at from earlier
+    )
+    update vector_store_files as file
+    set due_at = ",
+    lease_end!("$1", "$2"),
+    ", claims = claims + 1, attempts = attempts + 1
+    from next
+    where file.id = next.id
+    returning file.id, project_id, vector_store_id, file_id, filename, chunking, chunks, language, embedding_model,
+              claims, attempts, last_failure, next.due_at as due_before"
 );
 
 /// The common table expression of a commit that inserts the calls of the run.
@@ -542,6 +611,94 @@ impl Backend {
         .await?;
         Ok(rows.into_iter().map(|(id,)| RunId::from_stored(id)).collect())
     }
+}
+
+/// Inserts files of a vector store, in this order.
+async fn insert_store_files(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    store: &VectorStoreId,
+    now: Timestamp,
+    rows: &[NewRow<'_>],
+) -> Result<(), Error> {
+    sqlx::query::<Db>(concat!(
+        "insert into vector_store_files
+             (id, project_id, vector_store_id, file_id, filename, created_at, status, usage_bytes, attributes, chunking,
+              changed_version, due_at, claims, attempts)
+         select new.id, $1, $2, new.file_id, new.filename, $3, 'in_progress', 0, new.attributes, new.chunking, 0, ",
+        now!("$4"),
+        ", 0, 0
+         from unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::text[]) with ordinality
+             as new (id, file_id, filename, attributes, chunking, number)
+         order by number"
+    ))
+    .bind(scope.as_str())
+    .bind(store.as_str())
+    .bind(now.0)
+    .bind(fixed_time)
+    .bind(rows.iter().map(|row| row.file.id.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.file.file_id.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.filename.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.attributes.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.chunking.as_str()).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+/// Inserts chunks of a file, of which the first has the number `first`.
+async fn insert_chunks(
+    tx: &mut Transaction<Db>,
+    owner: &ChunkOwner,
+    first: usize,
+    chunks: &[NewChunk],
+) -> Result<(), Error> {
+    if chunks.is_empty() {
+        return Ok(());
+    }
+    sqlx::query::<Db>(
+        "insert into vector_store_chunks
+             (store_file_id, number, project_id, vector_store_id, text, overlap_bytes, tokens, terms, content_hash,
+              embedding)
+         select $1, $4 + new.number - 1, $3, $2, new.text, new.overlap_bytes, new.tokens, new.terms, new.content_hash,
+                new.embedding
+         from unnest($5::text[], $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[], $10::bytea[]) with ordinality
+             as new (text, overlap_bytes, tokens, terms, content_hash, embedding, number)",
+    )
+    .bind(&owner.store_file)
+    .bind(&owner.store)
+    .bind(&owner.project)
+    .bind(i64::try_from(first).unwrap_or(i64::MAX))
+    // Postgres cannot store NUL characters.
+    .bind(chunks.iter().map(|chunk| chunk.text.replace('\0', "\u{fffd}")).collect::<Vec<_>>())
+    .bind(chunks.iter().map(|chunk| i64::from(chunk.overlap_bytes)).collect::<Vec<_>>())
+    .bind(chunks.iter().map(|chunk| i64::from(chunk.tokens)).collect::<Vec<_>>())
+    .bind(chunks.iter().map(|chunk| chunk.terms.as_slice()).collect::<Vec<_>>())
+    .bind(chunks.iter().map(|chunk| chunk.content_hash.as_slice()).collect::<Vec<_>>())
+    .bind(chunks.iter().map(|chunk| chunk.embedding.as_deref()).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+/// Stores the embeddings of chunks of a file.
+async fn update_embeddings(
+    tx: &mut Transaction<Db>,
+    store_file: &str,
+    embeddings: &[(u32, Vec<u8>)],
+) -> Result<(), Error> {
+    sqlx::query::<Db>(
+        "update vector_store_chunks as chunk set embedding = new.embedding
+         from unnest($2::bigint[], $3::bytea[]) as new (number, embedding)
+         where chunk.store_file_id = $1 and chunk.number = new.number",
+    )
+    .bind(store_file)
+    .bind(embeddings.iter().map(|(number, _)| i64::from(*number)).collect::<Vec<_>>())
+    .bind(embeddings.iter().map(|(_, embedding)| embedding.as_slice()).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
 }
 
 /// Opens the first connection, to report errors at startup. Waits for a database that is unavailable.

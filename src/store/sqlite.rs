@@ -16,9 +16,9 @@ use tokio::sync::Mutex;
 
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
-use super::{Commit, Error, FIRST_VERSION, NewRun, Opener, SavedText, Settings, Start, Store, to_json};
+use super::{Commit, Error, FIRST_VERSION, NewChunk, NewRun, Opener, SavedText, Settings, Start, Store, to_json};
 use crate::api::organization::usage::DAY_S;
-use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp};
+use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the system's time if it is null.
@@ -49,6 +49,34 @@ macro_rules! json_pairs {
     };
 }
 
+/// The byte strings of a JSON array of hex strings, as rows (hash).
+macro_rules! json_blobs {
+    ($array:literal) => {
+        concat!("select unhex(value) as hash from json_each(", $array, ")")
+    };
+}
+
+/// Nothing: a transaction that writes is the only one.
+macro_rules! for_update {
+    () => {
+        ""
+    };
+}
+
+/// Nothing: a transaction that writes is the only one.
+macro_rules! for_share {
+    () => {
+        ""
+    };
+}
+
+/// Nothing: a transaction that writes is the only one.
+macro_rules! skip_locked {
+    () => {
+        ""
+    };
+}
+
 #[path = "sql/access.rs"]
 mod access;
 #[path = "sql/api_keys.rs"]
@@ -61,6 +89,8 @@ mod audit_log;
 mod budgets;
 #[path = "sql/files.rs"]
 mod files;
+#[path = "sql/ingestion.rs"]
+mod ingestion;
 #[path = "sql/jobs.rs"]
 mod jobs;
 #[path = "sql/ledger.rs"]
@@ -73,14 +103,22 @@ mod page;
 mod projects;
 #[path = "sql/runs.rs"]
 mod runs;
+#[path = "sql/search_data.rs"]
+mod search_data;
 #[path = "sql/service_accounts.rs"]
 mod service_accounts;
+#[path = "sql/store_files.rs"]
+mod store_files;
 #[path = "sql/threads.rs"]
 mod threads;
 #[path = "sql/uploads.rs"]
 mod uploads;
+#[path = "sql/vector_stores.rs"]
+mod vector_stores;
 
+use ingestion::ChunkOwner;
 use runs::Written;
+use store_files::NewRow;
 
 type Db = sqlx::Sqlite;
 type Row = sqlx::sqlite::SqliteRow;
@@ -122,6 +160,34 @@ const CLAIM_RUN: &str = concat!(
     where id = before_id
     returning id, version, due_at, revision, claims, attempts, last_failure, owner, spec, state, metadata,
               (select due_before from before) as due_before"
+);
+
+/// Claims the file that has been due longest of the next vector store, like [`CLAIM_RUN`].
+const CLAIM_STORE_FILE: &str = concat!(
+    "with next as (
+        select coalesce(
+            (select id from vector_store_files where vector_store_id > $3 and due_at <= ",
+    now!("$1"),
+    " and attempts <= $5 and id not in (",
+    json_texts!("$4"),
+    ") order by vector_store_id, due_at, seq limit 1),
+            (select id from vector_store_files where vector_store_id <= $3 and due_at <= ",
+    now!("$1"),
+    " and attempts <= $5 and id not in (",
+    json_texts!("$4"),
+    ") order by vector_store_id, due_at, seq limit 1)
+        ) as next_id
+    ), before as (
+        select id as before_id, due_at as due_before from vector_store_files where id = (select next_id from next)
+    )
+    update vector_store_files
+    set due_at = ",
+    lease_end!("$1", "$2"),
+    ", claims = claims + 1, attempts = attempts + 1
+    from before
+    where id = before_id
+    returning id, project_id, vector_store_id, file_id, filename, chunking, chunks, language, embedding_model, claims,
+              attempts, last_failure, (select due_before from before) as due_before"
 );
 
 /// Returns the number of readers. Each is a thread that uses a processor while it reads. With more readers than processors,
@@ -473,12 +539,16 @@ impl Backend {
 /// Clears all leases. No other server uses the file, so they are from earlier processes. If this fails, for example on a
 /// full disk, the leases expire.
 async fn clear_leases(connection: &mut SqliteConnection) {
-    let due = sqlx::query::<Db>("update runs set due_at = 0 where due_at is not null").execute(connection).await;
-    if let Err(error) = due {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "failed to clear old leases; runs are claimed when their leases expire"
-        );
+    for sql in [
+        "update runs set due_at = 0 where due_at is not null",
+        "update vector_store_files set due_at = 0 where due_at is not null",
+    ] {
+        if let Err(error) = sqlx::query::<Db>(sql).execute(&mut *connection).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to clear old leases; jobs are claimed when their leases expire"
+            );
+        }
     }
 }
 
@@ -506,6 +576,87 @@ fn lock(path: &Path) -> Result<File, LockError> {
         std::fs::TryLockError::Error(error) => failed(&error),
     })?;
     Ok(file)
+}
+
+/// Inserts files of a vector store, in this order.
+async fn insert_store_files(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    store: &VectorStoreId,
+    now: Timestamp,
+    rows: &[NewRow<'_>],
+) -> Result<(), Error> {
+    for row in rows {
+        sqlx::query::<Db>(concat!(
+            "insert into vector_store_files
+                 (id, project_id, vector_store_id, file_id, filename, created_at, status, usage_bytes, attributes,
+                  chunking, changed_version, due_at, claims, attempts)
+             values ($1, $2, $3, $4, $5, $6, 'in_progress', 0, $7, $8, 0, ",
+            now!("$9"),
+            ", 0, 0)"
+        ))
+        .bind(row.file.id.as_str())
+        .bind(scope.as_str())
+        .bind(store.as_str())
+        .bind(row.file.file_id.as_str())
+        .bind(&row.filename)
+        .bind(now.0)
+        .bind(&row.attributes)
+        .bind(&row.chunking)
+        .bind(fixed_time)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Inserts chunks of a file, of which the first has the number `first`.
+async fn insert_chunks(
+    tx: &mut Transaction<Db>,
+    owner: &ChunkOwner,
+    first: usize,
+    chunks: &[NewChunk],
+) -> Result<(), Error> {
+    for (chunk, number) in chunks.iter().zip(first..) {
+        sqlx::query::<Db>(
+            "insert into vector_store_chunks
+                 (store_file_id, number, project_id, vector_store_id, text, overlap_bytes, tokens, terms, content_hash,
+                  embedding)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(&owner.store_file)
+        .bind(i64::try_from(number).unwrap_or(i64::MAX))
+        .bind(&owner.project)
+        .bind(&owner.store)
+        // As in Postgres, which cannot store NUL characters.
+        .bind(chunk.text.replace('\0', "\u{fffd}"))
+        .bind(i64::from(chunk.overlap_bytes))
+        .bind(i64::from(chunk.tokens))
+        .bind(chunk.terms.as_slice())
+        .bind(chunk.content_hash.as_slice())
+        .bind(chunk.embedding.as_deref())
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Stores the embeddings of chunks of a file.
+async fn update_embeddings(
+    tx: &mut Transaction<Db>,
+    store_file: &str,
+    embeddings: &[(u32, Vec<u8>)],
+) -> Result<(), Error> {
+    for (number, embedding) in embeddings {
+        sqlx::query::<Db>("update vector_store_chunks set embedding = $3 where store_file_id = $1 and number = $2")
+            .bind(store_file)
+            .bind(i64::from(*number))
+            .bind(embedding.as_slice())
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
 }
 
 fn count(messages: &[Message]) -> i64 {

@@ -140,7 +140,7 @@ impl ApiKeys for Backend {
 
     async fn project_key(&self, project: &ProjectId, id: &ApiKeyId) -> Result<Option<ProjectApiKey>, Error> {
         let filter = [("project_id", project.as_str()), ("id", id.as_str())];
-        let list = List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, thread: None };
+        let list = List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, parent: None };
         let keys = page(self, &list, &PageQuery::default()).await?;
         keys.data.first().map(project_key_of).transpose()
     }
@@ -153,7 +153,7 @@ impl ApiKeys for Backend {
     ) -> Result<Page<ProjectApiKey>, Error> {
         let mut filter = vec![("project_id", project.as_str())];
         filter.extend(access.map(|access| ("owner_access", access.as_str())));
-        let list = List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, thread: None };
+        let list = List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, parent: None };
         let rows = page(self, &list, query).await?;
         read(self, &rows, project_key_of)
     }
@@ -164,14 +164,14 @@ impl ApiKeys for Backend {
 
     async fn admin_key(&self, id: &ApiKeyId) -> Result<Option<ApiKey>, Error> {
         let filter = [("project_id", ""), ("id", id.as_str())];
-        let list = List { table: "api_keys", columns: ADMIN_COLUMNS, body: "name", filter: &filter, thread: None };
+        let list = List { table: "api_keys", columns: ADMIN_COLUMNS, body: "name", filter: &filter, parent: None };
         let keys = page(self, &list, &PageQuery::default()).await?;
         keys.data.first().map(key_of).transpose()
     }
 
     async fn list_admin_keys(&self, query: &PageQuery) -> Result<Page<ApiKey>, Error> {
         let filter = [("project_id", "")];
-        let list = List { table: "api_keys", columns: ADMIN_COLUMNS, body: "name", filter: &filter, thread: None };
+        let list = List { table: "api_keys", columns: ADMIN_COLUMNS, body: "name", filter: &filter, parent: None };
         let rows = page(self, &list, query).await?;
         read(self, &rows, key_of)
     }

@@ -41,7 +41,7 @@ impl Assistants for Backend {
     async fn list_assistants(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Assistant>, Error> {
         let filter = [project(scope)];
         let rows =
-            page(self, &List { table: TABLE, columns: "id, body", body: "body", filter: &filter, thread: None }, query)
+            page(self, &List { table: TABLE, columns: "id, body", body: "body", filter: &filter, parent: None }, query)
                 .await?;
         read(self, &rows, from_row)
     }

@@ -88,7 +88,7 @@ impl AuditLogs for Backend {
             Condition::Compare("created_at", operator, *seconds)
         });
         let conditions: Vec<_> = lists.map(|(column, values)| Condition::OneOf(column, values)).chain(bounds).collect();
-        let list = List { table: TABLE, columns: COLUMNS, body: "details", filter: &[], thread: None };
+        let list = List { table: TABLE, columns: COLUMNS, body: "details", filter: &[], parent: None };
         let rows = page_where(self, &list, &conditions, query).await?;
         read(self, &rows, from_row)
     }

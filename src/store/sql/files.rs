@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::page::{Condition, List, page_where, project, read};
+use super::store_files::{finish, remove_from_stores};
 use super::{Backend, Db, Row, Transaction, seconds};
 use crate::api::file::Purpose;
 use crate::api::{File, FileId, Page, PageQuery, ProjectId, Scope, Timestamp};
@@ -90,25 +91,34 @@ impl Files for Backend {
         let mut filter = vec![project(scope), ("status", "processed")];
         filter.extend(purpose.map(|purpose| ("purpose", purpose.name())));
         let unexpired = [Condition::NullOrAfter("remove_at", self.clock.now().0)];
-        let list = List { table: TABLE, columns: "id, body", body: "body", filter: &filter, thread: None };
+        let list = List { table: TABLE, columns: "id, body", body: "body", filter: &filter, parent: None };
         let rows = page_where(self, &list, &unexpired, query).await?;
         read(self, &rows, from_row)
     }
 
     async fn delete_file(&self, scope: &Scope, id: &FileId) -> Result<bool, Error> {
-        let done = sqlx::query::<Db>(concat!(
-            "update files set status = 'deleted', remove_at = ",
-            now!("$3"),
-            " where id = $1 and project_id = $2 and status = 'processed' and (remove_at is null or remove_at > ",
-            now!("$3"),
-            ")"
-        ))
-        .bind(id.as_str())
-        .bind(scope.as_str())
-        .bind(self.fixed_time())
-        .execute(self.writer())
-        .await?;
-        Ok(done.rows_affected() == 1)
+        let mut tx = self.begin().await?;
+        let outcome = async {
+            let done = sqlx::query::<Db>(concat!(
+                "update files set status = 'deleted', remove_at = ",
+                now!("$3"),
+                " where id = $1 and project_id = $2 and status = 'processed' and (remove_at is null or remove_at > ",
+                now!("$3"),
+                ")"
+            ))
+            .bind(id.as_str())
+            .bind(scope.as_str())
+            .bind(self.fixed_time())
+            .execute(&mut tx)
+            .await?;
+            let exists = done.rows_affected() == 1;
+            if exists {
+                remove_from_stores(&mut tx, self.fixed_time(), &[id.to_string()]).await?;
+            }
+            Ok(exists)
+        }
+        .await;
+        finish(tx, outcome).await
     }
 }
 
@@ -140,11 +150,21 @@ impl Blobs for Backend {
             ),
             table = kind.table()
         );
-        let rows: Vec<(String, String)> = sqlx::query_as::<Db, _>(AssertSqlSafe(sql))
-            .bind(self.fixed_time())
-            .bind(i64::from(limit))
-            .fetch_all(self.writer())
-            .await?;
+        let mut tx = self.begin().await?;
+        let outcome = async {
+            let rows: Vec<(String, String)> = sqlx::query_as::<Db, _>(AssertSqlSafe(sql))
+                .bind(self.fixed_time())
+                .bind(i64::from(limit))
+                .fetch_all(&mut tx)
+                .await?;
+            if kind == BlobKind::File && !rows.is_empty() {
+                let ids: Vec<String> = rows.iter().map(|(id, _)| id.clone()).collect();
+                remove_from_stores(&mut tx, self.fixed_time(), &ids).await?;
+            }
+            Ok(rows)
+        }
+        .await;
+        let rows = finish(tx, outcome).await?;
         let blob = |(id, project)| BlobId { kind, project: ProjectId::from_stored(project), id };
         Ok(rows.into_iter().map(blob).collect())
     }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::page::{List, page, read};
+use super::page::{List, Parent, page, read};
 use super::{Backend, Db, Row};
 use crate::api::message::MessageState;
 use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, Scope, ThreadId, Timestamp};
@@ -61,8 +61,8 @@ impl Messages for Backend {
     ) -> Result<Page<Message>, Error> {
         let of_run = run.map(|run| [("run_id", run.as_str())]);
         let filter = of_run.as_ref().map_or(&[][..], |filter| filter);
-        let thread = Some((scope, thread));
-        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", filter, thread }, query).await?;
+        let parent = Some(Parent::Thread(scope, thread));
+        let rows = page(self, &List { table: TABLE, columns: COLUMNS, body: "body", filter, parent }, query).await?;
         read(self, &rows, from_row)
     }
 

@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row as _};
 
 use super::{Backend, Db, Row};
 use crate::api::page::{Order, Page, PageQuery};
-use crate::api::{Scope, ThreadId};
+use crate::api::{FileBatchId, Scope, ThreadId, VectorStoreId};
 use crate::store::Error;
 
 /// Maximum size of a page, in bytes. A larger page is cut, and the next page continues after it.
@@ -17,10 +17,17 @@ pub(super) struct List<'a> {
     pub columns: &'static str,
     /// The column whose size counts towards the limit.
     pub body: &'static str,
-    /// The filter: pairs of a column and its value. [`project`] comes first, unless the list is of a thread.
+    /// The filter: pairs of a column and its value. [`project`] comes first, unless the list has a parent.
     pub filter: &'a [(&'static str, &'a str)],
-    /// The thread of the elements.
-    pub thread: Option<(&'a Scope, &'a ThreadId)>,
+    /// What the elements belong to.
+    pub parent: Option<Parent<'a>>,
+}
+
+/// What the elements of a list belong to.
+#[derive(Clone, Copy)]
+pub(super) enum Parent<'a> {
+    Thread(&'a Scope, &'a ThreadId),
+    VectorStore(&'a Scope, &'a VectorStoreId),
 }
 
 /// A condition besides the filter of a list.
@@ -31,7 +38,15 @@ pub(super) enum Condition<'a> {
     Compare(&'static str, &'static str, i64),
     /// The column is null or greater than a number.
     NullOrAfter(&'static str, i64),
+    /// A condition without parameters.
+    Fixed(&'static str),
+    /// The row is a file of this batch.
+    InBatch(&'a FileBatchId),
 }
+
+/// The condition of [`Condition::InBatch`], with `?` for the batch ID.
+const IN_BATCH: &str =
+    concat!(" and id in (", json_texts!("(select store_file_ids from vector_store_file_batches where id = ?)"), ")");
 
 /// Returns the filter for the objects of a project.
 pub(super) fn project(scope: &Scope) -> (&'static str, &str) {
@@ -123,10 +138,17 @@ fn filtered(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
     for (column, value) in list.filter {
         sql.push(" and ").push(column).push(" = ").push_bind((*value).to_owned());
     }
-    if let Some((scope, thread)) = list.thread {
-        // The project of the thread, and not that of the elements: Postgres would multiply the selectivities of both
+    if let Some(parent) = list.parent {
+        // The project of the parent, and not that of the elements: Postgres would multiply the selectivities of both
         // columns, expect few elements, and sort all elements of a long thread instead of reading the index backwards.
-        sql.push(" and thread_id = (select id from threads where id = ").push_bind(thread.as_str().to_owned());
+        let (start, id, scope) = match parent {
+            Parent::Thread(scope, id) => (" and thread_id = (select id from threads where id = ", id.as_str(), scope),
+            Parent::VectorStore(scope, id) => {
+                let start = " and vector_store_id = (select id from vector_stores where status = 'live' and id = ";
+                (start, id.as_str(), scope)
+            }
+        };
+        sql.push(start).push_bind(id.to_owned());
         sql.push(" and project_id = ").push_bind(scope.as_str().to_owned()).push(")");
     }
     sql
@@ -147,6 +169,13 @@ fn add_condition(sql: &mut QueryBuilder<Db>, condition: &Condition<'_>) {
         }
         Condition::NullOrAfter(column, number) => {
             sql.push(" and (").push(column).push(" is null or ").push(column).push(" > ").push_bind(*number).push(")");
+        }
+        Condition::Fixed(condition) => {
+            sql.push(" and ").push(condition);
+        }
+        Condition::InBatch(batch) => {
+            let (start, end) = IN_BATCH.split_once('?').expect("the statement has one parameter");
+            sql.push(start).push_bind(batch.as_str().to_owned()).push(end);
         }
     }
 }

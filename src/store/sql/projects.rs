@@ -75,7 +75,7 @@ impl Projects for Backend {
     }
 
     async fn list_projects(&self, include_archived: bool, query: &PageQuery) -> Result<Page<Project>, Error> {
-        let list = List { table: "projects", columns: COLUMNS, body: "name", filter: &[], thread: None };
+        let list = List { table: "projects", columns: COLUMNS, body: "name", filter: &[], parent: None };
         // A condition and not the filter, because a cursor may have been archived meanwhile.
         let active = ["active".to_owned()];
         let conditions: &[_] = if include_archived { &[] } else { &[Condition::OneOf("status", &active)] };

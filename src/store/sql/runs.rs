@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
-use super::page::{List, page, read};
+use super::page::{List, Parent, page, read};
 use super::{Backend, CLAIM_RUN, Db, Row, messages, seconds};
 use crate::api::run::RunState;
 use crate::api::usage::Usage;
@@ -167,8 +167,8 @@ impl Runs for Backend {
     }
 
     async fn list_runs(&self, scope: &Scope, thread: &ThreadId, query: &PageQuery) -> Result<Page<Run>, Error> {
-        let thread = Some((scope, thread));
-        let list = List { table: RUNS, columns: RUN_COLUMNS, body: "spec", filter: &[], thread };
+        let parent = Some(Parent::Thread(scope, thread));
+        let list = List { table: RUNS, columns: RUN_COLUMNS, body: "spec", filter: &[], parent };
         read(self, &page(self, &list, query).await?, |row| Ok(run_from_row(row)?.run))
     }
 
@@ -218,8 +218,8 @@ impl Runs for Backend {
         run: &RunId,
         query: &PageQuery,
     ) -> Result<Page<RunStep>, Error> {
-        let (filter, thread) = ([("run_id", run.as_str())], Some((scope, thread)));
-        let list = List { table: STEPS, columns: "id, body", body: "body", filter: &filter, thread };
+        let (filter, parent) = ([("run_id", run.as_str())], Some(Parent::Thread(scope, thread)));
+        let list = List { table: STEPS, columns: "id, body", body: "body", filter: &filter, parent };
         read(self, &page(self, &list, query).await?, step_from_row)
     }
 }

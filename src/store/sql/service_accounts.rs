@@ -71,7 +71,7 @@ impl ServiceAccounts for Backend {
     ) -> Result<Page<ServiceAccount>, Error> {
         let filter = [("project_id", project.as_str())];
         let rows =
-            page(self, &List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, thread: None }, query)
+            page(self, &List { table: TABLE, columns: COLUMNS, body: "name", filter: &filter, parent: None }, query)
                 .await?;
         read(self, &rows, from_row)
     }

@@ -32,7 +32,7 @@ impl Threads for Backend {
     async fn list_threads(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Thread>, Error> {
         let filter = [project(scope)];
         let rows =
-            page(self, &List { table: TABLE, columns: "id, body", body: "body", filter: &filter, thread: None }, query)
+            page(self, &List { table: TABLE, columns: "id, body", body: "body", filter: &filter, parent: None }, query)
                 .await?;
         read(self, &rows, from_row)
     }

@@ -2,6 +2,7 @@
 
 mod files;
 mod ledger;
+mod vector_stores;
 
 use std::collections::HashSet;
 use std::sync::Arc;
