@@ -18,6 +18,7 @@
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
+//! | [`retrieval`] | finds the chunks of files that answer a question: `chunk`, `lexical`, `index`, `rank` |
 //! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
 //! | [`access`] | who makes a request, and what they may do |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
@@ -28,7 +29,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
 pub mod access;
@@ -42,6 +43,7 @@ pub mod host;
 pub mod http;
 pub mod liveness;
 pub mod llm;
+pub mod retrieval;
 pub mod runs;
 pub mod server;
 pub mod store;
