@@ -20,6 +20,7 @@
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
 //! | [`retrieval`] | finds the chunks of files that answer a question: `chunk`, `lexical`, `index`, `rank` |
 //! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
+//! | [`retrieval`] | file search: `extract` reads the texts of files in child processes |
 //! | [`access`] | who makes a request, and what they may do |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |

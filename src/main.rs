@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use assistd::clock::Clock;
 use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand};
 use assistd::config::Settings;
+use assistd::retrieval::extract::child;
 use assistd::server::Server;
 use assistd::telemetry::{self, LogFormat};
 use assistd::{health, store};
@@ -49,10 +50,16 @@ enum Command {
     Keys(KeysCommand),
     /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
+    /// Extract the text of a file on standard input. The server runs this for each file that it parses.
+    #[command(hide = true)]
+    ExtractText(child::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::ExtractText(arguments)) = &arguments.command {
+        return child::run(arguments);
+    }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -93,6 +100,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))
         }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
+        Some(Command::ExtractText(_)) => unreachable!("it runs without settings"),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod discover;
 mod echo;
+pub mod embeddings;
 pub mod forwarded;
 pub mod lenient;
 pub mod members;

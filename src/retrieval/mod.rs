@@ -2,12 +2,14 @@
 //!
 //! | part | what it does |
 //! | --- | --- |
+//! | [`extract`] | extracts the text of a file, in a child process |
 //! | [`chunk`] | divides a text into chunks by tokens |
 //! | [`lexical`] | turns texts into terms |
 //! | [`index`] | the chunks of a vector store in memory: inverted lists and vectors |
 //! | [`rank`] | fuses lexical and vector scores into one order |
 
 pub mod chunk;
+pub mod extract;
 pub mod index;
 pub mod lexical;
 pub mod rank;

@@ -32,7 +32,7 @@ const ORDER: [(&str, u32); 19] = [
 ];
 
 /// Files and folders whose code does no I/O and never waits.
-const PURE: [&str; 21] = [
+const PURE: [&str; 27] = [
     "api",
     "host.rs",
     "retrieval/chunk.rs",
@@ -43,6 +43,12 @@ const PURE: [&str; 21] = [
     "runs/turn.rs",
     "runs/prompt",
     "runs/stream/transcript.rs",
+    "retrieval/extract/text.rs",
+    "retrieval/extract/layout.rs",
+    "retrieval/extract/html.rs",
+    "retrieval/extract/office.rs",
+    "retrieval/extract/doc.rs",
+    "retrieval/extract/pdf.rs",
     "llm/forwarded.rs",
     "llm/sse.rs",
     "llm/lenient.rs",

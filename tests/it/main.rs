@@ -25,6 +25,7 @@ mod docs;
 mod early_replies;
 mod engine;
 mod expiry;
+mod extraction;
 mod file_storage;
 mod files;
 mod isolation;

@@ -16,4 +16,5 @@ mod visible;
 pub(super) use chunk::{embeddings_usage, usage};
 pub use client::{Settings, Upstream};
 pub use mask::MASK;
+pub(super) use report::Report;
 pub use visible::ThinkTags;

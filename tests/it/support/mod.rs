@@ -4,6 +4,7 @@ pub mod client;
 pub mod contract;
 pub mod database;
 pub mod disk;
+pub mod documents;
 pub mod form;
 pub mod process;
 pub mod projects;
