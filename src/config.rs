@@ -14,7 +14,8 @@ use toml::{Table, Value};
 
 use crate::api::organization::Limits;
 use crate::files::blobs::BUCKET_FILE_BYTES_MAX;
-use crate::llm::ThinkTags;
+use crate::llm::{EmbeddingSettings, ThinkTags};
+use crate::retrieval::ingest;
 use crate::runs::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
@@ -37,6 +38,12 @@ const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
 
 /// Maximum of a duration, in seconds: sums of larger ones overflow.
 const SECONDS_MAX: i64 = 315_360_000;
+/// Maximum number of texts in a request for embeddings, so that the answer is not too large.
+const EMBEDDING_BATCH_MAX: usize = 256;
+/// Maximum number of dimensions of embeddings. More than any known model has.
+const EMBEDDING_DIMENSIONS_MAX: usize = 8_192;
+/// Maximum number of files that are processed concurrently. Each uses a process, or memory for its text.
+const INGEST_CONCURRENCY_MAX: usize = 256;
 /// Minimum of `head_bytes_max` that the HTTP library accepts, in bytes.
 const HEAD_BYTES_MIN: usize = 8_192;
 
@@ -89,6 +96,16 @@ pub struct Settings {
     pub upstream_idle_timeout_s: u64,
     pub upstream_retries: u32,
     pub think_tags: ThinkTags,
+    pub embedding_model: String,
+    pub embedding_url: SecretUrl,
+    pub embedding_api_key: Secret,
+    pub embedding_dimensions: usize,
+    pub embedding_batch_max: usize,
+    pub embedding_tokens_max: usize,
+    pub embedding_query_prefix: String,
+    pub embedding_document_prefix: String,
+    pub ingest_concurrency: usize,
+    pub ingest_max_attempts: u32,
     pub max_concurrent_runs: usize,
     pub run_expires_after_s: u64,
     pub run_lease_s: u64,
@@ -165,7 +182,10 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 19] = [
+        let at_least_one: [(&str, u64); 22] = [
+            ("embedding_batch_max", self.embedding_batch_max as u64),
+            ("ingest_concurrency", self.ingest_concurrency as u64),
+            ("ingest_max_attempts", self.ingest_max_attempts.into()),
             ("write_timeout_s", self.write_timeout_s),
             ("max_attempts", self.max_attempts.into()),
             ("prompt_bytes_max", self.prompt_bytes_max as u64),
@@ -196,7 +216,11 @@ impl Settings {
                 return Err(Error(format!("{key} is {value}; it must be at most {SECONDS_MAX} (ten years)")));
             }
         }
-        let keys = self.upstreams.iter().map(|upstream| &upstream.api_key).chain([&self.upstream_api_key]);
+        let keys = self
+            .upstreams
+            .iter()
+            .map(|upstream| &upstream.api_key)
+            .chain([&self.upstream_api_key, &self.embedding_api_key]);
         if keys.into_iter().any(|key| reqwest::header::HeaderValue::from_str(key.expose()).is_err()) {
             return Err(Error(
                 "the API key of a model server contains a character that a header cannot have".to_owned(),
@@ -228,10 +252,22 @@ impl Settings {
                 self.database_statement_timeout_s, self.run_lease_s
             )));
         }
+        for (key, value, max) in [
+            ("embedding_batch_max", self.embedding_batch_max, EMBEDDING_BATCH_MAX),
+            ("embedding_dimensions", self.embedding_dimensions, EMBEDDING_DIMENSIONS_MAX),
+            ("ingest_concurrency", self.ingest_concurrency, INGEST_CONCURRENCY_MAX),
+        ] {
+            if value > max {
+                return Err(Error(format!("{key} is {value}; it must be at most {max}")));
+            }
+        }
+        if self.embedding_model.is_empty() && !self.embedding_url.expose().is_empty() {
+            return Err(Error("embedding_url is set, and embedding_model is not; set both".to_owned()));
+        }
         if self.max_concurrent_runs > 1_000_000 {
             return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
         }
-        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url]);
+        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url, &self.embedding_url]);
         for url in urls.filter(|url| !url.expose().is_empty()) {
             let known = reqwest::Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
             if !known {
@@ -364,6 +400,33 @@ impl Settings {
             idle_timeout: Duration::from_secs(self.upstream_idle_timeout_s),
             retries: self.upstream_retries,
             think_tags: self.think_tags,
+        }
+    }
+
+    /// Returns how texts are sent to the embedding model, if there is one.
+    #[must_use]
+    pub fn embeddings(&self) -> Option<EmbeddingSettings> {
+        if self.embedding_model.is_empty() {
+            return None;
+        }
+        Some(EmbeddingSettings {
+            model: self.embedding_model.clone(),
+            dimensions: (self.embedding_dimensions > 0).then_some(self.embedding_dimensions),
+            batch_max: self.embedding_batch_max,
+            tokens_max: (self.embedding_tokens_max > 0).then_some(self.embedding_tokens_max),
+            query_prefix: self.embedding_query_prefix.clone(),
+            document_prefix: self.embedding_document_prefix.clone(),
+        })
+    }
+
+    /// Returns the settings of the processing of files.
+    #[must_use]
+    pub fn ingest(&self) -> ingest::Settings {
+        ingest::Settings {
+            concurrency_max: self.ingest_concurrency,
+            lease: Duration::from_secs(self.run_lease_s),
+            attempts_max: self.ingest_max_attempts,
+            batch_max: self.embedding_batch_max,
         }
     }
 

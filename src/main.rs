@@ -148,17 +148,18 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn banner(server: &Server) -> std::io::Result<()> {
-    let Server { address, store, files, model, model_name, has_keys, .. } = server;
+    let Server { address, store, files, model, model_name, embeddings, has_keys, .. } = server;
     let address = health::reachable(*address);
     let key = if *has_keys { "YOUR_KEY" } else { "any" };
     writeln!(
         std::io::stdout(),
         "assistd {version} listens on http://{address}
-  base_url  http://{address}/v1
-  api_key   {key_text}
-  store     {store}
-  files     {files}
-  model     {model}
+  base_url    http://{address}/v1
+  api_key     {key_text}
+  store       {store}
+  files       {files}
+  model       {model}
+  embeddings  {embeddings}
 
 Try it:
   curl -sN http://{address}/v1/threads/runs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\

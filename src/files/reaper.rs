@@ -1,5 +1,5 @@
-//! Removes files and parts that are deleted or expired, or whose server was lost while it received them, and bytes that no
-//! row names.
+//! Removes files and parts that are deleted or expired, or whose server was lost while it received them, bytes that no row
+//! names, and the data of deleted and expired vector stores.
 
 use std::time::Duration;
 
@@ -16,6 +16,10 @@ use crate::store::BlobKind;
 const EVERY: Duration = Duration::from_secs(2);
 /// Maximum number of rows of each kind per interval. The next one handles the rest.
 const ROWS_MAX: u32 = 100;
+/// Maximum number of rows of vector stores that one transaction removes.
+const STORE_ROWS_MAX: u32 = 200;
+/// Maximum number of these transactions per interval. The next one handles the rest.
+const STORE_STEPS_MAX: u32 = 50;
 /// How long the row of an upload is kept after the upload has expired, in seconds. Until then, its status is reported.
 const UPLOAD_KEPT_S: u64 = 24 * EXPIRES_AFTER_S;
 /// Interval of the search for bytes that no row names. It lists all bytes. There are none, unless a database was restored
@@ -34,6 +38,7 @@ pub async fn reap(files: FileService) {
     loop {
         ticks.tick().await;
         report("expired files", remove_rows(&files).await);
+        report("vector stores", remove_store_data(&files).await);
         if Instant::now() >= search_at {
             search_at = Instant::now() + SEARCH_EVERY;
             for kind in BlobKind::ALL {
@@ -61,6 +66,17 @@ async fn remove_rows(files: &FileService) -> Result<(), Error> {
     let now = files.now();
     let before = crate::api::Timestamp(now.0.saturating_sub_unsigned(UPLOAD_KEPT_S));
     files.store().delete_uploads_before(before, ROWS_MAX).await?;
+    Ok(())
+}
+
+/// Removes data of vector stores in small steps, so that other transactions are not delayed.
+async fn remove_store_data(files: &FileService) -> Result<(), Error> {
+    for _ in 0..STORE_STEPS_MAX {
+        if !files.store().remove_store_data(STORE_ROWS_MAX).await? {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
     Ok(())
 }
 

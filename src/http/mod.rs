@@ -21,6 +21,7 @@ mod sse;
 mod state;
 mod threads;
 mod uploads;
+mod vector_stores;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -45,7 +46,7 @@ const BASE_PATHS: [&str; 6] = [
     "/api/projects/{project}/openai/v1",
 ];
 
-fn groups() -> [Routes; 10] {
+fn groups() -> [Routes; 11] {
     [
         assistants::routes(),
         threads::routes(),
@@ -54,6 +55,7 @@ fn groups() -> [Routes; 10] {
         run_steps::routes(),
         files::routes(),
         uploads::routes(),
+        vector_stores::routes(),
         models::routes(),
         proxy::routes(),
         organization::project_usage_routes(),

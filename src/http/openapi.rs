@@ -16,8 +16,8 @@ use super::routes::{Operation, Reply};
 use super::state::App;
 use crate::api::error::Body;
 use crate::api::id::{
-    ApiKeyId, AssistantId, Id, MessageId, ProjectId, RateLimitId, RunId, RunStepId, ServiceAccountId, ThreadId,
-    UploadId,
+    ApiKeyId, AssistantId, FileBatchId, Id, MessageId, ProjectId, RateLimitId, RunId, RunStepId, ServiceAccountId,
+    ThreadId, UploadId, VectorStoreId,
 };
 
 pub(super) fn routes() -> Router<App> {
@@ -175,6 +175,8 @@ fn id_schema(name: &str) -> Value {
         known::<RunId>(),
         known::<RunStepId>(),
         known::<UploadId>(),
+        known::<VectorStoreId>(),
+        known::<FileBatchId>(),
         known::<ProjectId>(),
         known::<ServiceAccountId>(),
         known::<ApiKeyId>(),

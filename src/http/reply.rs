@@ -1,6 +1,7 @@
 //! Responses shared by several handlers.
 
 use axum::Json;
+use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -26,6 +27,15 @@ pub(super) fn list<'a, T, W: Serialize>(
     let first = page.data.first().map(&id);
     let last = page.data.last().map(&id);
     Json(List::new(page.data.iter().map(wire).collect(), first, last, page.has_more)).into_response()
+}
+
+/// How long polling clients should wait, in milliseconds. Without this header, they wait one to five seconds.
+const POLL_AFTER_MS: &str = "200";
+
+/// Asks clients that poll an object to do so soon. Polling helpers of several SDKs read this header.
+pub(super) fn poll_again(mut response: Response) -> Response {
+    response.headers_mut().insert("openai-poll-after-ms", HeaderValue::from_static(POLL_AFTER_MS));
+    response
 }
 
 /// Returns the response for a deleted object.

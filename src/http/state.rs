@@ -14,6 +14,7 @@ use crate::liveness::Liveness;
 use crate::llm::Models;
 use crate::runs::service::RunService;
 use crate::store::{Objects, Store};
+use crate::work::Queue;
 
 /// The state shared by all handlers. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct App {
     pub database: Arc<dyn Store>,
     /// Stores and reads files.
     pub files: FileService,
+    /// Wakes the worker that processes the files of vector stores.
+    pub store_files: Arc<Queue>,
     /// Creates and drives runs.
     pub runs: RunService,
     /// The model servers.

@@ -17,32 +17,55 @@ const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
 /// Timeout of listing the models. A server on loopback responds immediately.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// A server that was found.
+#[derive(Debug, Clone)]
+pub struct Found<'a> {
+    /// The name of its kind.
+    pub name: &'a str,
+    /// The server.
+    pub server: Arc<dyn ChatModel>,
+    /// The first chat model that it lists.
+    pub model: String,
+    /// The first embedding model that it lists.
+    pub embedding_model: Option<String>,
+}
+
 /// Discovers a server on the default endpoints with [`find`].
-pub async fn discover(settings: &Settings) -> Option<(&'static str, Arc<dyn ChatModel>, String)> {
+pub async fn discover(settings: &Settings) -> Option<Found<'static>> {
     find(settings, &DEFAULT_ENDPOINTS).await
 }
 
-/// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model: its name,
-/// the server, and the model's name.
-pub async fn find<'a>(
-    settings: &Settings,
-    candidates: &[(&'a str, &str)],
-) -> Option<(&'a str, Arc<dyn ChatModel>, String)> {
+/// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model.
+pub async fn find<'a>(settings: &Settings, candidates: &[(&'a str, &str)]) -> Option<Found<'a>> {
     let answers = candidates.iter().map(|(name, url)| async move {
         let server = Upstream::new(*name, url, None, settings.clone());
         let models = tokio::time::timeout(DISCOVERY_TIMEOUT, server.list()).await.ok()?.ok()?;
         let model = first_chat_model(&models)?;
-        Some((*name, Arc::new(server) as Arc<dyn ChatModel>, model))
+        let embedding_model = first_embedding_model(&models);
+        Some(Found { name, server: Arc::new(server), model, embedding_model })
     });
     futures_util::future::join_all(answers).await.into_iter().flatten().next()
 }
 
 /// Returns the first model whose name is not that of an embedding model.
 fn first_chat_model(models: &[ModelObject]) -> Option<String> {
-    let is_chat_model = |model: &&ModelObject| {
-        !["embed", "bge-", "minilm", "rerank"].iter().any(|word| model.id.to_lowercase().contains(word))
-    };
-    models.iter().find(is_chat_model).map(|model| model.id.clone())
+    let model = models.iter().find(|model| !is_embedding_model(&model.id) && !is_reranker(&model.id));
+    model.map(|model| model.id.clone())
+}
+
+fn first_embedding_model(models: &[ModelObject]) -> Option<String> {
+    let model = models.iter().find(|model| is_embedding_model(&model.id) && !is_reranker(&model.id));
+    model.map(|model| model.id.clone())
+}
+
+/// Returns whether a name is that of an embedding model, as most servers name them.
+fn is_embedding_model(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["embed", "bge-", "minilm", "gte-", "e5-"].iter().any(|word| name.contains(word))
+}
+
+fn is_reranker(name: &str) -> bool {
+    name.to_lowercase().contains("rerank")
 }
 
 #[cfg(test)]
@@ -55,5 +78,8 @@ mod tests {
 
         assert_eq!(first_chat_model(&models), Some("qwen3:8b".to_owned()));
         assert_eq!(first_chat_model(&models[..2]), None);
+        assert_eq!(first_embedding_model(&models), Some("nomic-embed-text".to_owned()));
+        assert_eq!(first_embedding_model(&models[2..]), None);
+        assert_eq!(first_embedding_model(&["bge-reranker-v2"].map(ModelObject::ours)), None);
     }
 }

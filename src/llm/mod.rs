@@ -4,7 +4,7 @@
 
 mod discover;
 mod echo;
-pub mod embeddings;
+mod embeddings;
 pub mod forwarded;
 pub mod lenient;
 pub mod members;
@@ -24,8 +24,9 @@ use serde_json::{Map, Value};
 use crate::api::run::FinishReason;
 use crate::api::usage::Usage;
 
-pub use discover::{discover, find};
+pub use discover::{Found, discover, find};
 pub use echo::Echo;
+pub use embeddings::{Embedded, Embedder, EmbeddingInput, EmbeddingServer, EmbeddingSettings, Embeddings};
 pub use openai::{MASK, Settings, ThinkTags, Upstream};
 pub use routing::{Entry, Models, Route};
 

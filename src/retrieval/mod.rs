@@ -3,6 +3,7 @@
 //! | part | what it does |
 //! | --- | --- |
 //! | [`extract`] | extracts the text of a file, in a child process |
+//! | [`ingest`] | processes the files of vector stores in the background |
 //! | [`chunk`] | divides a text into chunks by tokens |
 //! | [`lexical`] | turns texts into terms |
 //! | [`index`] | the chunks of a vector store in memory: inverted lists and vectors |
@@ -11,5 +12,6 @@
 pub mod chunk;
 pub mod extract;
 pub mod index;
+pub mod ingest;
 pub mod lexical;
 pub mod rank;

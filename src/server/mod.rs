@@ -3,6 +3,7 @@
 mod connections;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +21,14 @@ use crate::files::reaper;
 use crate::files::service::FileService;
 use crate::http::{self, App, Drain};
 use crate::liveness::Liveness;
-use crate::llm::{ChatModel, Echo, Entry, Models, Upstream, discover};
+use crate::llm::{ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover};
+use crate::retrieval::extract::{self, Extractor};
+use crate::retrieval::ingest::{self, Ingester};
 use crate::runs::service::RunService;
 use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
-use crate::work::Supervisor;
+use crate::work;
+use crate::work::{Queue, Supervisor, Worker};
 
 /// Timeout of each step of the shutdown after the grace period.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -48,6 +52,9 @@ pub enum Error {
     /// The store cannot be opened.
     #[error("failed to open the database")]
     Store(#[from] store::Error),
+    /// The path of this program is not known, which extracts the texts of files.
+    #[error("failed to find the path of this program")]
+    Program(#[source] std::io::Error),
     /// The storage of files cannot be used.
     #[error(transparent)]
     Files(#[from] InvalidSettings),
@@ -85,9 +92,12 @@ pub struct Server {
     pub model: String,
     /// The model name of the example request.
     pub model_name: String,
+    /// The embedding model and its server, for the banner.
+    pub embeddings: String,
     /// Whether requests need a key.
     pub has_keys: bool,
     runs: RunService,
+    ingestion: Arc<Worker<Ingester>>,
     drain: Drain,
     tokens: Arc<Tokens>,
     database: Arc<dyn Store>,
@@ -105,6 +115,15 @@ impl Server {
     /// # Errors
     /// If a setting is invalid, the store cannot be opened, or the address is in use.
     pub async fn start(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
+        let program = Extractor::current_program().map_err(Error::Program)?;
+        Self::start_with_program(settings, clock, program).await
+    }
+
+    /// Starts like [`Server::start`], and extracts the texts of files with another program than the running one.
+    ///
+    /// # Errors
+    /// Those of [`Server::start`].
+    pub async fn start_with_program(settings: &Settings, clock: Arc<Clock>, program: PathBuf) -> Result<Self, Error> {
         let address = settings.address()?;
         let database = store::open(&settings.store(), clock.clone()).await?;
         let has_keys = settings.has_keys() || database.has_keys().await?;
@@ -114,11 +133,12 @@ impl Server {
         let tasks = TaskTracker::new();
         let ids = Arc::new(Ids::unique_everywhere());
         let files = files(settings, &database, &clock, &ids, &tasks)?;
-        let (models, model, model_name) = models(settings).await;
+        let ServedModels { models, shown: model, example: model_name, embedding_model } = models(settings).await;
         let listener = listen(address).await?;
         let address = listener.local_addr().unwrap_or(address);
 
         let models = Arc::new(models);
+        let (embedder, embeddings) = embedder(settings, &models, embedding_model.as_deref());
         let cache = Arc::new(Cache::default());
         let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
@@ -131,6 +151,13 @@ impl Server {
             ids: ids.clone(),
         };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
+        let store_files = Arc::<Queue>::default();
+        let ingestion = {
+            let extractor = Extractor::new(program, settings.ingest_concurrency, extract::Limits::default());
+            let (store, files, tokens) = (database.clone(), files.clone(), tokens.clone());
+            let dependencies = ingest::Dependencies { store, files, extractor, embedder, tokens };
+            ingestion(dependencies, settings.ingest(), store_files)
+        };
         let authenticator = Arc::new(Authenticator::new(
             database.clone(),
             clock.clone(),
@@ -147,6 +174,7 @@ impl Server {
             store: database.clone(),
             database: database.clone(),
             files: files.clone(),
+            store_files: Arc::default(),
             runs: runs.clone(),
             models: models.clone(),
             ids,
@@ -162,6 +190,10 @@ impl Server {
         let closing = CancellationToken::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &database);
+        let worker = ingestion.clone();
+        supervisor.supervise("claim due files", move || worker.clone().claim_due_jobs());
+        let worker = ingestion.clone();
+        supervisor.supervise("renew leases of files", move || worker.clone().renew_leases());
         let reaped = files.clone();
         supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
@@ -191,8 +223,10 @@ impl Server {
             files: files.blobs().display_name().to_owned(),
             model,
             model_name,
+            embeddings,
             has_keys,
             runs,
+            ingestion,
             drain,
             tokens,
             database,
@@ -205,11 +239,13 @@ impl Server {
 
     /// Stops the server. First accepts no new work and waits, up to the grace period, until active runs, streams and
     /// proxied requests have ended. Then releases unfinished runs to other servers, and closes connections, loops and the
-    /// store. Each step has a timeout.
+    /// store. Each step has a timeout. The processing of files stops immediately; it continues where it was.
     pub async fn stop(self) {
         tracing::info!(grace_s = self.grace.as_secs(), "stopping");
         self.runs.start_drain();
         self.drain.start();
+        self.ingestion.start_drain();
+        self.ingestion.stop_now();
         let drained = async { tokio::join!(self.runs.drained(), self.drain.drained()) };
         if tokio::time::timeout(self.grace, drained).await.is_err() {
             let tasks = self.runs.worker().active_tasks();
@@ -217,6 +253,9 @@ impl Server {
         }
         if tokio::time::timeout(STOP_MAX, self.runs.stop_now()).await.is_err() {
             tracing::warn!("failed to release runs in time; other servers claim them when their leases expire");
+        }
+        if tokio::time::timeout(STOP_MAX, self.ingestion.drained()).await.is_err() {
+            tracing::warn!("failed to release files in time; other servers claim them when their leases expire");
         }
         self.drain.stop(STREAMS_STOP_MAX).await;
         self.closing.cancel();
@@ -304,8 +343,58 @@ async fn synchronize_clock(database: Arc<dyn Store>) {
     }
 }
 
-/// Returns the model servers, their description for the banner, and the model name of the example request.
-async fn models(settings: &Settings) -> (Models, String, String) {
+/// Creates the worker that processes the files of vector stores.
+fn ingestion(
+    dependencies: ingest::Dependencies,
+    settings: ingest::Settings,
+    queue: Arc<Queue>,
+) -> Arc<Worker<Ingester>> {
+    let work = work::Settings {
+        concurrency_max: settings.concurrency_max,
+        lease: settings.lease,
+        attempts_max: settings.attempts_max,
+    };
+    let jobs = dependencies.store.clone();
+    Worker::new(Arc::new(Ingester::new(dependencies, settings, queue.clone())), jobs, queue, work)
+}
+
+/// Returns the client of the embedding model, if there is one, and its description for the banner. `found` is an embedding
+/// model of a server on this machine, which is named, but not used: its embeddings would be lost with another model.
+fn embedder(settings: &Settings, models: &Arc<Models>, found: Option<&str>) -> (Option<Arc<dyn Embedder>>, String) {
+    let Some(of_model) = settings.embeddings() else {
+        let shown = match found {
+            Some(name) => format!("none: files are found by words (to use {name}, set ASSISTD_EMBEDDING_MODEL={name})"),
+            None => "none: files are found by words (set ASSISTD_EMBEDDING_MODEL)".to_owned(),
+        };
+        return (None, shown);
+    };
+    let shown = of_model.model.clone();
+    let server = if settings.embedding_url.expose().is_empty() {
+        EmbeddingServer::Routed(models.clone())
+    } else {
+        let (url, key) = (settings.embedding_url.expose(), settings.embedding_api_key.clone().into_option());
+        EmbeddingServer::Fixed(Arc::new(Upstream::new("embedding_url", url, key, settings.llm())))
+    };
+    let place = match server {
+        EmbeddingServer::Routed(_) => "routed like chat",
+        EmbeddingServer::Fixed(_) => "embedding_url",
+    };
+    (Some(Arc::new(Embeddings::new(server, of_model))), format!("{shown} ({place})"))
+}
+
+/// The model servers of the settings, or the one on this machine.
+struct ServedModels {
+    models: Models,
+    /// The default model and its server, for the banner.
+    shown: String,
+    /// The model name of the example request.
+    example: String,
+    /// An embedding model of a server that was found on this machine.
+    embedding_model: Option<String>,
+}
+
+/// Returns the model servers.
+async fn models(settings: &Settings) -> ServedModels {
     let upstream = |name: &str, url: &SecretUrl, key: &Secret| -> Arc<dyn ChatModel> {
         Arc::new(Upstream::new(name, url.expose(), key.clone().into_option(), settings.llm()))
     };
@@ -320,9 +409,13 @@ async fn models(settings: &Settings) -> (Models, String, String) {
     }
     let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
     let mut server = entries.first().map(|entry| entry.model.name().to_owned()).unwrap_or_default();
+    let mut embedding_model = None;
     if entries.is_empty() {
         let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
-            Some((server, model, name)) => (model, format!("{server}, found on this machine"), name),
+            Some(Found { name: kind, server, model, embedding_model: found }) => {
+                embedding_model = found;
+                (server, format!("{kind}, found on this machine"), model)
+            }
             None => (
                 Arc::new(Echo),
                 "built in, because no model server is set or found (set ASSISTD_UPSTREAM_URL)".to_owned(),
@@ -340,7 +433,7 @@ async fn models(settings: &Settings) -> (Models, String, String) {
         None => format!("the model of each request ({server})"),
     };
     let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
-    (models, shown, name.unwrap_or_else(|| "gpt-4o".to_owned()))
+    ServedModels { models, shown, example: name.unwrap_or_else(|| "gpt-4o".to_owned()), embedding_model }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {

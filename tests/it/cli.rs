@@ -90,10 +90,11 @@ async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
     let mut banner = String::new();
     out.read_to_string(&mut banner).await.unwrap();
     for expected in [
-        "base_url  http://",
-        "store     sqlite://",
-        "files     file://",
-        "model     the model of each request",
+        "base_url    http://",
+        "store       sqlite://",
+        "files       file://",
+        "model       the model of each request",
+        "embeddings  none: files are found by words",
         "curl -sN",
     ] {
         assert!(banner.contains(expected), "{banner}");

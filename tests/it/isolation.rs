@@ -9,6 +9,7 @@ use crate::both_stores;
 use crate::support::client::{Client, Reply};
 use crate::support::database::Database;
 use crate::support::form::Form;
+use crate::support::ingest;
 use crate::support::projects::{ADMIN_KEY, create_project};
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
@@ -34,14 +35,19 @@ async fn send_form(client: &Client, key: &str, path: &str, form: Form) -> Reply 
 type Objects = BTreeMap<&'static str, String>;
 
 /// Creates one object of each kind. The run requires an action, so that every operation on it would have an effect.
-async fn create_objects(client: &Client, key: &str) -> Objects {
+async fn create_objects(server: &Server, database: &Database, key: &str) -> Objects {
+    let client = &server.client;
     let create = async |path: &str, body: Value| send(client, key, &Method::POST, path, Some(&body)).await.body;
     let id = |object: &Value| object["id"].as_str().unwrap().to_owned();
     let tool = json!({"type": "function", "function": {"name": "f"}});
-    let file = Form::default().text("purpose", "vision").file("file", "a.png", b"x");
+    let file = Form::default().text("purpose", "vision").file("file", "a.txt", b"x");
     let file = id(&send_form(client, key, "/v1/files", file).await.body);
     let upload = json!({"purpose": "vision", "filename": "a.png", "bytes": 1, "mime_type": "image/png"});
     let upload = id(&create("/v1/uploads", upload).await);
+    let store = id(&create("/v1/vector_stores", json!({})).await);
+    let batches = format!("/v1/vector_stores/{store}/file_batches");
+    let batch = id(&create(&batches, json!({"file_ids": [file]})).await);
+    ingest::process_all(database, &server.clock).await;
     let assistant = id(&create("/v1/assistants", json!({"model": "m", "tools": [tool]})).await);
     let thread = id(&create("/v1/threads", json!({})).await);
     let message =
@@ -64,6 +70,8 @@ async fn create_objects(client: &Client, key: &str) -> Objects {
         ("step_id", step),
         ("file_id", file),
         ("upload_id", upload),
+        ("vector_store_id", store),
+        ("batch_id", batch),
     ])
 }
 
@@ -77,6 +85,8 @@ fn unknown_objects() -> Objects {
         ("step_id", "step_"),
         ("file_id", "file-"),
         ("upload_id", "upload_"),
+        ("vector_store_id", "vs_"),
+        ("batch_id", "vsfb_"),
     ];
     ids.map(|(name, prefix)| (name, format!("{prefix}0123456789abcdef0123456789abcdef"))).into()
 }
@@ -92,6 +102,9 @@ fn body_of(operation: &str, objects: &Objects) -> Option<Value> {
         "createThreadAndRun" => {
             Some(json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}}))
         }
+        "createVectorStore" | "createVectorStoreFileBatch" => Some(json!({"file_ids": [objects["file_id"]]})),
+        "createVectorStoreFile" => Some(json!({"file_id": objects["file_id"]})),
+        "updateVectorStoreFileAttributes" => Some(json!({"attributes": {"changed": "yes"}})),
         "completeUpload" => Some(json!({"part_ids": ["part_x"]})),
         "submitToolOutputsToRun" => Some(json!({"tool_outputs": []})),
         name if name.starts_with("modify") => Some(json!({"metadata": {"changed": "yes"}})),
@@ -139,8 +152,8 @@ both_stores!(every_operation_answers_a_foreign_id_like_an_unknown_one, async |da
     let client = &server.client;
     let (_, theirs_key) = create_project(client, "theirs").await;
     let (_, ours_key) = create_project(client, "ours").await;
-    let theirs = create_objects(client, &theirs_key).await;
-    let ours = create_objects(client, &ours_key).await;
+    let theirs = create_objects(&server, &database, &theirs_key).await;
+    let ours = create_objects(&server, &database, &ours_key).await;
     let unknown = unknown_objects();
     let before = snapshot(client, &theirs_key, &theirs).await;
 
@@ -151,6 +164,9 @@ both_stores!(every_operation_answers_a_foreign_id_like_an_unknown_one, async |da
             theirs.keys().copied().filter(|name| operation.path.contains(&format!("{{{name}}}"))).collect();
         if operation.id == "createRun" || operation.id == "createThreadAndRun" {
             names.push("assistant_id");
+        }
+        if operation.id.starts_with("createVectorStore") {
+            names.push("file_id");
         }
         for (foreign, never) in mixtures(&theirs, &ours, &names).iter().zip(mixtures(&unknown, &ours, &names)) {
             let Some(path) = path_of(&operation.path, foreign) else { continue };
@@ -211,6 +227,14 @@ async fn snapshot(client: &Client, key: &str, objects: &Objects) -> Vec<Value> {
         "/v1/threads/{thread_id}/runs/{run_id}",
         "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
         "/v1/files/{file_id}",
+        "/v1/vector_stores/{vector_store_id}",
+        "/v1/vector_stores/{vector_store_id}/index",
+        "/v1/vector_stores/{vector_store_id}/files",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}/content",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
+        "/v1/vector_stores",
         "/v1/assistants",
         "/v1/threads",
         "/v1/files",

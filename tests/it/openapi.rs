@@ -60,6 +60,8 @@ async fn the_api_description_lists_exactly_the_served_routes() {
                 "{rate_limit_id}" => "rl_x",
                 "{file_id}" => "file-x",
                 "{upload_id}" => "upload_x",
+                "{vector_store_id}" => "vs_x",
+                "{batch_id}" => "vsfb_x",
                 "{model}" => "model",
                 literal => literal,
             })

@@ -95,6 +95,13 @@ impl Rejected {
         Self::invalid(&format!("it is too large: it has more than {max} MB of text. Split it into several files"))
     }
 
+    /// Creates the error for a file with about this many tokens.
+    pub(super) fn too_many_tokens(tokens: u64, max: u64) -> Self {
+        Self::invalid(&format!(
+            "it is too large: it has about {tokens} tokens, and a file can have {max}. Split it into several files"
+        ))
+    }
+
     fn empty() -> Self {
         Self::invalid("it contains no text")
     }

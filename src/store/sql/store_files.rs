@@ -143,18 +143,15 @@ pub(super) async fn add_files(
     let (mut ids, mut new) = (Vec::with_capacity(files.len()), Vec::new());
     for file in files {
         let (attributes, chunking) = (to_json(&file.attributes), to_json(&file.chunking));
-        match existing.get(file.file_id.as_str()) {
-            Some((id, status)) => {
-                if status == "failed" || status == "cancelled" {
-                    restart(tx, fixed_time, id, Some((&attributes, &chunking))).await?;
-                }
-                ids.push(id.clone());
+        if let Some((id, status)) = existing.get(file.file_id.as_str()) {
+            if status == "failed" || status == "cancelled" {
+                restart(tx, fixed_time, id, Some((&attributes, &chunking))).await?;
             }
-            None => {
-                ids.push(file.id.to_string());
-                let filename = found.filename(&file.file_id).replace('\0', "\u{fffd}");
-                new.push(NewRow { file, filename, attributes, chunking });
-            }
+            ids.push(id.clone());
+        } else {
+            ids.push(file.id.to_string());
+            let filename = found.filename(&file.file_id).replace('\0', "\u{fffd}");
+            new.push(NewRow { file, filename, attributes, chunking });
         }
     }
     if !new.is_empty() {

@@ -104,7 +104,7 @@ fn chunk(text: &str, overlap_bytes: u32) -> NewChunk {
     }
 }
 
-fn completed<'a>(chunks: &'a [NewChunk]) -> CompletedFile<'a> {
+fn completed(chunks: &[NewChunk]) -> CompletedFile<'_> {
     CompletedFile { usage_bytes: 7, embedding_model: None, text: Some((Some("en"), chunks)) }
 }
 
@@ -267,11 +267,18 @@ both_stores!(an_expired_lease_is_claimed_again_and_the_earlier_one_is_stale, asy
     assert_eq!((first.attempts, first.chunks), (1, None));
 
     clock.advance(10);
-    assert_eq!(store.renew_leases(JobKind::StoreFile, &[first.lease.clone()], LEASE).await.unwrap().len(), 1);
+    assert_eq!(
+        store.renew_leases(JobKind::StoreFile, std::slice::from_ref(&first.lease), LEASE).await.unwrap().len(),
+        1
+    );
     clock.advance(10);
     assert_eq!(claim_file(&store).await, None, "renewed");
     clock.advance(5);
-    assert_eq!(store.claim_store_file(LEASE, "", &[first.lease.id.clone()], 9).await.unwrap(), None, "excluded");
+    assert_eq!(
+        store.claim_store_file(LEASE, "", std::slice::from_ref(&first.lease.id), 9).await.unwrap(),
+        None,
+        "excluded"
+    );
     assert_eq!(store.claim_store_file(LEASE, "", &[], 0).await.unwrap(), None, "too many attempts");
     let second = claim_file(&store).await.unwrap();
     assert_eq!(second.attempts, 2);
@@ -713,133 +720,160 @@ enum Known {
     Cancelled,
 }
 
-fn model_counts(known: &HashMap<FileId, Known>) -> FileCounts {
-    let count = |state: Known| known.values().filter(|known| **known == state).count() as u64;
-    counts(count(Known::InProgress), count(Known::Completed), count(Known::Failed), count(Known::Cancelled))
+/// What the random test knows: two vector stores, and batches with their vector store.
+struct Model {
+    files: Vec<FileId>,
+    stores: [VectorStoreId; 2],
+    known: [HashMap<FileId, Known>; 2],
+    batches: Vec<(usize, FileBatchId, Vec<FileId>)>,
 }
 
-async fn run_sequence(store: &Arc<dyn Store>, seed: u64) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut files = Vec::new();
-    for number in 0..6 {
-        files.push(create_file(store, &format!("{number}.txt")).await);
+impl Model {
+    async fn create(store: &Arc<dyn Store>) -> Self {
+        let files: [FileId; 6] = create_files(store).await;
+        let stores = [create_store(store, &[]).await.id, create_store(store, &[]).await.id];
+        Self { files: files.to_vec(), stores, known: Default::default(), batches: Vec::new() }
     }
-    let stores = [create_store(store, &[]).await.id, create_store(store, &[]).await.id];
-    let mut known: [HashMap<FileId, Known>; 2] = Default::default();
-    let mut batches: Vec<(usize, FileBatchId, Vec<FileId>)> = Vec::new();
-    for number in 0..60 {
+
+    fn counts(files: &HashMap<FileId, Known>) -> FileCounts {
+        let count = |state: Known| files.values().filter(|known| **known == state).count() as u64;
+        counts(count(Known::InProgress), count(Known::Completed), count(Known::Failed), count(Known::Cancelled))
+    }
+
+    fn add(&mut self, index: usize, file: &FileId) {
+        let state = self.known[index].entry(file.clone()).or_insert(Known::InProgress);
+        if matches!(state, Known::Failed | Known::Cancelled) {
+            *state = Known::InProgress;
+        }
+    }
+
+    /// Removes a file. If it is added again, it is not in the earlier batches.
+    fn remove(&mut self, index: usize, file: &FileId) -> bool {
+        for (_, _, batch) in self.batches.iter_mut().filter(|(of, ..)| *of == index) {
+            batch.retain(|id| id != file);
+        }
+        self.known[index].remove(file).is_some()
+    }
+
+    /// Does something random in the store and in the model.
+    async fn step(&mut self, store: &Arc<dyn Store>, random: &mut fastrand::Rng) {
         let index = random.usize(..2);
-        let id = &stores[index];
-        let file = files[random.usize(..files.len())].clone();
-        let restarts = |known: &mut HashMap<FileId, Known>, file: &FileId| {
-            let state = known.entry(file.clone()).or_insert(Known::InProgress);
-            if matches!(state, Known::Failed | Known::Cancelled) {
-                *state = Known::InProgress;
-            }
-        };
+        let id = self.stores[index].clone();
+        let file = self.files[random.usize(..self.files.len())].clone();
         match random.u8(..10) {
             0 => {
-                add(store, id, &file).await.unwrap().unwrap();
-                restarts(&mut known[index], &file);
+                add(store, &id, &file).await.unwrap().unwrap();
+                self.add(index, &file);
             }
             1..=2 => {
-                let some: Vec<FileId> = files.iter().filter(|_| random.bool()).cloned().collect();
-                if some.is_empty() {
-                    continue;
+                let mut some: Vec<FileId> = self.files.iter().filter(|_| random.bool()).cloned().collect();
+                some.push(file);
+                some.sort();
+                some.dedup();
+                let (batch, _) = add_batch(store, &id, &some).await;
+                for file in &some {
+                    self.add(index, file);
                 }
-                let (batch, _) = add_batch(store, id, &some).await;
-                some.iter().for_each(|file| restarts(&mut known[index], file));
-                batches.push((index, batch, some));
+                self.batches.push((index, batch, some));
             }
-            3..=5 => {
-                let Some(claimed) = claim_file(store).await else { continue };
-                let index = stores.iter().position(|id| *id == claimed.vector_store).unwrap();
-                let state = if random.bool() { Known::Completed } else { Known::Failed };
-                if state == Known::Completed {
-                    store.complete_store_file(&claimed.lease, &completed(&[chunk("x", 0)])).await.unwrap();
-                } else {
-                    store.fail_store_file(&claimed.lease, &failure()).await.unwrap();
-                }
-                assert_eq!(known[index].insert(claimed.file_id, state), Some(Known::InProgress), "seed {seed}");
-            }
+            3..=5 => self.process(store, random.bool()).await,
             6 => {
-                let existed = store.delete_store_file(&scope(), id, &file).await.unwrap();
-                assert_eq!(existed, known[index].remove(&file).is_some(), "seed {seed}, operation {number}");
-                // A batch does not have a file that is added again after its deletion.
-                batches
-                    .iter_mut()
-                    .filter(|(of, ..)| *of == index)
-                    .for_each(|(.., batch)| batch.retain(|id| *id != file));
+                let existed = store.delete_store_file(&scope(), &id, &file).await.unwrap();
+                assert_eq!(existed, self.remove(index, &file));
             }
             7 => {
-                store.retry_store_file(&scope(), id, &file).await.unwrap();
-                if known[index].contains_key(&file) {
-                    restarts(&mut known[index], &file);
+                store.retry_store_file(&scope(), &id, &file).await.unwrap();
+                if self.known[index].contains_key(&file) {
+                    self.add(index, &file);
                 }
             }
-            8 if !batches.is_empty() => {
-                let (index, batch, some) = &batches[random.usize(..batches.len())];
-                store.cancel_file_batch(&scope(), &stores[*index], batch).await.unwrap().unwrap();
+            8 if !self.batches.is_empty() => {
+                let (index, batch, some) = &self.batches[random.usize(..self.batches.len())];
+                store.cancel_file_batch(&scope(), &self.stores[*index], batch).await.unwrap().unwrap();
                 for file in some {
-                    if let Some(state @ Known::InProgress) = known[*index].get_mut(file) {
+                    if let Some(state @ Known::InProgress) = self.known[*index].get_mut(file) {
                         *state = Known::Cancelled;
                     }
                 }
             }
             _ => {
                 store.delete_file(&scope(), &file).await.unwrap();
-                files.retain(|id| *id != file);
-                files.push(create_file(store, "again.txt").await);
-                for known in &mut known {
-                    known.remove(&file);
-                }
-                batches.iter_mut().for_each(|(.., batch)| batch.retain(|id| *id != file));
+                self.files.retain(|id| *id != file);
+                self.files.push(create_file(store, "again.txt").await);
+                self.remove(0, &file);
+                self.remove(1, &file);
             }
-        }
-        for (id, known) in stores.iter().zip(&known) {
-            let found = store.vector_store(&scope(), id).await.unwrap().unwrap();
-            let expected = model_counts(known);
-            assert_eq!(found.file_counts, expected, "seed {seed}, operation {number}");
-            assert_eq!(found.usage_bytes, 7 * expected.completed, "seed {seed}, operation {number}");
-        }
-        for (index, batch, some) in &batches {
-            let found = store.file_batch(&scope(), &stores[*index], batch).await.unwrap().unwrap();
-            let of_batch = some.iter().map(|file| (file.clone(), known[*index][file])).collect();
-            assert_eq!(found.file_counts, model_counts(&of_batch), "seed {seed}, operation {number}");
-        }
-        if random.u8(..8) == 0 {
-            store.remove_store_data(2).await.unwrap();
         }
     }
-    // An index that follows the changes has exactly the completed files.
-    for (id, known) in stores.iter().zip(&known) {
-        let mut found = HashMap::new();
-        let mut since = 0;
-        loop {
-            let changed = store.changed_files(id, since, 2).await.unwrap();
-            let Some(last) = changed.last() else { break };
-            since = last.changed_version;
-            for file in changed {
-                if file.is_deleted {
-                    found.remove(&file.id)
-                } else {
-                    found.insert(file.id, file.file_id)
-                };
-            }
+
+    async fn process(&mut self, store: &Arc<dyn Store>, succeeds: bool) {
+        let Some(claimed) = claim_file(store).await else { return };
+        let index = self.stores.iter().position(|id| *id == claimed.vector_store).unwrap();
+        let state = if succeeds {
+            store.complete_store_file(&claimed.lease, &completed(&[chunk("x", 0)])).await.unwrap();
+            Known::Completed
+        } else {
+            store.fail_store_file(&claimed.lease, &failure()).await.unwrap();
+            Known::Failed
+        };
+        assert_eq!(self.known[index].insert(claimed.file_id, state), Some(Known::InProgress));
+    }
+
+    /// Compares the store with the model.
+    async fn check(&self, store: &Arc<dyn Store>, context: &str) {
+        for (id, known) in self.stores.iter().zip(&self.known) {
+            let found = store.vector_store(&scope(), id).await.unwrap().unwrap();
+            let expected = Self::counts(known);
+            assert_eq!((found.file_counts, found.usage_bytes), (expected, 7 * expected.completed), "{context}");
         }
-        let mut found: Vec<FileId> = found.into_values().collect();
-        found.sort();
-        let completed = known.iter().filter(|(_, state)| **state == Known::Completed).map(|(file, _)| file.clone());
-        let mut completed: Vec<FileId> = completed.collect();
-        completed.sort();
-        assert_eq!(found, completed, "seed {seed}");
-        assert!(store.delete_vector_store(&scope(), id).await.unwrap());
+        for (index, batch, some) in &self.batches {
+            let found = store.file_batch(&scope(), &self.stores[*index], batch).await.unwrap().unwrap();
+            let of_batch = some.iter().map(|file| (file.clone(), self.known[*index][file])).collect();
+            assert_eq!(found.file_counts, Self::counts(&of_batch), "{context}");
+        }
+    }
+
+    /// An index that follows the changes has exactly the completed files.
+    async fn check_changes(&self, store: &Arc<dyn Store>, context: &str) {
+        for (id, known) in self.stores.iter().zip(&self.known) {
+            let (mut found, mut since) = (HashMap::new(), 0);
+            loop {
+                let changed = store.changed_files(id, since, 2).await.unwrap();
+                let Some(last) = changed.last() else { break };
+                since = last.changed_version;
+                for file in changed {
+                    if file.is_deleted {
+                        found.remove(&file.id)
+                    } else {
+                        found.insert(file.id, file.file_id)
+                    };
+                }
+            }
+            let mut found: Vec<&FileId> = found.values().collect();
+            found.sort();
+            let completed = known.iter().filter(|(_, state)| **state == Known::Completed);
+            let mut completed: Vec<&FileId> = completed.map(|(file, _)| file).collect();
+            completed.sort();
+            assert_eq!(found, completed, "{context}");
+        }
     }
 }
 
 both_stores!(counts_are_those_of_a_simple_model_after_random_operations, async |database: Database| {
     let (store, _) = open(&database).await;
     for seed in 0..12 {
-        run_sequence(&store, seed).await;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut model = Model::create(&store).await;
+        for number in 0..60 {
+            model.step(&store, &mut random).await;
+            model.check(&store, &format!("seed {seed}, operation {number}")).await;
+            if random.u8(..8) == 0 {
+                store.remove_store_data(2).await.unwrap();
+            }
+        }
+        model.check_changes(&store, &format!("seed {seed}")).await;
+        for id in &model.stores {
+            assert!(store.delete_vector_store(&scope(), id).await.unwrap());
+        }
     }
 });

@@ -46,7 +46,9 @@ impl Server {
         let pairs = pairs.map(|(name, value)| (format!("ASSISTD_{name}"), (*value).to_owned()));
         let settings = Settings::load(None, pairs).unwrap();
         let clock = Arc::new(clock);
-        let inner = assistd::server::Server::start(&settings, clock.clone()).await.unwrap();
+        // The running program is that of the tests.
+        let program = env!("CARGO_BIN_EXE_assistd").into();
+        let inner = assistd::server::Server::start_with_program(&settings, clock.clone(), program).await.unwrap();
         let client = Client::new(inner.address);
         Self { inner, client, clock }
     }
