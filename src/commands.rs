@@ -1,4 +1,4 @@
-//! The commands for projects and API keys. They work on the database directly, whether a server uses it or not.
+//! The commands for projects, API keys and searches. They work on the database directly, whether a server uses it or not.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::access;
+use crate::api::Scope;
 use crate::api::Timestamp;
 use crate::api::error::Error as ApiError;
-use crate::api::id::{ApiKeyId, Id as _, Ids, ProjectId};
+use crate::api::id::{ApiKeyId, Id as _, Ids, ProjectId, VectorStoreId};
 use crate::api::organization::api_key::{AdminApiKeyObject, CreateAdminApiKey, KeyHolder, ProjectApiKeyObject};
 use crate::api::organization::audit_log::Actor;
 use crate::api::organization::project::{CreateProject, DEFAULT_PROJECT, Project, ProjectObject};
@@ -18,10 +19,13 @@ use crate::api::organization::{ApiKey, Change, NewKey, ProjectApiKey};
 use crate::api::page::{Order, Page, PageQuery};
 use crate::api::rule::Request as _;
 use crate::clock::Clock;
+use crate::retrieval::search::{self, Query, Retrieval};
 use crate::store::{self, NewApiKey, Store};
 
 /// Elements that are read at once.
 const PAGE: u32 = 100;
+/// Characters of a text that a table shows.
+const SHOWN_CHARS: usize = 100;
 
 /// The commands for projects.
 #[derive(Debug, Subcommand)]
@@ -80,6 +84,24 @@ pub enum KeysCommand {
     },
 }
 
+/// The arguments of `search`.
+#[derive(Debug, Args)]
+pub struct SearchArguments {
+    /// The ID of the vector store: vs_...
+    store: String,
+    /// The question.
+    question: String,
+    /// The project: its ID or its name. The default is the default project.
+    #[arg(long, value_name = "PROJECT")]
+    project: Option<String>,
+    /// Maximum number of chunks.
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    limit: u16,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// The arguments of `keys create`.
 #[derive(Debug, Args)]
 pub struct CreateKey {
@@ -122,6 +144,9 @@ pub enum Error {
         /// Their IDs.
         ids: String,
     },
+    /// The search failed.
+    #[error(transparent)]
+    Search(#[from] search::Error),
     /// The project does not exist.
     #[error("there is no project with the ID or name \"{0}\"; `assistd projects list` lists the projects")]
     NoProject(String),
@@ -215,6 +240,41 @@ impl Commands {
                 }
             }
         }
+    }
+
+    /// Searches a vector store, and prints the chunks with the parts of their scores.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn search(&self, retrieval: &Retrieval, arguments: &SearchArguments) -> Result<Output, Error> {
+        let SearchArguments { store, question, project, limit, json } = arguments;
+        let scope = Scope::of(self.find_project(project.as_deref().unwrap_or(DEFAULT_PROJECT)).await?.id);
+        let id = VectorStoreId::parse(store, "store")?;
+        let query = Query::new(vec![question.clone()], usize::from(*limit));
+        let found = retrieval.search(&scope, &[id], &query).await?;
+        let note = found.lexical_only.as_ref().map(|reason| format!("Only words were compared: {reason}."));
+        if *json {
+            let hits = found.hits.iter().map(|hit| {
+                json!({
+                    "score": hit.score, "lexical": hit.lexical, "vector": hit.vector, "file_id": hit.file_id,
+                    "filename": hit.filename, "chunk": hit.number, "attributes": hit.attributes, "text": hit.text,
+                })
+            });
+            return Ok(Output { note, ..json_list(hits) });
+        }
+        let rows = found.hits.iter().enumerate().map(|(index, hit)| {
+            [
+                (index + 1).to_string(),
+                format!("{:.3}", hit.score),
+                format!("{:.3}", hit.lexical),
+                hit.vector.map_or_else(|| "-".to_owned(), |vector| format!("{vector:.3}")),
+                one_line(&hit.filename),
+                hit.number.to_string(),
+                one_line(&hit.text),
+            ]
+        });
+        let head = ["RANK", "SCORE", "LEXICAL", "VECTOR", "FILE", "CHUNK", "TEXT"];
+        Ok(Output { result: table(head, rows), note })
     }
 
     async fn create_key(&self, arguments: &CreateKey) -> Result<Output, Error> {
@@ -345,6 +405,18 @@ fn key_row(project: &str, key: &ApiKey) -> [String; 6] {
         date(key.last_used_at, "never"),
         date(key.expires_at, "never"),
     ]
+}
+
+/// Returns the start of a text in one line, without control characters.
+fn one_line(text: &str) -> String {
+    let visible = |character: char| if character.is_control() { ' ' } else { character };
+    // Enough for the columns of a wide terminal.
+    let start: String = text.chars().take(4 * SHOWN_CHARS).map(visible).collect();
+    let words = start.split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", words[..end].trim_end()),
+        None => words,
+    }
 }
 
 /// Formats a time as a date in HTTP's form.

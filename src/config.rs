@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use toml::{Table, Value};
 
 use crate::api::organization::Limits;
+use crate::api::vector_store::HybridWeights;
 use crate::files::blobs::BUCKET_FILE_BYTES_MAX;
 use crate::llm::{EmbeddingSettings, ThinkTags};
-use crate::retrieval::ingest;
+use crate::retrieval::{ingest, search};
 use crate::runs::BusyThread;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
@@ -114,6 +115,9 @@ pub struct Settings {
     pub prompt_memory_bytes_max: usize,
     pub max_tool_rounds: usize,
     pub busy_thread: BusyThread,
+    pub search_cache_bytes_max: usize,
+    pub search_embedding_weight: f64,
+    pub search_rewrite_model: String,
     pub log: String,
     pub log_format: LogFormat,
     pub model_aliases: BTreeMap<String, String>,
@@ -250,6 +254,12 @@ impl Settings {
                 "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half of a lease, \
                  so that leases are renewed in time",
                 self.database_statement_timeout_s, self.run_lease_s
+            )));
+        }
+        if !(0.0..=1.0).contains(&self.search_embedding_weight) {
+            return Err(Error(format!(
+                "search_embedding_weight is {}; it must be between 0 and 1",
+                self.search_embedding_weight
             )));
         }
         for (key, value, max) in [
@@ -403,6 +413,17 @@ impl Settings {
         }
     }
 
+    /// Returns the settings of searches.
+    #[must_use]
+    pub fn search(&self) -> search::Settings {
+        let embedding = self.search_embedding_weight;
+        search::Settings {
+            cache_bytes_max: self.search_cache_bytes_max,
+            weights: HybridWeights { embedding, text: 1.0 - embedding },
+            rewrite_model: (!self.search_rewrite_model.is_empty()).then(|| self.search_rewrite_model.clone()),
+        }
+    }
+
     /// Returns how texts are sent to the embedding model, if there is one.
     #[must_use]
     pub fn embeddings(&self) -> Option<EmbeddingSettings> {
@@ -493,6 +514,7 @@ fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
             })
             .collect::<Result<Table, String>>()
             .map(Value::Table),
+        Value::Float(_) => text.trim().parse().map(Value::Float).map_err(|_| format!("\"{text}\" is not a number")),
         _ => Ok(Value::String(text.to_owned())),
     }
 }

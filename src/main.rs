@@ -11,10 +11,10 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use assistd::clock::Clock;
-use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand};
+use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand, SearchArguments};
 use assistd::config::Settings;
 use assistd::retrieval::extract::child;
-use assistd::server::Server;
+use assistd::server::{self, Server};
 use assistd::telemetry::{self, LogFormat};
 use assistd::{health, store};
 
@@ -48,6 +48,8 @@ enum Command {
     /// Create, list and revoke API keys, in the database.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Search a vector store, in the database, and print the best chunks with the parts of their scores.
+    Search(SearchArguments),
     /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
     /// Extract the text of a file on standard input. The server runs this for each file that it parses.
@@ -99,6 +101,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         Some(Command::Keys(command)) => {
             runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))
         }
+        Some(Command::Search(arguments)) => runtime.block_on(search(&settings, arguments)),
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
         Some(Command::ExtractText(_)) => unreachable!("it runs without settings"),
     }
@@ -113,7 +116,21 @@ async fn run_on_database(
     let store = store::open_beside_server(&settings.store(), clock.clone()).await?;
     let output = run(&Commands::new(store.clone(), clock)).await;
     store.close().await;
-    let Output { result, note } = output?;
+    print(output?)
+}
+
+/// Searches a vector store, which a server may be using.
+async fn search(settings: &Settings, arguments: &SearchArguments) -> Result<(), Box<dyn std::error::Error>> {
+    let clock = Arc::new(Clock::system());
+    let store = store::open_beside_server(&settings.store(), clock.clone()).await?;
+    let retrieval = server::retrieval_of_command(settings, &store, &clock).await;
+    let output = Commands::new(store.clone(), clock).search(&retrieval, arguments).await;
+    store.close().await;
+    print(output?)
+}
+
+fn print(output: Output) -> Result<(), Box<dyn std::error::Error>> {
+    let Output { result, note } = output;
     std::io::stdout().write_all(result.as_bytes())?;
     if let Some(note) = note {
         eprintln!("{note}");

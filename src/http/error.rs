@@ -15,6 +15,7 @@ use crate::api::error::Kind;
 use crate::api::id::Id as _;
 use crate::api::organization::{Project, ProjectApiKey};
 use crate::api::vector_store::no_files_error;
+use crate::retrieval::search;
 use crate::runs::service::Failure;
 use crate::{files, llm, store};
 
@@ -62,6 +63,16 @@ impl From<Failure> for Error {
         match failure {
             Failure::Rejected(error) => Self::Public(error),
             Failure::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<search::Error> for Error {
+    fn from(error: search::Error) -> Self {
+        match error {
+            search::Error::NoStore(id) => Self::Public(id.not_found()),
+            search::Error::Expired(id) => Self::Public(VectorStore::expired_error(&id)),
+            search::Error::Store(error) => error.into(),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::files::service::FileService;
 use crate::liveness::Liveness;
 use crate::llm::Models;
+use crate::retrieval::search::Retrieval;
 use crate::runs::service::RunService;
 use crate::store::{Objects, Store};
 use crate::work::Queue;
@@ -25,6 +26,8 @@ pub struct App {
     pub database: Arc<dyn Store>,
     /// Stores and reads files.
     pub files: FileService,
+    /// Searches vector stores.
+    pub retrieval: Retrieval,
     /// Wakes the worker that processes the files of vector stores.
     pub store_files: Arc<Queue>,
     /// Creates and drives runs.

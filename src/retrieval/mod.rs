@@ -8,6 +8,7 @@
 //! | [`lexical`] | turns texts into terms |
 //! | [`index`] | the chunks of a vector store in memory: inverted lists and vectors |
 //! | [`rank`] | fuses lexical and vector scores into one order |
+//! | [`search`] | searches vector stores, with their indexes in a cache |
 
 pub mod chunk;
 pub mod extract;
@@ -15,3 +16,4 @@ pub mod index;
 pub mod ingest;
 pub mod lexical;
 pub mod rank;
+pub mod search;

@@ -11,9 +11,11 @@
 //! more than the chunk before it in the order, so a threshold cuts off the end of a list.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::index::Candidate;
+use crate::api::vector_store::HybridWeights;
 
 /// How many of the best candidates by words, and by embeddings, are scaled.
 pub const DEPTH: usize = 1_000;
@@ -21,20 +23,8 @@ pub const DEPTH: usize = 1_000;
 /// chunk may be a good one.
 const ASSUMED_CHUNKS: f64 = 10.0;
 
-/// How much embeddings and words count for the order. Not negative; at least one is positive.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HybridWeights {
-    /// The weight of the embedding.
-    pub embedding: f64,
-    /// The weight of the words.
-    pub text: f64,
-}
-
-impl Default for HybridWeights {
-    fn default() -> Self {
-        Self { embedding: 0.5, text: 0.5 }
-    }
-}
+/// The weights of a search that names none: embeddings and words count the same.
+pub const DEFAULT_WEIGHTS: HybridWeights = HybridWeights { embedding: 0.5, text: 0.5 };
 
 /// A candidate in the order of a query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,14 +56,46 @@ pub fn rank(candidates: &[Candidate], weights: HybridWeights, limit: usize, scor
     }
     ranked.truncate(limit);
     ranked.sort_unstable_by(compare);
-    let mut lowest = 1.0_f64;
-    for ranked in &mut ranked {
-        lowest = lowest.min(ranked.score);
-        ranked.score = lowest;
-    }
-    let end = ranked.partition_point(|ranked| ranked.score >= score_threshold);
-    ranked.truncate(end);
+    cut(&mut ranked, |ranked| &mut ranked.score, score_threshold);
     ranked
+}
+
+/// Lowers scores to those before them, and cuts off the end of the list whose scores are below the threshold.
+fn cut<T>(ranked: &mut Vec<T>, score: impl Fn(&mut T) -> &mut f64, score_threshold: f64) {
+    let mut lowest = 1.0_f64;
+    let mut count = 0;
+    for ranked in ranked.iter_mut() {
+        let score = score(ranked);
+        lowest = lowest.min(*score);
+        *score = lowest;
+        count += usize::from(lowest >= score_threshold);
+    }
+    ranked.truncate(count);
+}
+
+/// Merges the rankings of several queries: the best chunks by their best query, at most `limit`, with a score of at least
+/// `score_threshold`. `T` identifies a chunk; equal ones are in the order of `T`.
+#[must_use]
+pub fn merge_queries<T: Ord + Copy>(
+    rankings: impl IntoIterator<Item = Vec<(T, Ranked)>>,
+    limit: usize,
+    score_threshold: f64,
+) -> Vec<(T, Ranked)> {
+    let mut best: BTreeMap<T, Ranked> = BTreeMap::new();
+    for (chunk, ranked) in rankings.into_iter().flatten() {
+        let found = best.entry(chunk).or_insert(ranked);
+        let is_better = ranked.key > found.key;
+        found.score = found.score.max(ranked.score);
+        if is_better {
+            *found = Ranked { score: found.score, ..ranked };
+        }
+    }
+    let mut merged: Vec<(T, Ranked)> = best.into_iter().collect();
+    // The sort is stable.
+    merged.sort_by(|(_, left), (_, right)| right.key.total_cmp(&left.key).then(right.score.total_cmp(&left.score)));
+    merged.truncate(limit);
+    cut(&mut merged, |(_, ranked)| &mut ranked.score, score_threshold);
+    merged
 }
 
 /// How the scores of a query's candidates are combined.
@@ -236,7 +258,7 @@ mod tests {
         let candidates =
             [candidate(0, 0.2, None), candidate(1, 0.6, None), candidate(2, 0.0, None), candidate(3, 0.6, None)];
 
-        let ranked = rank(&candidates, HybridWeights::default(), 10, 0.0);
+        let ranked = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0);
 
         assert_eq!(order(&ranked), [1, 3, 0]);
         assert!((ranked[0].score - 0.6).abs() < 1e-6 && (ranked[2].score - 0.2).abs() < 1e-6);
@@ -250,7 +272,7 @@ mod tests {
             .map(|((lexical, vector), order)| candidate(order, lexical, Some(vector)))
             .collect();
 
-        let ranked = rank(&candidates, HybridWeights::default(), 10, 0.0);
+        let ranked = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0);
 
         assert_eq!(order(&ranked), [2, 0, 1]);
         assert!((ranked[0].score - (1.0 - 0.6 * 0.3)).abs() < 1e-6);
@@ -266,7 +288,7 @@ mod tests {
     fn a_small_difference_between_the_only_two_vectors_does_not_outweigh_the_words() {
         let candidates = [candidate(0, 0.0, Some(0.52)), candidate(1, 0.5, Some(0.50))];
 
-        assert_eq!(order(&rank(&candidates, HybridWeights::default(), 10, 0.0)), [1, 0]);
+        assert_eq!(order(&rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0)), [1, 0]);
     }
 
     #[test]
@@ -274,10 +296,10 @@ mod tests {
         let candidates: Vec<Candidate> =
             (0..100_u8).map(|index| candidate(index.into(), f32::from(index) / 100.0, None)).collect();
 
-        assert_eq!(order(&rank(&candidates, HybridWeights::default(), 3, 0.0)), [99, 98, 97]);
-        assert_eq!(order(&rank(&candidates, HybridWeights::default(), 10, 0.975)), [99, 98]);
-        assert_eq!(rank(&candidates, HybridWeights::default(), 0, 0.0), Vec::new());
-        assert_eq!(rank(&[], HybridWeights::default(), 10, 0.0), Vec::new());
+        assert_eq!(order(&rank(&candidates, DEFAULT_WEIGHTS, 3, 0.0)), [99, 98, 97]);
+        assert_eq!(order(&rank(&candidates, DEFAULT_WEIGHTS, 10, 0.975)), [99, 98]);
+        assert_eq!(rank(&candidates, DEFAULT_WEIGHTS, 0, 0.0), Vec::new());
+        assert_eq!(rank(&[], DEFAULT_WEIGHTS, 10, 0.0), Vec::new());
     }
 
     proptest! {

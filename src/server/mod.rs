@@ -24,6 +24,7 @@ use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover};
 use crate::retrieval::extract::{self, Extractor};
 use crate::retrieval::ingest::{self, Ingester};
+use crate::retrieval::search::Retrieval;
 use crate::runs::service::RunService;
 use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
@@ -151,12 +152,14 @@ impl Server {
             ids: ids.clone(),
         };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
+        let retrieval =
+            Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
         let store_files = Arc::<Queue>::default();
         let ingestion = {
             let extractor = Extractor::new(program, settings.ingest_concurrency, extract::Limits::default());
             let (store, files, tokens) = (database.clone(), files.clone(), tokens.clone());
             let dependencies = ingest::Dependencies { store, files, extractor, embedder, tokens };
-            ingestion(dependencies, settings.ingest(), store_files)
+            ingestion(dependencies, settings.ingest(), store_files.clone())
         };
         let authenticator = Arc::new(Authenticator::new(
             database.clone(),
@@ -174,7 +177,8 @@ impl Server {
             store: database.clone(),
             database: database.clone(),
             files: files.clone(),
-            store_files: Arc::default(),
+            retrieval,
+            store_files,
             runs: runs.clone(),
             models: models.clone(),
             ids,
@@ -271,6 +275,13 @@ impl Server {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Creates the searches of vector stores for a command, which works beside a server.
+pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>, clock: &Arc<Clock>) -> Retrieval {
+    let models = Arc::new(models(settings).await.models);
+    let (embedder, _) = embedder(settings, &models, None);
+    Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
 }
 
 /// Opens the storage of files. Logs a warning if several servers can use the database, but not the files.

@@ -47,8 +47,8 @@ pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
 pub use sqlite::Synchronous;
 pub use vector_stores::{
-    ChunkKey, ChunkToEmbed, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedChunk, IndexedFile, Ingestion,
-    NewChunk, NewFileBatch, SearchData, StoreState, TOMBSTONE_KEPT_S, TextPage, VectorStores,
+    ChunkKey, ChunkText, ChunkToEmbed, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedChunk, IndexedFile,
+    Ingestion, NewChunk, NewFileBatch, SearchData, StoreState, TOMBSTONE_KEPT_S, TextPage, VectorStores,
 };
 
 /// Why a call failed.

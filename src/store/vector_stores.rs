@@ -335,6 +335,15 @@ pub struct IndexedChunk {
 /// Identifies a chunk: its file in the vector store, and its number.
 pub type ChunkKey = (StoreFileId, u32);
 
+/// The text of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkText {
+    /// The text.
+    pub text: String,
+    /// Leading bytes of the text that the chunk before has as well.
+    pub overlap_bytes: u32,
+}
+
 /// What searches read. Only [`SearchData::store_state`] checks the project: callers must call it first.
 #[async_trait]
 pub trait SearchData {
@@ -352,5 +361,5 @@ pub trait SearchData {
         bytes_max: usize,
     ) -> Result<Vec<IndexedChunk>, Error>;
     /// Returns the texts of those chunks that exist.
-    async fn chunk_texts(&self, keys: &[ChunkKey]) -> Result<HashMap<ChunkKey, String>, Error>;
+    async fn chunk_texts(&self, keys: &[ChunkKey]) -> Result<HashMap<ChunkKey, ChunkText>, Error>;
 }

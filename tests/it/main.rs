@@ -45,6 +45,7 @@ mod recordings;
 mod recovery;
 mod replay;
 mod runs;
+mod search;
 mod slow_clients;
 mod store;
 mod streaming;

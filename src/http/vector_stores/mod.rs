@@ -7,6 +7,7 @@
 
 mod batches;
 mod files;
+mod search;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -47,7 +48,7 @@ pub(super) fn routes() -> Routes {
             delete_vector_store,
         )
         .get("/v1/vector_stores/{vector_store_id}/index", index.response::<VectorStoreIndex>(), get_vector_store_index);
-    batches::add_routes(files::add_routes(routes))
+    search::add_routes(batches::add_routes(files::add_routes(routes)))
 }
 
 async fn create_vector_store(

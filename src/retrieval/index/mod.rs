@@ -61,8 +61,8 @@ pub struct IndexFile<F> {
     pub language: Option<Language>,
     /// The facts.
     pub facts: Facts<F>,
-    /// The chunks. If all have an embedding with the index's number of dimensions, the file is found by it; otherwise only
-    /// by its words.
+    /// The chunks. If all have an embedding with the index's number of dimensions, they are found by it; otherwise only by
+    /// their words.
     pub chunks: Vec<IndexChunk>,
 }
 
@@ -84,7 +84,7 @@ impl<F> Clone for Facts<F> {
 /// A change of an index.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change<F> {
-    /// Adds a file. Its key must not be in the index.
+    /// Adds a file, or a further part of a large one, with the same key. A chunk must not be added twice.
     Add(IndexFile<F>),
     /// Replaces the facts of a file.
     Replace {
@@ -315,6 +315,13 @@ impl<F> StoreIndex<F> {
     #[must_use]
     pub fn chunks(&self) -> usize {
         self.segments.iter().map(SegmentView::live_chunks).sum()
+    }
+
+    /// Returns the number of chunks that are found by an embedding.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        let spans = self.segments.iter().flat_map(|view| view.spans.iter());
+        spans.map(|span| span.rows.len()).sum()
     }
 
     /// Returns the allocated memory, in bytes, with what is shared with earlier indexes.

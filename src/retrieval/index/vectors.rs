@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 /// Maximum number of dimensions of an embedding: more than that of any known model.
-pub const DIMENSIONS_MAX: usize = 16 * 1024;
+pub const DIMENSIONS_MAX: usize = 64 * 1024;
 /// Largest scaled value: its high byte must fit into 8 bits after rounding.
 const VALUE_MAX: f32 = 32_512.0;
 /// Number of values that are multiplied at a time. Vectors are padded with zeros to a multiple of it.

@@ -8,7 +8,7 @@ use sqlx::Row as _;
 use super::store_files::TABLE;
 use super::{Backend, Db, Row};
 use crate::api::{FileId, Scope, StoreFileId, Timestamp, VectorStoreId};
-use crate::store::{ChunkKey, Error, IndexedChunk, IndexedFile, SearchData, StoreState, from_json, to_json};
+use crate::store::{ChunkKey, ChunkText, Error, IndexedChunk, IndexedFile, SearchData, StoreState, from_json, to_json};
 
 /// Maximum number of chunks of a page.
 const CHUNKS_MAX: i64 = 4_096;
@@ -134,10 +134,10 @@ impl SearchData for Backend {
         rows.iter().map(chunk).collect()
     }
 
-    async fn chunk_texts(&self, keys: &[ChunkKey]) -> Result<HashMap<ChunkKey, String>, Error> {
+    async fn chunk_texts(&self, keys: &[ChunkKey]) -> Result<HashMap<ChunkKey, ChunkText>, Error> {
         let pairs: Vec<(&str, u32)> = keys.iter().map(|(id, number)| (id.as_str(), *number)).collect();
         let rows = sqlx::query::<Db>(concat!(
-            "select store_file_id, number, text from vector_store_chunks
+            "select store_file_id, number, text, overlap_bytes from vector_store_chunks
              where (store_file_id, number) in (select id, number from (",
             json_pairs!("$1"),
             ") as wanted)"
@@ -145,6 +145,13 @@ impl SearchData for Backend {
         .bind(to_json(&pairs))
         .fetch_all(self.reader())
         .await?;
-        rows.iter().map(|row| Ok((key_from_row(row)?, row.try_get("text")?))).collect()
+        let text = |row: &Row| {
+            let overlap_bytes: i64 = row.try_get("overlap_bytes")?;
+            Ok((
+                key_from_row(row)?,
+                ChunkText { text: row.try_get("text")?, overlap_bytes: u32::try_from(overlap_bytes).unwrap_or(0) },
+            ))
+        };
+        rows.iter().map(text).collect()
     }
 }

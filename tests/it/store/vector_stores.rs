@@ -9,8 +9,8 @@ use assistd::api::vector_store::{
 };
 use assistd::api::{File, FileBatchId, FileId, ModifyVectorStore, ProjectId, StoreFileId, VectorStore, VectorStoreId};
 use assistd::store::{
-    BlobKind, ChunkKey, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedFile, NewChunk, NewFileBatch,
-    TOMBSTONE_KEPT_S,
+    BlobKind, ChunkKey, ChunkText, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedFile, NewChunk,
+    NewFileBatch, TOMBSTONE_KEPT_S,
 };
 
 use super::*;
@@ -328,7 +328,9 @@ both_stores!(a_completed_file_can_be_found_with_its_chunks, async |database: Dat
     assert_eq!((indexed[0].tokens, indexed[0].terms.as_slice(), &indexed[0].embedding), (7, &[1, 2, 3][..], &None));
     let key = |number| -> ChunkKey { (claimed.id(), number) };
     let texts = store.chunk_texts(&[key(1), key(2), key(9)]).await.unwrap();
-    assert_eq!(texts, HashMap::from([(key(1), "two three".to_owned()), (key(2), "\u{e9}\u{fffd}".to_owned())]));
+    let chunk_text = |text: &str, overlap_bytes| ChunkText { text: text.to_owned(), overlap_bytes };
+    let expected = [(key(1), chunk_text("two three", 3)), (key(2), chunk_text("\u{e9}\u{fffd}", 0))];
+    assert_eq!(texts, HashMap::from(expected));
     let text = async |after, bytes| store.store_file_text(&scope(), &id, &file, after, bytes).await.unwrap();
     let whole = text(None, usize::MAX).await.unwrap();
     assert_eq!((whole.texts.concat().as_str(), whole.next), ("one two three\u{e9}\u{fffd}", None));

@@ -1,0 +1,644 @@
+//! Searches of vector stores: scores, filters, freshness, fallbacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use assistd::api::file::Purpose;
+use assistd::api::rule::Request as _;
+use assistd::api::vector_store::{
+    Attributes, ChunkingStrategy, CreateVectorStore, HybridWeights, NewStoreFile, VectorStoreSearchRequest,
+};
+use assistd::api::{File, FileId, Ids, ProjectId, Scope, Timestamp, VectorStoreId};
+use assistd::clock::Clock;
+use assistd::llm::{self, Echo, Embedded, Embedder, EmbeddingInput, Entry, Models};
+use assistd::retrieval::index::{self, Change, Facts, IndexChunk, IndexFile, QueryVector, StoreIndex, to_f16_bytes};
+use assistd::retrieval::lexical::{Analyzer, Language, LexicalQuery};
+use assistd::retrieval::rank::{DEFAULT_WEIGHTS, DEPTH, rank};
+use assistd::retrieval::search::{self, Found, LexicalOnly, Query, Retrieval};
+use assistd::store::{CompletedFile, NewChunk, Store};
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::both_stores;
+use crate::support::database::Database;
+
+const NOW: Timestamp = Timestamp(1_000);
+const LEASE: Duration = Duration::from_secs(600);
+const DIMENSIONS: usize = 32;
+const DAY_S: i64 = 86_400;
+
+fn scope() -> Scope {
+    Scope::default_project()
+}
+
+fn ids() -> &'static Ids {
+    static IDS: std::sync::OnceLock<Ids> = std::sync::OnceLock::new();
+    IDS.get_or_init(Ids::unique_everywhere)
+}
+
+/// Embeds texts as sums of a pseudo-random vector for each word, so that texts with the same words are similar.
+#[derive(Debug)]
+struct Words {
+    model: Mutex<String>,
+    dimensions: AtomicU32,
+    is_down: AtomicBool,
+    requests: AtomicU32,
+}
+
+impl Words {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            model: Mutex::new("words".to_owned()),
+            dimensions: AtomicU32::new(u32::try_from(DIMENSIONS).unwrap()),
+            is_down: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
+        })
+    }
+
+    fn dimensions(&self) -> usize {
+        self.dimensions.load(Ordering::SeqCst) as usize
+    }
+
+    fn key_now(&self) -> String {
+        format!("{}@{}", self.model.lock().unwrap(), self.dimensions())
+    }
+
+    fn vector(&self, text: &str) -> Vec<f32> {
+        let mut vector = vec![0.0; self.dimensions()];
+        for word in text.to_lowercase().split_whitespace() {
+            let seed = word.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+            let mut random = fastrand::Rng::with_seed(seed);
+            for value in &mut vector {
+                *value += random.f32() - 0.5;
+            }
+        }
+        if vector.iter().all(|value| *value == 0.0) {
+            vector[0] = 1.0;
+        }
+        vector
+    }
+}
+
+#[async_trait]
+impl Embedder for Words {
+    async fn embed(&self, _: EmbeddingInput, texts: &[String]) -> Result<Embedded, llm::Error> {
+        if self.is_down.load(Ordering::SeqCst) {
+            return Err(llm::Error::Unavailable("down".to_owned()));
+        }
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        let vectors = texts.iter().map(|text| self.vector(text)).collect();
+        Ok(Embedded { vectors, tokens: 5, model: self.key_now() })
+    }
+
+    fn model(&self) -> &'static str {
+        "words"
+    }
+
+    async fn key(&self) -> Result<String, llm::Error> {
+        Ok(self.key_now())
+    }
+}
+
+fn settings(cache_bytes_max: usize) -> search::Settings {
+    search::Settings { cache_bytes_max, weights: DEFAULT_WEIGHTS, rewrite_model: None }
+}
+
+struct World {
+    store: Arc<dyn Store>,
+    clock: Arc<Clock>,
+    embedder: Arc<Words>,
+    /// The vector store.
+    id: VectorStoreId,
+}
+
+impl World {
+    async fn new(database: &Database) -> Self {
+        let clock = Arc::new(Clock::manual(NOW));
+        let store = database.open_at(clock.clone()).await;
+        let id = create_store(&store, json!({})).await;
+        Self { store, clock, embedder: Words::new(), id }
+    }
+
+    /// Returns the searches of a server with a cache of this size, with the embedding model.
+    fn server_with(&self, cache_bytes_max: usize) -> Retrieval {
+        self.server_of(Some(self.embedder.clone()), settings(cache_bytes_max))
+    }
+
+    fn server(&self) -> Retrieval {
+        self.server_with(64 << 20)
+    }
+
+    fn server_of(&self, embedder: Option<Arc<dyn Embedder>>, settings: search::Settings) -> Retrieval {
+        let models = Models::new(
+            vec![Entry { model: Arc::new(Echo), names: Vec::new() }],
+            BTreeMap::new(),
+            None,
+            BTreeMap::new(),
+        );
+        Retrieval::new(self.store.clone(), self.clock.clone(), Arc::new(models), embedder, settings)
+    }
+
+    /// Adds a file with these chunks, which have embeddings of the current model.
+    async fn add(&self, name: &str, attributes: Value, texts: &[&str]) -> FileId {
+        self.add_to(&self.id, name, attributes, texts, true).await
+    }
+
+    async fn add_to(
+        &self,
+        id: &VectorStoreId,
+        name: &str,
+        attributes: Value,
+        texts: &[&str],
+        is_embedded: bool,
+    ) -> FileId {
+        let attributes: Attributes = serde_json::from_value(attributes).unwrap();
+        let file = create_file(&self.store, name).await;
+        let new = NewStoreFile {
+            id: ids().generate(),
+            file_id: file.clone(),
+            attributes,
+            chunking: ChunkingStrategy::default(),
+        };
+        self.store.add_store_file(&scope(), id, &new, self.clock.now()).await.unwrap().unwrap();
+        let claimed = self.store.claim_store_file(LEASE, "", &[], u32::MAX).await.unwrap().unwrap();
+        assert_eq!(claimed.file_id, file, "files are completed one after the other");
+        let chunks: Vec<NewChunk> = texts.iter().map(|text| self.chunk(text, is_embedded)).collect();
+        let model = self.embedder.key_now();
+        let completed = CompletedFile {
+            usage_bytes: 1,
+            embedding_model: is_embedded.then_some(model.as_str()),
+            text: Some((Some("en"), &chunks)),
+        };
+        self.store.complete_store_file(&claimed.lease, &completed).await.unwrap();
+        file
+    }
+
+    fn chunk(&self, text: &str, is_embedded: bool) -> NewChunk {
+        NewChunk {
+            text: text.to_owned(),
+            overlap_bytes: 0,
+            tokens: 1,
+            terms: Analyzer::new(Some(Language::English)).analyze(text).to_bytes(),
+            content_hash: Sha256::digest(text).into(),
+            embedding: is_embedded.then(|| to_f16_bytes(&self.embedder.vector(text)).unwrap()),
+        }
+    }
+
+    async fn search(&self, server: &Retrieval, text: &str) -> Found {
+        self.search_with(server, json!({"query": text})).await
+    }
+
+    /// Searches with the body of a request.
+    async fn search_with(&self, server: &Retrieval, request: Value) -> Found {
+        let request = VectorStoreSearchRequest::parse(request).unwrap();
+        server.search(&scope(), std::slice::from_ref(&self.id), &query(request)).await.unwrap()
+    }
+}
+
+fn query(request: VectorStoreSearchRequest) -> Query {
+    Query {
+        limit: request.limit(),
+        score_threshold: request.score_threshold(),
+        weights: request.weights(),
+        rewrite: request.rewrite_query.unwrap_or(false),
+        filter: request.filters.clone(),
+        ..Query::new(request.query, 0)
+    }
+}
+
+async fn create_store(store: &Arc<dyn Store>, request: Value) -> VectorStoreId {
+    let (new, files) = CreateVectorStore::parse(request).unwrap().into_vector_store(ids(), NOW);
+    store.create_vector_store(&scope(), &new, &files).await.unwrap().id
+}
+
+async fn create_file(store: &Arc<dyn Store>, filename: &str) -> FileId {
+    let file = File {
+        id: ids().generate(),
+        created_at: NOW,
+        purpose: Purpose::Assistants,
+        filename: filename.to_owned(),
+        bytes: 3,
+        expires_at: None,
+    };
+    store.create_pending_file(&scope(), &file.id, NOW, LEASE).await.unwrap();
+    assert!(store.finish_file(&scope(), &file).await.unwrap());
+    file.id
+}
+
+fn texts(found: &Found) -> Vec<&str> {
+    found.hits.iter().map(|hit| hit.text.as_str()).collect()
+}
+
+fn names(found: &Found) -> BTreeSet<&str> {
+    found.hits.iter().map(|hit| hit.filename.as_str()).collect()
+}
+
+/// Texts of different lengths with some common words.
+const TEXTS: [&str; 8] = [
+    "Refunds are paid within thirty days after the return of the goods.",
+    "A return is free of charge in all countries of the union.",
+    "The invoice has a number, and the tax number of the customer.",
+    "Orders are shipped within two days; express orders on the same day.",
+    "Gift cards cannot be returned, and are not paid out.",
+    "For a refund of an order by card, the bank needs some days.",
+    "Customers find the number of an order in its confirmation.",
+    "Days without shipping: Sundays and bank holidays. Refunds take longer then.",
+];
+
+both_stores!(scores_are_those_of_the_formulas_on_each_database, async |database: Database| {
+    let world = World::new(&database).await;
+    for (number, text) in TEXTS.iter().enumerate() {
+        world.add(&format!("{number}.txt"), json!({}), &[text]).await;
+    }
+
+    let mut index: StoreIndex<usize> = StoreIndex::new(Some(DIMENSIONS));
+    for (number, text) in TEXTS.iter().enumerate() {
+        let file = IndexFile {
+            key: number.to_string(),
+            order: i64::try_from(number).unwrap(),
+            language: Some(Language::English),
+            facts: Facts { facts: Arc::new(number), bytes: 0 },
+            chunks: vec![IndexChunk {
+                number: 0,
+                terms: Analyzer::new(Some(Language::English)).analyze(text),
+                vector: to_f16_bytes(&world.embedder.vector(text)),
+            }],
+        };
+        index = index.apply([Change::Add(file)]);
+    }
+    for text in ["refund of an order", "number", "When is the bank open on sundays?", "nothing of the kind"] {
+        let lexical = LexicalQuery::new(text, index.analyses());
+        let statistics = index.statistics(&lexical);
+        for embedder in [None, Some(world.embedder.clone() as Arc<dyn Embedder>)] {
+            let vector = embedder.as_ref().and_then(|_| QueryVector::new(&world.embedder.vector(text)));
+            let query =
+                index::Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth: DEPTH };
+            let candidates = index.candidates(&query, None);
+            let expected: Vec<(&str, f64, f64, Option<f64>)> = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0)
+                .into_iter()
+                .map(|ranked| {
+                    let candidate = candidates[ranked.index];
+                    let text = TEXTS[**index.file(candidate.file).unwrap().0];
+                    (text, ranked.score, candidate.lexical.into(), candidate.vector.map(f64::from))
+                })
+                .collect();
+
+            // The second cache is too small for any index.
+            for cache_bytes_max in [64 << 20, 0] {
+                let server = world.server_of(embedder.clone(), settings(cache_bytes_max));
+                let found = world.search(&server, text).await;
+
+                let hits = found.hits.iter().map(|hit| (hit.text.as_str(), hit.score, hit.lexical, hit.vector));
+                assert_eq!(hits.collect::<Vec<_>>(), expected, "{text}");
+                assert_eq!(found.lexical_only, None);
+            }
+        }
+    }
+});
+
+both_stores!(results_have_what_clients_see, async |database: Database| {
+    let world = World::new(&database).await;
+    let file = world.add("Rückgabe.txt", json!({"year": 2024}), &[TEXTS[0], TEXTS[2]]).await;
+    let server = world.server();
+
+    let found = world.search(&server, "tax number").await;
+
+    let [first, second] = found.hits.as_slice() else { panic!("{:?}", found.hits) };
+    assert_eq!((first.text.as_str(), second.text.as_str()), (TEXTS[2], TEXTS[0]));
+    assert_eq!((&first.file_id, first.filename.as_str(), first.number), (&file, "Rückgabe.txt", 1));
+    assert_eq!((&first.store, first.attributes.get("year")), (&world.id, Some(&json!(2024))));
+    assert!(first.score > second.score && first.score <= 1.0 && first.vector > second.vector);
+    assert_eq!((found.queries, found.embedding_tokens), (vec!["tax number".to_owned()], 5));
+    // The embedding of the query is in memory now.
+    assert_eq!(world.search(&server, "tax number").await.embedding_tokens, 0);
+    assert_eq!(world.embedder.requests.load(Ordering::SeqCst), 1);
+    let calls =
+        database.text("select cast(sum(input_tokens) as text) from model_calls where kind = 'embeddings'").await;
+    assert_eq!(calls, "5");
+});
+
+both_stores!(limits_thresholds_and_weights_apply, async |database: Database| {
+    let world = World::new(&database).await;
+    for (number, text) in TEXTS.iter().enumerate() {
+        world.add(&format!("{number}.txt"), json!({}), &[text]).await;
+    }
+    let server = world.server();
+    let all = world.search(&server, "refund of an order").await;
+    assert_eq!(all.hits.len(), TEXTS.len());
+    assert!(all.hits.windows(2).all(|pair| pair[0].score >= pair[1].score));
+
+    let request = |options: Value| json!({"query": "refund of an order", "ranking_options": options});
+    let mut limited = request(json!({}));
+    limited["max_num_results"] = json!(3);
+    assert_eq!(world.search_with(&server, limited).await.hits, all.hits[..3]);
+    let threshold = all.hits[2].score;
+    let above = world.search_with(&server, request(json!({"score_threshold": threshold}))).await;
+    assert_eq!(above.hits, all.hits[..all.hits.iter().filter(|hit| hit.score >= threshold).count()]);
+
+    let weighted = async |embedding: f64, text: f64| {
+        let weights = json!({"hybrid_search": {"embedding_weight": embedding, "text_weight": text}});
+        world.search_with(&server, request(weights)).await.hits
+    };
+    let by_vector = weighted(1.0, 0.0).await;
+    assert!(by_vector.windows(2).all(|pair| pair[0].vector >= pair[1].vector));
+    let requests = world.embedder.requests.load(Ordering::SeqCst);
+    let by_words = weighted(0.0, 1.0).await;
+    assert!(by_words.windows(2).all(|pair| pair[0].lexical >= pair[1].lexical));
+    assert!(by_words.iter().all(|hit| hit.lexical > 0.0 && (hit.score - hit.lexical).abs() < 1e-6));
+    assert_eq!(world.embedder.requests.load(Ordering::SeqCst), requests, "no embedding is needed");
+    let of_settings = search::Settings { weights: HybridWeights { embedding: 1.0, text: 0.0 }, ..settings(64 << 20) };
+    let server = world.server_of(Some(world.embedder.clone()), of_settings);
+    assert_eq!(world.search(&server, "refund of an order").await.hits, by_vector);
+});
+
+both_stores!(filters_select_files_by_their_attributes, async |database: Database| {
+    let world = World::new(&database).await;
+    let files = [
+        ("a", json!({"year": 2023, "kind": "rule", "draft": false})),
+        ("b", json!({"year": 2024, "kind": "rule", "draft": true})),
+        ("c", json!({"year": 2024.5, "kind": "note"})),
+        ("d", json!({})),
+    ];
+    for (name, attributes) in files {
+        world.add(name, attributes, &["refund"]).await;
+    }
+    let (server, without_cache) = (world.server(), world.server_with(0));
+    let compare = |key: &str, kind: &str, value: Value| json!({"type": kind, "key": key, "value": value});
+    let cases = [
+        (compare("year", "eq", json!(2024)), "b"),
+        (compare("year", "ne", json!(2024)), "acd"),
+        (compare("year", "gt", json!(2023)), "bc"),
+        (compare("year", "gte", json!(2023)), "abc"),
+        (compare("year", "lt", json!(2024.5)), "ab"),
+        (compare("year", "lte", json!(2024.5)), "abc"),
+        (compare("kind", "in", json!(["note", "other"])), "c"),
+        (compare("kind", "nin", json!(["note", "other"])), "abd"),
+        (compare("kind", "gt", json!("note")), "ab"),
+        (compare("draft", "eq", json!(false)), "a"),
+        (compare("year", "eq", json!("2024")), ""),
+        (
+            json!({"type": "and", "filters": [compare("kind", "eq", json!("rule")), compare("year", "gt", json!(2023))]}),
+            "b",
+        ),
+        (
+            json!({"type": "or", "filters": [
+                compare("draft", "eq", json!(true)),
+                {"type": "and", "filters": [compare("year", "lt", json!(2024)), compare("kind", "ne", json!("note"))]},
+            ]}),
+            "ab",
+        ),
+    ];
+    for (filter, expected) in cases {
+        let request = json!({"query": "refund", "filters": filter});
+
+        let found = world.search_with(&server, request.clone()).await;
+
+        assert_eq!(names(&found).into_iter().collect::<String>(), expected, "{filter}");
+        assert_eq!(world.search_with(&without_cache, request).await.hits, found.hits, "{filter}");
+    }
+});
+
+both_stores!(changes_are_found_by_all_servers_at_once, async |database: Database| {
+    let world = World::new(&database).await;
+    let servers = [world.server(), world.server(), world.server_with(0)];
+    let check = async |expected: &[&str]| {
+        for server in &servers {
+            let found = world.search(server, "refund return").await;
+            assert_eq!(names(&found), expected.iter().copied().collect(), "{:?}", found.hits);
+        }
+    };
+    check(&[]).await;
+
+    let a = world.add("a", json!({"n": 1}), &["refund", "return", "something else"]).await;
+    check(&["a"]).await;
+    let b = world.add("b", json!({"n": 1}), &["return"]).await;
+    check(&["a", "b"]).await;
+    assert!(world.store.delete_store_file(&scope(), &world.id, &a).await.unwrap());
+    check(&["b"]).await;
+
+    let attributes = serde_json::from_value(json!({"n": 2})).unwrap();
+    world.store.modify_store_file(&scope(), &world.id, &b, &attributes).await.unwrap().unwrap();
+    for server in &servers {
+        let filter = json!({"type": "eq", "key": "n", "value": 2});
+        let found = world.search_with(server, json!({"query": "return", "filters": filter})).await;
+        assert_eq!(names(&found), BTreeSet::from(["b"]));
+        assert_eq!(found.hits[0].attributes, attributes);
+    }
+    assert!(world.store.delete_file(&scope(), &b).await.unwrap());
+    check(&[]).await;
+});
+
+both_stores!(files_whose_removal_was_forgotten_are_not_found, async |database: Database| {
+    let world = World::new(&database).await;
+    let (server, other) = (world.server(), world.server());
+    let a = world.add("a", json!({}), &["refund"]).await;
+    world.add("b", json!({}), &["refund"]).await;
+    assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["a", "b"]));
+    assert_eq!(names(&world.search(&other, "refund").await), BTreeSet::from(["a", "b"]));
+
+    assert!(world.store.delete_store_file(&scope(), &world.id, &a).await.unwrap());
+    assert_eq!(names(&world.search(&other, "refund").await), BTreeSet::from(["b"]));
+    world.clock.advance(2 * assistd::store::TOMBSTONE_KEPT_S);
+    while world.store.remove_store_data(100).await.unwrap() {}
+    let rows = database.text("select cast(count(*) as text) from vector_store_files").await;
+    assert_eq!(rows, "1", "the row of the deleted file is removed");
+
+    assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["b"]));
+    assert_eq!(names(&world.search(&other, "refund").await), BTreeSet::from(["b"]));
+    world.add("c", json!({}), &["refund"]).await;
+    for server in [server, other, world.server()] {
+        assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["b", "c"]));
+    }
+});
+
+both_stores!(without_the_embedding_model_words_decide_and_the_reason_is_known, async |database: Database| {
+    let world = World::new(&database).await;
+    world.add("a", json!({}), &[TEXTS[0]]).await;
+    world.add("b", json!({}), &[TEXTS[2]]).await;
+    let server = world.server();
+    world.embedder.is_down.store(true, Ordering::SeqCst);
+
+    let found = world.search(&server, "tax number").await;
+
+    assert_eq!(texts(&found), [TEXTS[2]]);
+    assert!((found.hits[0].score - found.hits[0].lexical).abs() < 1e-6 && found.hits[0].vector.is_none());
+    let down = LexicalOnly::ModelFailed(llm::Error::Unavailable("down".to_owned()));
+    assert_eq!((found.lexical_only, found.embedding_tokens), (Some(down), 0));
+    world.embedder.is_down.store(false, Ordering::SeqCst);
+    let found = world.search(&server, "tax number").await;
+    assert_eq!((found.hits.len(), found.lexical_only), (2, None));
+});
+
+both_stores!(embeddings_of_other_models_are_not_compared, async |database: Database| {
+    let world = World::new(&database).await;
+    let server = world.server();
+    world.add_to(&world.id, "plain", json!({}), &["refund"], false).await;
+    let found = world.search(&server, "refund").await;
+    assert_eq!((found.hits[0].vector, &found.lexical_only), (None, &Some(LexicalOnly::NoEmbeddings)));
+    assert_eq!(world.embedder.requests.load(Ordering::SeqCst), 0, "there is nothing to compare with");
+
+    world.add("embedded", json!({}), &["refund"]).await;
+    let found = world.search(&server, "refund").await;
+    let vectors = |found: &Found| -> BTreeMap<String, bool> {
+        found.hits.iter().map(|hit| (hit.filename.clone(), hit.vector.is_some())).collect()
+    };
+    let expected = |pairs: &[(&str, bool)]| pairs.iter().map(|(name, has)| ((*name).to_owned(), *has)).collect();
+    assert_eq!((vectors(&found), &found.lexical_only), (expected(&[("plain", false), ("embedded", true)]), &None));
+
+    // The same model with other dimensions.
+    world.embedder.dimensions.store(16, Ordering::SeqCst);
+    let restarted = world.server();
+    let found = world.search(&restarted, "refund").await;
+    assert_eq!(found.lexical_only, Some(LexicalOnly::NoEmbeddings));
+    world.add("smaller", json!({}), &["refund"]).await;
+    for server in [&server, &restarted, &world.server(), &world.server_with(0)] {
+        // A server that has compared the larger ones remembers the query.
+        let found = world.search(server, "refund now").await;
+        let expected = expected(&[("plain", false), ("embedded", false), ("smaller", true)]);
+        assert_eq!((vectors(&found), &found.lexical_only), (expected, &None));
+    }
+});
+
+both_stores!(several_queries_and_vector_stores_are_searched_together, async |database: Database| {
+    let world = World::new(&database).await;
+    let other = create_store(&world.store, json!({})).await;
+    world.add("a", json!({}), &["refund policy", "opening hours"]).await;
+    world.add_to(&other, "b", json!({}), &["refund form", "tax number"], true).await;
+    let server = world.server();
+    let search = async |queries: &[&str], stores: &[&VectorStoreId]| {
+        let query = Query::new(queries.iter().map(|text| (*text).to_owned()).collect(), 10);
+        let stores: Vec<VectorStoreId> = stores.iter().map(|id| (*id).clone()).collect();
+        server.search(&scope(), &stores, &query).await.unwrap()
+    };
+
+    let both = search(&["refund"], &[&world.id, &other]).await;
+    let first: BTreeSet<&str> = texts(&both)[..2].iter().copied().collect();
+    assert_eq!(first, BTreeSet::from(["refund policy", "refund form"]));
+    assert_eq!(both.hits.iter().map(|hit| hit.store.clone()).collect::<BTreeSet<_>>().len(), 2);
+
+    let several = search(&["opening", "tax"], &[&world.id, &other]).await;
+    let first: BTreeSet<&str> = texts(&several)[..2].iter().copied().collect();
+    assert_eq!(first, BTreeSet::from(["opening hours", "tax number"]));
+    assert_eq!(texts(&several).len(), texts(&several).iter().collect::<BTreeSet<_>>().len(), "each chunk once");
+    assert_eq!(search(&["refund"], &[]).await.hits, Vec::new());
+});
+
+both_stores!(only_vector_stores_of_the_project_that_have_not_expired_are_searched, async |database: Database| {
+    let world = World::new(&database).await;
+    let server = world.server();
+    let days = json!({"expires_after": {"anchor": "last_active_at", "days": 1}});
+    let expiring = create_store(&world.store, days).await;
+    let query = Query::new(vec!["refund".to_owned()], 10);
+    let search = async |scope: &Scope, id: &VectorStoreId| server.search(scope, std::slice::from_ref(id), &query).await;
+    world.add("a", json!({}), &["refund"]).await;
+    assert_eq!(search(&scope(), &world.id).await.unwrap().hits.len(), 1);
+
+    let foreign = Scope::of(ProjectId::from_stored("proj_other"));
+    for (scope, id) in [(scope(), VectorStoreId::from_stored("vs_unknown")), (foreign, world.id.clone())] {
+        let error = search(&scope, &id).await.unwrap_err();
+        assert!(matches!(error, search::Error::NoStore(of) if of == id));
+    }
+    // A search is a use, which postpones the expiry.
+    for _ in 0..3 {
+        world.clock.advance(DAY_S - 100);
+        assert!(search(&scope(), &expiring).await.is_ok());
+    }
+    world.clock.advance(DAY_S);
+    let error = search(&scope(), &expiring).await.unwrap_err();
+    assert!(matches!(error, search::Error::Expired(of) if of == expiring));
+});
+
+both_stores!(terms_of_another_version_are_replaced_by_those_of_the_text, async |database: Database| {
+    let world = World::new(&database).await;
+    world.add("a", json!({}), &[TEXTS[0], TEXTS[2]]).await;
+    let expected = world.search(&world.server(), "tax number").await;
+    let old = if database.url.starts_with("sqlite:") { "x'630501'" } else { "'\\x630501'" };
+
+    database.execute(&format!("update vector_store_chunks set terms = {old}")).await;
+
+    assert_eq!(world.search(&world.server(), "tax number").await.hits, expected.hits);
+    assert_eq!(world.search(&world.server_with(0), "tax number").await.hits, expected.hits);
+});
+
+both_stores!(the_index_of_a_store_that_grows_beyond_the_cache_is_not_kept, async |database: Database| {
+    let world = World::new(&database).await;
+    let server = world.server_with(20_000);
+    let mut all = BTreeSet::new();
+    for number in 0..30 {
+        let name = format!("{number:02}");
+        let text: Vec<String> = (0..40).map(|word| format!("w{}", number * 40 + word)).collect();
+        world.add(&name, json!({}), &[&format!("refund {}", text.join(" "))]).await;
+        all.insert(name);
+
+        let found = world.search_with(&server, json!({"query": "refund", "max_num_results": 50})).await;
+
+        assert_eq!(names(&found), all.iter().map(String::as_str).collect());
+    }
+});
+
+/// The names of files that exist, as the changes of a test define them.
+#[derive(Debug, Default)]
+struct Model {
+    /// After each change that has been committed, and the one that may be.
+    states: Vec<BTreeSet<String>>,
+    /// Number of states that are certain.
+    committed: usize,
+}
+
+both_stores!(searches_during_changes_find_what_is_committed, async |database: Database| {
+    let world = World::new(&database).await;
+    let model = Mutex::new(Model { states: vec![BTreeSet::new()], committed: 1 });
+    let is_over = AtomicBool::new(false);
+    let change = async {
+        let mut random = fastrand::Rng::with_seed(11);
+        let mut files: Vec<(String, FileId)> = Vec::new();
+        for number in 0..60 {
+            let mut state = model.lock().unwrap().states.last().unwrap().clone();
+            if files.is_empty() || random.u8(..3) > 0 {
+                let name = format!("{number:02}");
+                state.insert(name.clone());
+                model.lock().unwrap().states.push(state);
+                let file = world.add(&name, json!({}), &["refund", "other words", "refund again"]).await;
+                files.push((name, file));
+            } else {
+                let (name, file) = files.swap_remove(random.usize(..files.len()));
+                state.remove(&name);
+                model.lock().unwrap().states.push(state);
+                assert!(world.store.delete_store_file(&scope(), &world.id, &file).await.unwrap());
+            }
+            let mut model = model.lock().unwrap();
+            model.committed = model.states.len();
+        }
+        is_over.store(true, Ordering::SeqCst);
+    };
+    // Two servers with a cache, and one without.
+    let servers = [world.server(), world.server(), world.server_with(0)];
+    let search = async |server: &Retrieval| {
+        let mut searches = 0;
+        while !is_over.load(Ordering::SeqCst) || searches == 0 {
+            let first = model.lock().unwrap().committed - 1;
+
+            let found = world.search_with(server, json!({"query": "refund", "max_num_results": 50})).await;
+
+            let model = model.lock().unwrap();
+            let possible = &model.states[first..];
+            let found: BTreeSet<String> = found.hits.into_iter().map(|hit| hit.filename).collect();
+            // There are at most 50 results, of up to three chunks of a file.
+            let always = possible.iter().skip(1).fold(possible[0].clone(), |left, right| &left & right);
+            if always.len() <= 16 {
+                assert!(always.is_subset(&found), "{found:?} lacks some of {always:?}");
+            }
+            let ever = possible.iter().fold(BTreeSet::new(), |left, right| &left | right);
+            assert!(found.is_subset(&ever), "{found:?} has more than {ever:?}");
+            searches += 1;
+        }
+        searches
+    };
+
+    let (searches, ()) = tokio::join!(futures_util::future::join_all(servers.iter().map(search)), change);
+
+    assert!(searches.iter().all(|searches| *searches > 0), "{searches:?}");
+});
