@@ -186,9 +186,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 22] = [
+        let at_least_one: [(&str, u64); 21] = [
             ("embedding_batch_max", self.embedding_batch_max as u64),
-            ("ingest_concurrency", self.ingest_concurrency as u64),
             ("ingest_max_attempts", self.ingest_max_attempts.into()),
             ("write_timeout_s", self.write_timeout_s),
             ("max_attempts", self.max_attempts.into()),
@@ -256,37 +255,11 @@ impl Settings {
                 self.database_statement_timeout_s, self.run_lease_s
             )));
         }
-        if !(0.0..=1.0).contains(&self.search_embedding_weight) {
-            return Err(Error(format!(
-                "search_embedding_weight is {}; it must be between 0 and 1",
-                self.search_embedding_weight
-            )));
-        }
-        for (key, value, max) in [
-            ("embedding_batch_max", self.embedding_batch_max, EMBEDDING_BATCH_MAX),
-            ("embedding_dimensions", self.embedding_dimensions, EMBEDDING_DIMENSIONS_MAX),
-            ("ingest_concurrency", self.ingest_concurrency, INGEST_CONCURRENCY_MAX),
-        ] {
-            if value > max {
-                return Err(Error(format!("{key} is {value}; it must be at most {max}")));
-            }
-        }
-        if self.embedding_model.is_empty() && !self.embedding_url.expose().is_empty() {
-            return Err(Error("embedding_url is set, and embedding_model is not; set both".to_owned()));
-        }
+        self.check_search()?;
         if self.max_concurrent_runs > 1_000_000 {
             return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
         }
-        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url, &self.embedding_url]);
-        for url in urls.filter(|url| !url.expose().is_empty()) {
-            let known = reqwest::Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-            if !known {
-                return Err(Error(format!(
-                    "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
-                    url.masked()
-                )));
-            }
-        }
+        self.check_urls()?;
         let is_origin = |origin: &str| {
             let url = reqwest::Url::parse(origin).ok();
             url.is_some_and(|url| url.origin().ascii_serialization() == origin)
@@ -307,6 +280,42 @@ impl Settings {
             }
         }
         self.address()?;
+        Ok(())
+    }
+
+    fn check_urls(&self) -> Result<(), Error> {
+        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url, &self.embedding_url]);
+        for url in urls.filter(|url| !url.expose().is_empty()) {
+            let known = reqwest::Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+            if !known {
+                return Err(Error(format!(
+                    "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
+                    url.masked()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_search(&self) -> Result<(), Error> {
+        if !(0.0..=1.0).contains(&self.search_embedding_weight) {
+            return Err(Error(format!(
+                "search_embedding_weight is {}; it must be between 0 and 1",
+                self.search_embedding_weight
+            )));
+        }
+        for (key, value, max) in [
+            ("embedding_batch_max", self.embedding_batch_max, EMBEDDING_BATCH_MAX),
+            ("embedding_dimensions", self.embedding_dimensions, EMBEDDING_DIMENSIONS_MAX),
+            ("ingest_concurrency", self.ingest_concurrency, INGEST_CONCURRENCY_MAX),
+        ] {
+            if value > max {
+                return Err(Error(format!("{key} is {value}; it must be at most {max}")));
+            }
+        }
+        if self.embedding_model.is_empty() && !self.embedding_url.expose().is_empty() {
+            return Err(Error("embedding_url is set, and embedding_model is not; set both".to_owned()));
+        }
         Ok(())
     }
 

@@ -157,16 +157,15 @@ impl Ingester {
     }
 
     async fn process(&self, file: &ClaimedStoreFile, attempt: &Attempt) -> Result<(), Failure> {
-        let usage_bytes = match file.chunks {
-            Some(_) => self.stored_bytes(file).await?,
-            None => {
-                let prepared = self.prepare(file).await?;
-                let usage_bytes = prepared.usage_bytes;
-                if self.store_text(file, attempt, prepared).await? {
-                    return Ok(());
-                }
-                usage_bytes
+        let usage_bytes = if file.chunks.is_some() {
+            self.stored_bytes(file).await?
+        } else {
+            let prepared = self.prepare(file).await?;
+            let usage_bytes = prepared.usage_bytes;
+            if self.store_text(file, attempt, prepared).await? {
+                return Ok(());
             }
+            usage_bytes
         };
         let model = match &self.dependencies.embedder {
             Some(embedder) => Some(self.embed_stored(file, &**embedder).await?),

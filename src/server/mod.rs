@@ -177,8 +177,8 @@ impl Server {
             store: database.clone(),
             database: database.clone(),
             files: files.clone(),
-            retrieval,
             store_files,
+            retrieval,
             runs: runs.clone(),
             models: models.clone(),
             ids,
@@ -193,11 +193,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let closing = CancellationToken::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
-        start_loops(&supervisor, &runs, &database);
-        let worker = ingestion.clone();
-        supervisor.supervise("claim due files", move || worker.clone().claim_due_jobs());
-        let worker = ingestion.clone();
-        supervisor.supervise("renew leases of files", move || worker.clone().renew_leases());
+        start_loops(&supervisor, &runs, &ingestion, &database);
         let reaped = files.clone();
         supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
@@ -206,19 +202,8 @@ impl Server {
             let (database, clock) = (database.clone(), app.clock.clone());
             supervisor.supervise("sum the usage ledger", move || roll_up_calls(database.clone(), clock.clone(), days));
         }
-        // Some model servers report the context windows of their models, which runs read from the cached lists.
-        let cached = models.clone();
-        supervisor.supervise("refresh model lists", move || {
-            let cached = cached.clone();
-            async move { cached.refresh_lists().await }
-        });
-        let bounds = connections::Settings {
-            connections_max: settings.connections_max,
-            head_bytes_max: settings.head_bytes_max,
-            header_timeout: Duration::from_secs(settings.header_timeout_s),
-            write_timeout: Duration::from_secs(settings.write_timeout_s),
-            reserved_handles: 2 * u64::from(settings.database_connections_max),
-        };
+        refresh_model_lists(&supervisor, &models);
+        let bounds = connection_bounds(settings);
         let connections_max = connections::connections_allowed(&bounds);
         tasks.spawn(connections::serve(listener, http::router(app), bounds, connections_max, closing.clone()));
         Ok(Self {
@@ -284,6 +269,16 @@ pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>
     Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
 }
 
+fn connection_bounds(settings: &Settings) -> connections::Settings {
+    connections::Settings {
+        connections_max: settings.connections_max,
+        head_bytes_max: settings.head_bytes_max,
+        header_timeout: Duration::from_secs(settings.header_timeout_s),
+        write_timeout: Duration::from_secs(settings.write_timeout_s),
+        reserved_handles: 2 * u64::from(settings.database_connections_max),
+    }
+}
+
 /// Opens the storage of files. Logs a warning if several servers can use the database, but not the files.
 fn files(
     settings: &Settings,
@@ -304,8 +299,26 @@ fn files(
     Ok(FileService::new(database, blobs, clock, ids, settings.files(), tasks.clone()))
 }
 
-/// Starts the background loops of runs.
-fn start_loops(supervisor: &Supervisor, runs: &RunService, database: &Arc<dyn Store>) {
+/// Refreshes the cached lists of models: some servers report the context windows, which runs read from the lists.
+fn refresh_model_lists(supervisor: &Supervisor, models: &Arc<Models>) {
+    let models = models.clone();
+    supervisor.supervise("refresh model lists", move || {
+        let models = models.clone();
+        async move { models.refresh_lists().await }
+    });
+}
+
+/// Starts the background loops of runs and of the files of vector stores.
+fn start_loops(
+    supervisor: &Supervisor,
+    runs: &RunService,
+    ingestion: &Arc<Worker<Ingester>>,
+    database: &Arc<dyn Store>,
+) {
+    let worker = ingestion.clone();
+    supervisor.supervise("claim due files", move || worker.clone().claim_due_jobs());
+    let worker = ingestion.clone();
+    supervisor.supervise("renew leases of files", move || worker.clone().renew_leases());
     let worker = runs.worker().clone();
     supervisor.supervise("claim due runs", move || worker.clone().claim_due_jobs());
     let worker = runs.worker().clone();

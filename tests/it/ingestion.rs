@@ -83,7 +83,7 @@ impl Beside {
         let chunks = self.store.index_chunks(&ids, None, 1 << 30).await.unwrap();
         let keys: Vec<_> = chunks.iter().map(|chunk| (chunk.store_file.clone(), chunk.number)).collect();
         let mut texts = self.store.chunk_texts(&keys).await.unwrap();
-        let text = |key| texts.remove(&key).unwrap();
+        let text = |key| texts.remove(&key).unwrap().text;
         let keyed: Vec<String> = keys.into_iter().map(text).collect();
         keyed.into_iter().zip(chunks.into_iter().map(|chunk| chunk.embedding)).collect()
     }
@@ -91,9 +91,8 @@ impl Beside {
 
 /// A text of many chunks, with words of its own.
 fn long_text(seed: &str, paragraphs: usize) -> String {
-    (0..paragraphs)
-        .map(|index| format!("{seed} paragraph {index}. {}\n\n", "More words follow here. ".repeat(60)))
-        .collect()
+    let paragraph = |index| format!("{seed} paragraph {index}. {}\n\n", "More words follow here. ".repeat(60));
+    (0..paragraphs).map(paragraph).collect::<Vec<_>>().concat()
 }
 
 both_stores!(files_of_each_format_are_processed, async |database: Database| {

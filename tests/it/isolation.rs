@@ -105,6 +105,7 @@ fn body_of(operation: &str, objects: &Objects) -> Option<Value> {
         "createVectorStore" | "createVectorStoreFileBatch" => Some(json!({"file_ids": [objects["file_id"]]})),
         "createVectorStoreFile" => Some(json!({"file_id": objects["file_id"]})),
         "updateVectorStoreFileAttributes" => Some(json!({"attributes": {"changed": "yes"}})),
+        "searchVectorStore" => Some(json!({"query": "x"})),
         "completeUpload" => Some(json!({"part_ids": ["part_x"]})),
         "submitToolOutputsToRun" => Some(json!({"tool_outputs": []})),
         name if name.starts_with("modify") => Some(json!({"metadata": {"changed": "yes"}})),
@@ -148,7 +149,7 @@ fn without_ids(reply: &Reply, ids: &[&Objects]) -> (u16, String) {
 both_stores!(every_operation_answers_a_foreign_id_like_an_unknown_one, async |database: Database| {
     let calls = || Answer::Calls(vec![], vec![("f", "{}")]);
     let upstream = Upstream::scripted([calls(), calls()]).await;
-    let server = Server::with(&database, &upstream, &[("ADMIN_KEYS", ADMIN_KEY)]).await;
+    let server = Server::with(&database, &upstream, &[("ADMIN_KEYS", ADMIN_KEY), ("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let (_, theirs_key) = create_project(client, "theirs").await;
     let (_, ours_key) = create_project(client, "ours").await;
@@ -351,7 +352,9 @@ async fn check_list(client: &Client, key: &str, actor: usize, known: &[Known], l
 }
 
 both_stores!(random_operations_of_two_projects_do_not_interfere, async |database: Database| {
-    let server = Server::with(&database, &Upstream::start().await, &[("ADMIN_KEYS", ADMIN_KEY)]).await;
+    let server =
+        Server::with(&database, &Upstream::start().await, &[("ADMIN_KEYS", ADMIN_KEY), ("INGEST_CONCURRENCY", "0")])
+            .await;
     for seed in 0..12 {
         let (_, one) = create_project(&server.client, "one").await;
         let (_, other) = create_project(&server.client, "other").await;

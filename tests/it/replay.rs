@@ -276,7 +276,7 @@ fn path_of(entry: &Value) -> &str {
 
 both_stores!(vector_stores_responses_match_the_recordings, async |database: Database| {
     let Some(recordings) = recordings("vector_stores.json") else { return };
-    let server = Server::start(&database, &Upstream::start().await).await;
+    let server = Server::with(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
 
     let (mut replayed, mut reordered) = (0, 0);

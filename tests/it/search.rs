@@ -23,7 +23,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::both_stores;
+use crate::support::client::{Client, Reply};
 use crate::support::database::Database;
+use crate::support::embeddings::Embeddings;
+use crate::support::form::Form;
+use crate::support::process;
+use crate::support::server::Server;
+use crate::support::upstream::{Answer, Upstream};
 
 const NOW: Timestamp = Timestamp(1_000);
 const LEASE: Duration = Duration::from_secs(600);
@@ -523,6 +529,7 @@ both_stores!(several_queries_and_vector_stores_are_searched_together, async |dat
     let first: BTreeSet<&str> = texts(&several)[..2].iter().copied().collect();
     assert_eq!(first, BTreeSet::from(["opening hours", "tax number"]));
     assert_eq!(texts(&several).len(), texts(&several).iter().collect::<BTreeSet<_>>().len(), "each chunk once");
+    assert_eq!(search(&["refund"], &[&world.id, &world.id]).await.hits, search(&["refund"], &[&world.id]).await.hits);
     assert_eq!(search(&["refund"], &[]).await.hits, Vec::new());
 });
 
@@ -641,4 +648,141 @@ both_stores!(searches_during_changes_find_what_is_committed, async |database: Da
     let (searches, ()) = tokio::join!(futures_util::future::join_all(servers.iter().map(search)), change);
 
     assert!(searches.iter().all(|searches| *searches > 0), "{searches:?}");
+});
+
+/// Uploads text files to a new vector store, and waits until they are processed. Returns the ID of the vector store.
+async fn create_searchable(client: &Client, files: &[(&str, &str, Value)]) -> String {
+    let mut new = Vec::new();
+    for (name, text, attributes) in files {
+        let form = Form::default().text("purpose", "assistants").file("file", name, text.as_bytes());
+        let reply = form.send(client, "/v1/files").await;
+        new.push(json!({"file_id": reply.body["id"], "attributes": attributes}));
+    }
+    let store = client.post("/v1/vector_stores", json!({})).await["id"].as_str().unwrap().to_owned();
+    client.post(&format!("/v1/vector_stores/{store}/file_batches"), json!({"files": new})).await;
+    for _ in 0..3_000 {
+        let counts = client.get(&format!("/v1/vector_stores/{store}")).await["file_counts"].clone();
+        if counts["completed"] == files.len() {
+            return store;
+        }
+        assert_eq!(counts["failed"], 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the files are not processed");
+}
+
+async fn search_reply(client: &Client, store: &str, request: Value) -> (Reply, Option<String>) {
+    let path = format!("/v1/vector_stores/{store}/search");
+    let response = client.request(reqwest::Method::POST, &path).json(&request).send().await.unwrap();
+    let header = response.headers().get("assistd-search").map(|value| value.to_str().unwrap().to_owned());
+    (Client::read(response).await, header)
+}
+
+both_stores!(a_vector_store_is_searched_through_the_api, async |database: Database| {
+    let embeddings = Embeddings::start().await;
+    let server = Server::with(&database, &Upstream::start().await, &embeddings.settings()).await;
+    let client = &server.client;
+    let files = [
+        ("refunds.txt", "Refunds are paid within thirty days.", json!({"year": 2024, "draft": false})),
+        ("hours.txt", "We are open from nine to five, except on Sundays.", json!({"year": 2023})),
+    ];
+    let store = create_searchable(client, &files).await;
+
+    let (reply, header) = search_reply(client, &store, json!({"query": "When is a refund paid?"})).await;
+
+    assert_eq!((reply.status, header), (200, None), "{}", reply.body);
+    let members: Vec<&String> = reply.body.as_object().unwrap().keys().collect();
+    assert_eq!(members, ["object", "search_query", "data", "has_more", "next_page"]);
+    let first = &reply.body["data"][0];
+    assert_eq!(reply.body["search_query"], json!(["When is a refund paid?"]));
+    assert_eq!((&first["filename"], &first["attributes"]), (&json!("refunds.txt"), &files[0].2));
+    assert_eq!(first["content"], json!([{"type": "text", "text": files[0].1}]));
+    let score = first["score"].as_f64().unwrap();
+    assert!(score > 0.0 && score <= 1.0);
+
+    let filtered = json!({"query": ["refund", "open"], "max_num_results": 1,
+        "filters": {"type": "lt", "key": "year", "value": 2024}, "ranking_options": {"score_threshold": 0.01}});
+    let (reply, _) = search_reply(client, &store, filtered).await;
+    assert_eq!(reply.body["data"].as_array().unwrap().len(), 1);
+    assert_eq!(reply.body["data"][0]["filename"], "hours.txt");
+
+    embeddings.fail(Some((400, "no such model")));
+    let (reply, header) = search_reply(client, &store, json!({"query": "refunds paid"})).await;
+    assert_eq!(header.as_deref(), Some("lexical; the embedding model failed"));
+    assert_eq!(reply.body["data"].as_array().unwrap().len(), 1);
+    let usage = database.text("select cast(count(*) as text) from model_calls where kind = 'embeddings'").await;
+    assert_ne!(usage, "0");
+});
+
+both_stores!(invalid_searches_are_rejected_as_by_the_service, async |database: Database| {
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let client = &server.client;
+    let days = json!({"expires_after": {"anchor": "last_active_at", "days": 1}});
+    let store = client.post("/v1/vector_stores", days).await["id"].as_str().unwrap().to_owned();
+
+    let (reply, header) = search_reply(client, &store, json!({"query": "x"})).await;
+    assert_eq!((reply.status, &reply.body["data"], header), (200, &json!([]), None));
+    for (request, param) in [
+        (json!({}), "query"),
+        (json!({"query": "x", "max_num_results": 51}), "max_num_results"),
+        (json!({"query": "x", "filters": {"type": "near"}}), "filters.type"),
+    ] {
+        let (reply, _) = search_reply(client, &store, request).await;
+        assert_eq!((reply.status, &reply.body["error"]["param"]), (400, &json!(param)), "{}", reply.body);
+    }
+    let (reply, _) = search_reply(client, "vs_unknown", json!({"query": "x"})).await;
+    assert_eq!(reply.status, 404);
+    server.clock.advance(2 * DAY_S);
+    let (reply, _) = search_reply(client, &store, json!({"query": "x"})).await;
+    let message = format!("Vector store '{store}' has expired and can no longer be used. Create a new one.");
+    assert_eq!((reply.status, &reply.body["error"]["message"]), (400, &json!(message)));
+});
+
+both_stores!(a_query_is_rewritten_by_the_model_of_the_settings, async |database: Database| {
+    let upstream = Upstream::scripted([Answer::Tokens(vec!["\"refund", " period\"\n", "because"])]).await;
+    let server = Server::with(&database, &upstream, &[("SEARCH_REWRITE_MODEL", "small")]).await;
+    let client = &server.client;
+    let store = create_searchable(client, &[("a.txt", "The refund period is thirty days.", json!({}))]).await;
+    let query = "Hello! Could you tell me when I get my money back?";
+
+    let (reply, _) = search_reply(client, &store, json!({"query": query, "rewrite_query": true})).await;
+
+    assert_eq!(reply.body["search_query"], json!(["refund period"]));
+    assert_eq!(reply.body["data"].as_array().unwrap().len(), 1);
+    let (reply, _) = search_reply(client, &store, json!({"query": query})).await;
+    assert_eq!(reply.body["search_query"], json!([query]));
+});
+
+both_stores!(the_shell_searches_beside_a_server, async |database: Database| {
+    let server = Server::start(&database, &Upstream::start().await).await;
+    let store = create_searchable(
+        &server.client,
+        &[
+            ("refunds.txt", "Refunds are paid\nwithin thirty days.", json!({})),
+            ("hours.txt", "We are open on Sundays.", json!({})),
+        ],
+    )
+    .await;
+    let run = async |arguments: &[&str]| {
+        let mut command =
+            process::assistd(&[("DATABASE_URL", &database.url), ("UPSTREAM_URL", "http://127.0.0.1:9/v1")]);
+        let output = command.arg("search").args(arguments).output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+
+    let (ok, out, err) = run(&[&store, "When is a refund paid?"]).await;
+
+    assert!(ok, "{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    assert!(lines[0].starts_with("RANK  SCORE") && lines[0].contains("LEXICAL"), "{out}");
+    assert!(lines[1].contains("refunds.txt") && lines[1].contains("Refunds are paid within thirty days."), "{out}");
+    let (ok, out, _) = run(&[&store, "refund", "--json", "--limit", "1", "--project", "proj_default"]).await;
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert!(ok);
+    assert_eq!(found[0]["text"], "Refunds are paid\nwithin thirty days.");
+    assert!(found[0]["score"].as_f64().unwrap() > 0.0 && found[0]["vector"].is_null());
+    let (ok, _, err) = run(&["vs_unknown", "refund"]).await;
+    assert!(!ok && err.contains("vector store vs_unknown does not exist"), "{err}");
 });

@@ -45,7 +45,7 @@ fn ids(list: &Value) -> Vec<&str> {
 }
 
 both_stores!(a_vector_store_is_created_retrieved_modified_listed_and_deleted, async |database: Database| {
-    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 2).await;
 
@@ -87,7 +87,7 @@ both_stores!(a_vector_store_is_created_retrieved_modified_listed_and_deleted, as
 });
 
 both_stores!(a_file_is_added_retrieved_modified_listed_and_removed, async |database: Database| {
-    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 3).await;
     let path = create(client, json!({})).await;
@@ -143,7 +143,7 @@ both_stores!(a_file_is_added_retrieved_modified_listed_and_removed, async |datab
 });
 
 both_stores!(invalid_requests_get_the_errors_of_the_service, async |database: Database| {
-    let server = Server::start(&database, &Upstream::start().await).await;
+    let server = Server::with(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let file = upload(client, "a.txt").await;
     let (table, nameless) = (upload(client, "a.csv").await, upload(client, "README").await);
@@ -196,7 +196,7 @@ both_stores!(invalid_requests_get_the_errors_of_the_service, async |database: Da
 });
 
 both_stores!(a_batch_counts_its_files_and_can_be_cancelled, async |database: Database| {
-    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 4).await;
     let path = create(client, json!({"file_ids": [files[0]]})).await;
@@ -244,7 +244,7 @@ both_stores!(a_batch_counts_its_files_and_can_be_cancelled, async |database: Dat
 });
 
 both_stores!(the_text_of_a_file_is_returned_in_parts, async |database: Database| {
-    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 2).await;
     let path = create(client, json!({"file_ids": files})).await;
@@ -274,7 +274,7 @@ both_stores!(the_text_of_a_file_is_returned_in_parts, async |database: Database|
 });
 
 both_stores!(an_expired_vector_store_cannot_be_used, async |database: Database| {
-    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[]).await;
+    let server = Server::with_manual_clock(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 2).await;
     let expires_after = json!({"anchor": "last_active_at", "days": 1});
@@ -305,7 +305,7 @@ both_stores!(an_expired_vector_store_cannot_be_used, async |database: Database| 
 });
 
 both_stores!(the_data_of_deleted_vector_stores_is_removed, async |database: Database| {
-    let server = Server::start(&database, &Upstream::start().await).await;
+    let server = Server::with(&database, &Upstream::start().await, &[("INGEST_CONCURRENCY", "0")]).await;
     let client = &server.client;
     let files = uploads(client, 3).await;
     let path = create(client, json!({"file_ids": files})).await;

@@ -97,9 +97,20 @@ impl Cache {
         fits
     }
 
-    /// Reports whether an index of this size fits into an empty cache.
-    pub(super) fn fits(&self, index_bytes: usize) -> bool {
-        index_bytes + ENTRY_BYTES <= self.bytes_max
+    /// Makes room for an index that is being built and has this size now. Returns `false` if it alone does not fit.
+    pub(super) fn grow(&self, key: &Key, index_bytes: usize) -> bool {
+        let bytes = index_bytes + ENTRY_BYTES;
+        if bytes > self.bytes_max {
+            return false;
+        }
+        let mut entries = self.lock();
+        let entry = entries.entry(key);
+        let before = entry.bytes;
+        entry.bytes = before.max(bytes);
+        let now = entry.bytes;
+        entries.bytes = entries.bytes - before + now;
+        entries.evict(self.bytes_max, key);
+        true
     }
 
     /// Records that an index has `bytes` in all. If this is clearly less than the size of the cache, its index is built again.
@@ -213,6 +224,18 @@ mod tests {
         assert!(matches!(cache.get(&key("a")), Cached::Missing));
         assert!(cache.put(&key("a"), snapshot(20_000)));
         assert!(has(&cache, "a"));
+    }
+
+    #[test]
+    fn an_index_that_is_being_built_takes_the_room_of_others() {
+        let cache = Cache::new(30_000);
+        assert!(cache.put(&key("a"), snapshot(10_000)) && cache.put(&key("b"), snapshot(10_000)));
+
+        assert!(cache.grow(&key("c"), 5_000) && has(&cache, "a") && has(&cache, "b"));
+        assert!(cache.grow(&key("c"), 15_000) && !has(&cache, "a") && has(&cache, "b"));
+        assert!(!cache.grow(&key("c"), 30_000));
+        assert!(cache.put(&key("c"), snapshot(15_000)));
+        assert!(cache.lock().bytes <= 30_000);
     }
 
     #[test]

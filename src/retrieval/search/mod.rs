@@ -12,7 +12,7 @@ mod questions;
 mod scan;
 mod snapshot;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -32,8 +32,10 @@ use crate::store::{self, StoreState};
 
 /// Searches in fewer chunks than this take less time than handing them to another thread.
 const INLINE_CHUNKS: usize = 2_000;
-/// Number of indexes that are built from the first change, and of vector stores that are searched in parts, at a time.
-const BUILDS_MAX: usize = 2;
+/// Number of indexes that are built from the first change at a time.
+const BUILDS_MAX: usize = 4;
+/// Number of vector stores that are searched in parts at a time.
+const SCANS_MAX: usize = 2;
 /// How often a search starts again because removals were forgotten while it read changes.
 const UPDATE_ATTEMPTS_MAX: usize = 5;
 /// Minimum interval between two times that this server marks a vector store as used, in seconds.
@@ -183,6 +185,7 @@ struct Inner {
     weights: HybridWeights,
     cache: Cache,
     builds: Semaphore,
+    scans: Semaphore,
     /// Searches in large indexes at a time: more than the processors would only take more memory.
     computations: Arc<Semaphore>,
 }
@@ -229,6 +232,7 @@ impl Retrieval {
             weights: settings.weights,
             cache: Cache::new(settings.cache_bytes_max),
             builds: Semaphore::new(BUILDS_MAX),
+            scans: Semaphore::new(SCANS_MAX),
             computations: Arc::new(Semaphore::new(processors)),
         }))
     }
@@ -241,6 +245,7 @@ impl Retrieval {
     /// [`Error`].
     pub async fn search(&self, scope: &Scope, stores: &[VectorStoreId], query: &Query) -> Result<Found, Error> {
         let inner = &*self.0;
+        let stores = &distinct(stores);
         let queries = async {
             if query.rewrite {
                 inner.questions.rewrite(scope, &query.texts, &query.caller).await
@@ -273,6 +278,12 @@ impl Retrieval {
         let embedding_tokens = embedded.map_or(0, |embedded| embedded.tokens);
         Ok(Found { hits: hits?, queries, lexical_only, embedding_tokens })
     }
+}
+
+/// Returns the vector stores, each once.
+fn distinct(stores: &[VectorStoreId]) -> Vec<VectorStoreId> {
+    let mut seen = HashSet::new();
+    stores.iter().filter(|id| seen.insert(*id)).cloned().collect()
 }
 
 /// What is computed for a search.
@@ -443,7 +454,7 @@ impl Inner {
                 snapshot.version = version;
                 self.cache.put(&key, Arc::new(snapshot.clone()));
             }
-            if !self.cache.fits(bytes) {
+            if !self.cache.grow(&key, bytes) {
                 self.cache.put(&key, Arc::new(snapshot));
                 tracing::warn!(
                     vector_store.id = %id, bytes, "the index of a vector store is larger than search_cache_bytes_max; it is \
@@ -542,7 +553,7 @@ impl Inner {
             match searched {
                 Searched::Index(snapshot) => snapshots.push((number, snapshot.clone())),
                 Searched::Parts => {
-                    let _permit = self.builds.acquire().await.ok();
+                    let _permit = self.scans.acquire().await.ok();
                     from_parts.push(self.scan(scope, id, number, question, model).await?);
                 }
             }

@@ -1,4 +1,4 @@
-//! Processing of the files of vector stores, without extraction of their text.
+//! Processing of the files of vector stores by the test, on a server with `ingest_concurrency` 0.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub async fn complete(store: &Arc<dyn Store>, claimed: &ClaimedStoreFile, texts:
     store.complete_store_file(&claimed.lease, &completed).await.unwrap();
 }
 
-/// Processes all files, beside a server that may process some of them.
+/// Processes all files.
 pub async fn process_all(database: &Database, clock: &Arc<Clock>) {
     let store = open(database, clock).await;
     for _ in 0..3_000 {
