@@ -153,13 +153,21 @@ impl Tokens {
         Ok(used.reached(&limits, 0).map(|(limit, value, used)| Reached::new(limit, value, used, now)))
     }
 
+    /// Returns whether a project has a limit of tokens. Without one, calls need no reservation and no estimate.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn are_limited(&self, scope: &Scope) -> Result<bool, store::Error> {
+        Ok(self.limits.of(scope).await?.limits_tokens())
+    }
+
     /// Reserves tokens for a model call. Waits while other calls of the project may reach a limit. Returns `None` if the
     /// project has no limit of tokens, or else the reservation, or the limit that is reached.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn reserve(&self, call: &Call<'_>) -> Result<Result<Option<Reservation>, Reached>, store::Error> {
-        if !self.limits.of(call.scope).await?.limits_tokens() {
+        if !self.are_limited(call.scope).await? {
             return Ok(Ok(None));
         }
         let line = self.line(call.scope);

@@ -105,6 +105,10 @@ impl Driver {
     ) -> Result<Result<Option<Reservation>, Reached>, DriveError> {
         let progress = &run.current.progress;
         let spec = &progress.run.spec;
+        // An estimate costs a blocking task and the tables of the tokenizer.
+        if !self.retry(|| self.dependencies.tokens.are_limited(&spec.scope)).await? {
+            return Ok(Ok(None));
+        }
         let prompt = match prompt {
             PromptTokens::Counted(tokens) => *tokens,
             PromptTokens::Sampled(sample) => {
