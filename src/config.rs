@@ -18,6 +18,7 @@ use crate::files::blobs::BUCKET_FILE_BYTES_MAX;
 use crate::llm::{EmbeddingSettings, ThinkTags};
 use crate::retrieval::{ingest, search};
 use crate::runs::BusyThread;
+use crate::runs::citations::CitationStyle;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
 use crate::{files, http, llm, runs, store, work};
@@ -115,6 +116,9 @@ pub struct Settings {
     pub prompt_memory_bytes_max: usize,
     pub max_tool_rounds: usize,
     pub busy_thread: BusyThread,
+    pub search_result_tokens_max: usize,
+    pub citations: CitationStyle,
+    pub citation_quotes: bool,
     pub search_cache_bytes_max: usize,
     pub search_embedding_weight: f64,
     pub search_rewrite_model: String,
@@ -469,6 +473,9 @@ impl Settings {
             busy_thread: self.busy_thread,
             prompt_bytes_max: self.prompt_bytes_max,
             prompt_memory_max: self.prompt_memory_bytes_max,
+            search_tokens_max: self.search_result_tokens_max,
+            citations: self.citations,
+            quotes_passages: self.citation_quotes,
         }
     }
 

@@ -18,7 +18,6 @@
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
-//! | [`retrieval`] | finds the chunks of files that answer a question: `chunk`, `lexical`, `index`, `rank` |
 //! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
 //! | [`retrieval`] | file search: `extract` reads the texts of files in child processes |
 //! | [`access`] | who makes a request, and what they may do |

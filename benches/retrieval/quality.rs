@@ -18,10 +18,13 @@ const UPLOADS: usize = 8;
 /// Files of a batch.
 const BATCH: usize = 2_000;
 /// How long the files may take to be processed without progress.
-const STALLED_AFTER: Duration = Duration::from_secs(120);
+const STALLED_AFTER: Duration = Duration::from_mins(2);
+
+/// The weights of embeddings and words.
+type Weights = (f64, f64);
 
 /// The measured rankings: a name, the weights, and what the project wants to reach.
-const RANKINGS: [(&str, Option<(f64, f64)>, &str); 3] =
+const RANKINGS: [(&str, Option<Weights>, &str); 3] =
     [("words", Some((0.0, 1.0)), "≥ 0.68"), ("embeddings", Some((1.0, 0.0)), ""), ("both (default)", None, "≥ 0.725")];
 
 /// Measures nDCG@10 and recall@10, and prints a table.

@@ -15,7 +15,7 @@ use crate::embeddings::MODEL;
 use crate::{Result, proc};
 
 /// How long a server can take to become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The configuration of the servers.
 pub struct Setup {

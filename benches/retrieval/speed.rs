@@ -138,8 +138,8 @@ async fn fill(url: &str, chunks: usize) -> Result<VectorStoreId> {
     let settings = store::Settings {
         url: url.to_owned(),
         connections_max: 4,
-        statement_timeout: Duration::from_secs(60),
-        start_timeout: Duration::from_secs(60),
+        statement_timeout: Duration::from_mins(1),
+        start_timeout: Duration::from_mins(1),
         synchronous: Synchronous::Normal,
     };
     let store = store::open(&settings, clock.clone()).await?;

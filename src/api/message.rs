@@ -98,7 +98,7 @@ pub enum IncompleteReason {
 }
 
 /// A content part of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Content {
     /// Text.
@@ -149,12 +149,144 @@ impl Content {
 }
 
 /// A text and its annotations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
     /// The text.
     pub value: String,
-    /// Citations and file paths in the text.
-    pub annotations: Vec<Value>,
+    /// Citations in the text, in order.
+    pub annotations: Vec<Annotation>,
+}
+
+impl Text {
+    /// Returns a range of the text, in bytes, without the marks in it and the spaces before them.
+    #[must_use]
+    pub fn without_marks(&self, range: std::ops::Range<usize>) -> String {
+        let mut plain = String::new();
+        let mut at = range.start;
+        for mark in self.annotations.iter().filter(|mark| range.contains(&mark.start_byte)) {
+            plain.push_str(self.value.get(at..mark.start_byte).unwrap_or_default());
+            plain.truncate(plain.trim_end_matches(' ').len());
+            at = mark.end_byte();
+        }
+        plain.push_str(self.value.get(at..range.end).unwrap_or_default());
+        plain
+    }
+}
+
+/// A mark in a text that refers to a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Annotation {
+    /// The mark.
+    pub text: String,
+    /// Where the mark starts, in characters.
+    pub start_index: usize,
+    /// Where it ends, in characters.
+    pub end_index: usize,
+    /// Where the mark starts, in bytes.
+    pub start_byte: usize,
+    /// The cited file.
+    pub file_id: FileId,
+    /// The cited passage; `None` if it is not sent.
+    pub quote: Option<String>,
+}
+
+impl Annotation {
+    /// Returns where the mark ends, in bytes.
+    #[must_use]
+    pub fn end_byte(&self) -> usize {
+        self.start_byte + self.text.len()
+    }
+}
+
+/// The wire form of an [`Annotation`].
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AnnotationObject<'a> {
+    /// The index among the annotations of the text. Present in deltas only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u32>,
+    r#type: &'static str,
+    text: &'a str,
+    start_index: usize,
+    end_index: usize,
+    file_citation: FileCitation<'a>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct FileCitation<'a> {
+    file_id: &'a FileId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quote: Option<&'a str>,
+}
+
+impl<'a> AnnotationObject<'a> {
+    /// Returns the form in a delta, which always has a `quote`.
+    #[must_use]
+    pub fn in_delta(index: u32, annotation: &'a Annotation) -> Self {
+        let mut object = Self::from(annotation);
+        object.index = Some(index);
+        object.file_citation.quote.get_or_insert_default();
+        object
+    }
+}
+
+impl<'a> From<&'a Annotation> for AnnotationObject<'a> {
+    fn from(annotation: &'a Annotation) -> Self {
+        Self {
+            index: None,
+            r#type: "file_citation",
+            text: &annotation.text,
+            start_index: annotation.start_index,
+            end_index: annotation.end_index,
+            file_citation: FileCitation { file_id: &annotation.file_id, quote: annotation.quote.as_deref() },
+        }
+    }
+}
+
+/// The wire form of a [`Content`].
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ContentObject<'a> {
+    /// Text.
+    Text {
+        /// The text and its annotations.
+        text: TextObject<'a>,
+    },
+    /// An image at a URL.
+    ImageUrl {
+        /// The URL.
+        image_url: &'a ImageUrl,
+    },
+    /// An image in a file.
+    ImageFile {
+        /// The file.
+        image_file: &'a ImageFile,
+    },
+    /// A refusal by the model.
+    Refusal {
+        /// The text of the refusal.
+        refusal: &'a str,
+    },
+}
+
+/// The wire form of a [`Text`].
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TextObject<'a> {
+    value: &'a str,
+    annotations: Vec<AnnotationObject<'a>>,
+}
+
+impl<'a> From<&'a Content> for ContentObject<'a> {
+    fn from(content: &'a Content) -> Self {
+        match content {
+            Content::Text { text: Text { value, annotations } } => {
+                let annotations = annotations.iter().map(AnnotationObject::from).collect();
+                Self::Text { text: TextObject { value, annotations } }
+            }
+            Content::ImageUrl { image_url } => Self::ImageUrl { image_url },
+            Content::ImageFile { image_file } => Self::ImageFile { image_file },
+            Content::Refusal { refusal } => Self::Refusal { refusal },
+        }
+    }
 }
 
 /// An image at a URL.
@@ -218,7 +350,7 @@ pub struct MessageObject<'a> {
     incomplete_at: Option<Timestamp>,
     completed_at: Option<Timestamp>,
     role: Role,
-    content: &'a [Content],
+    content: Vec<ContentObject<'a>>,
     attachments: &'a [Attachment],
     metadata: &'a Metadata,
 }
@@ -248,7 +380,7 @@ impl<'a> From<&'a Message> for MessageObject<'a> {
             incomplete_at: incomplete.map(|(at, _)| at),
             completed_at,
             role: message.role,
-            content: &message.content,
+            content: message.content.iter().map(ContentObject::from).collect(),
             attachments: &message.attachments,
             metadata: &message.metadata,
         }

@@ -1,14 +1,16 @@
 //! Run steps: the messages and tool calls of a run.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::id::{AssistantId, MessageId, RunId, RunStepId, ThreadId};
 use super::metadata::Metadata;
 use super::run::{LastError, Run};
 use super::time::Timestamp;
-use super::tool::ToolCall;
+use super::tool::{FunctionCall, ToolCall, ToolCallObject};
 use super::usage::Usage;
 
 /// A step of a run.
@@ -38,7 +40,7 @@ pub struct RunStep {
 }
 
 /// The internal record of a turn with tool calls.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TurnRecord {
     /// Length of the run's text before the calls, in bytes.
     pub text_bytes: usize,
@@ -50,6 +52,32 @@ pub struct TurnRecord {
     /// Other members of the turn, which are sent back to the model, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Box<ReplayedMembers>>,
+    /// The arguments of the calls of built-in tools as the model wrote them, by index. Empty for calls of functions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
+    /// The positions of the calls among all calls of the turn, by index. Empty if these are all its calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positions: Vec<usize>,
+    /// The calls of functions in the same turn. They have a step of their own after the built-in tools have ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<PendingFunction>,
+    /// Whether the calls are of the same turn as those of the step before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues_turn: bool,
+}
+
+/// A call of a function whose step starts after the built-in tools of its turn have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingFunction {
+    /// The call.
+    pub call: FunctionCall,
+    /// The model's ID of the call.
+    pub upstream_id: String,
+    /// The position among all calls of the turn.
+    pub position: usize,
+    /// Members of the call that are sent back to the model.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub members: Map<String, Value>,
 }
 
 /// Members of a turn that are sent back to the model that wrote them. Clients never see them.
@@ -66,7 +94,7 @@ pub struct ReplayedMembers {
 }
 
 /// The details of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StepDetails {
     /// The run's message.
@@ -142,6 +170,28 @@ impl RunStep {
         matches!(self.details, StepDetails::MessageCreation { .. })
     }
 
+    /// Returns the tool calls of the step; none if it creates a message.
+    #[must_use]
+    pub fn tool_calls(&self) -> &[ToolCall] {
+        match &self.details {
+            StepDetails::MessageCreation { .. } => &[],
+            StepDetails::ToolCalls { tool_calls } => tool_calls,
+        }
+    }
+
+    /// Returns whether the model has called built-in tools, which the server runs. The calls of functions of the same turn
+    /// have a step of their own.
+    #[must_use]
+    pub fn calls_built_in_tools(&self) -> bool {
+        self.tool_calls().first().is_some_and(|call| call.function().is_none())
+    }
+
+    /// Returns whether the model has called functions, whose outputs the client submits.
+    #[must_use]
+    pub fn calls_functions(&self) -> bool {
+        self.tool_calls().first().is_some_and(|call| call.function().is_some())
+    }
+
     /// Returns whether the step is in progress.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -166,7 +216,7 @@ pub struct RunStepObject<'a> {
     expired_at: Option<Timestamp>,
     failed_at: Option<Timestamp>,
     last_error: Option<&'a LastError>,
-    step_details: &'a StepDetails,
+    step_details: StepDetailsObject<'a>,
     usage: Option<Usage>,
     metadata: Metadata,
 }
@@ -178,6 +228,56 @@ impl<'a> RunStepObject<'a> {
         let mut object = Self::from(step);
         object.expires_at = Some(step.expires_at);
         object
+    }
+
+    /// Sets whether the text of search results is sent, which clients have to ask for.
+    #[must_use]
+    pub fn with_content(mut self, with_content: bool) -> Self {
+        self.step_details.with_content = with_content;
+        self
+    }
+}
+
+/// The wire form of [`StepDetails`].
+#[derive(Debug)]
+struct StepDetailsObject<'a> {
+    details: &'a StepDetails,
+    with_content: bool,
+}
+
+/// The members of a [`StepDetailsObject`].
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum StepDetailsMembers<'a> {
+    MessageCreation { message_creation: &'a MessageCreation },
+    ToolCalls { tool_calls: Vec<ToolCallObject<'a>> },
+}
+
+impl Serialize for StepDetailsObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.details {
+            StepDetails::MessageCreation { message_creation } => {
+                StepDetailsMembers::MessageCreation { message_creation }
+            }
+            StepDetails::ToolCalls { tool_calls } => StepDetailsMembers::ToolCalls {
+                tool_calls: tool_calls.iter().map(|call| call.object(self.with_content)).collect(),
+            },
+        }
+        .serialize(serializer)
+    }
+}
+
+impl JsonSchema for StepDetailsObject<'_> {
+    fn inline_schema() -> bool {
+        StepDetailsMembers::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "StepDetails".into()
+    }
+
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        StepDetailsMembers::json_schema(schemas)
     }
 }
 
@@ -201,7 +301,7 @@ impl<'a> From<&'a RunStep> for RunStepObject<'a> {
             expired_at: None,
             failed_at: None,
             last_error: None,
-            step_details: &step.details,
+            step_details: StepDetailsObject { details: &step.details, with_content: false },
             usage: if step.is_open() { None } else { step.usage },
             metadata: Metadata::default(),
         };

@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::id::{MessageId, RunStepId, ToolCallId};
-use super::message::{Message, MessageObject};
+use super::message::{Annotation, AnnotationObject, Message, MessageObject};
 use super::run::{Run, RunObject};
 use super::run_step::{RunStep, RunStepObject};
 use super::thread::{Thread, ThreadObject};
+use super::tool::{ToolCall, ToolCallObject};
 
 /// An event. Its payload is the current state of the object.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +80,8 @@ pub struct MessageDelta {
     pub value: String,
     /// Whether it is the first delta of the part.
     pub first: bool,
+    /// The annotation of the added text and its index, if the text is a mark.
+    pub annotation: Option<(u32, Annotation)>,
 }
 
 /// Text that was added to a refusal.
@@ -93,7 +96,7 @@ pub struct RefusalDelta {
 }
 
 /// What was added to a `tool_calls` step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepDelta {
     /// The step ID.
     pub step_id: RunStepId,
@@ -103,8 +106,8 @@ pub struct StepDelta {
     pub growth: CallGrowth,
 }
 
-/// A change of a function call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A change of a call.
+#[derive(Debug, Clone, PartialEq)]
 pub enum CallGrowth {
     /// The call started.
     Started {
@@ -115,6 +118,8 @@ pub enum CallGrowth {
     },
     /// Text was added to the arguments.
     Arguments(String),
+    /// A built-in tool was called. It has no results yet.
+    BuiltIn(ToolCall),
 }
 
 impl StreamEvent {
@@ -170,15 +175,17 @@ impl StreamEvent {
         }
     }
 
-    /// Appends the payload as compact JSON to `out`.
+    /// Appends the payload as compact JSON to `out`. The text of search results is sent only if `with_content` is set.
     ///
     /// # Errors
     /// Never in practice: the payloads are always serializable.
-    pub fn write_data(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    pub fn write_data(&self, out: &mut Vec<u8>, with_content: bool) -> serde_json::Result<()> {
         match self {
             Self::ThreadCreated(thread) => serde_json::to_writer(out, &ThreadObject::from(thread).retrieved()),
             Self::Run(_, run) => serde_json::to_writer(out, &RunObject::from(run).in_stream()),
-            Self::Step(_, step) => serde_json::to_writer(out, &RunStepObject::in_stream(step)),
+            Self::Step(_, step) => {
+                serde_json::to_writer(out, &RunStepObject::in_stream(step).with_content(with_content))
+            }
             Self::Message(_, message) => serde_json::to_writer(out, &MessageObject::from(message)),
             Self::MessageDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
             Self::RefusalDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
@@ -215,12 +222,17 @@ struct PartDelta<'a> {
 struct TextDelta<'a> {
     value: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<[(); 0]>,
+    annotations: Option<Vec<AnnotationObject<'a>>>,
 }
 
 impl<'a> From<&'a MessageDelta> for MessageDeltaObject<'a> {
     fn from(delta: &'a MessageDelta) -> Self {
-        let text = TextDelta { value: &delta.value, annotations: delta.first.then_some([]) };
+        let annotation = delta.annotation.as_ref();
+        let annotations = match annotation.map(|(index, annotation)| AnnotationObject::in_delta(*index, annotation)) {
+            Some(annotation) => Some(vec![annotation]),
+            None => delta.first.then(Vec::new),
+        };
+        let text = TextDelta { value: &delta.value, annotations };
         Self {
             id: &delta.message_id,
             object: "thread.message.delta",
@@ -260,10 +272,20 @@ struct ToolCallsDelta<'a> {
 #[derive(Debug, Serialize)]
 struct CallDelta<'a> {
     index: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a ToolCallId>,
-    r#type: &'static str,
-    function: FunctionDelta<'a>,
+    #[serde(flatten)]
+    call: CallDeltaKind<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum CallDeltaKind<'a> {
+    Function {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a ToolCallId>,
+        r#type: &'static str,
+        function: FunctionDelta<'a>,
+    },
+    BuiltIn(ToolCallObject<'a>),
 }
 
 #[derive(Debug, Serialize)]
@@ -278,13 +300,15 @@ struct FunctionDelta<'a> {
 
 impl<'a> From<&'a StepDelta> for StepDeltaObject<'a> {
     fn from(delta: &'a StepDelta) -> Self {
-        let (id, function) = match &delta.growth {
+        let function = |id, function| CallDeltaKind::Function { id, r#type: "function", function };
+        let call = match &delta.growth {
             CallGrowth::Started { id, name } => {
-                (Some(id), FunctionDelta { name: Some(name), arguments: "", output: Some(()) })
+                function(Some(id), FunctionDelta { name: Some(name), arguments: "", output: Some(()) })
             }
-            CallGrowth::Arguments(arguments) => (None, FunctionDelta { name: None, arguments, output: None }),
+            CallGrowth::Arguments(arguments) => function(None, FunctionDelta { name: None, arguments, output: None }),
+            CallGrowth::BuiltIn(call) => CallDeltaKind::BuiltIn(call.object(false)),
         };
-        let call = CallDelta { index: delta.index, id, r#type: "function", function };
+        let call = CallDelta { index: delta.index, call };
         Self {
             id: &delta.step_id,
             object: "thread.run.step.delta",
@@ -309,7 +333,7 @@ mod tests {
 
     fn data(event: &StreamEvent) -> String {
         let mut out = Vec::new();
-        event.write_data(&mut out).unwrap();
+        event.write_data(&mut out, false).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -322,6 +346,7 @@ mod tests {
                 index: 0,
                 value: value.into(),
                 first,
+                annotation: None,
             }))
         };
 

@@ -8,7 +8,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde_json::{Map, Value};
+use schemars::SchemaGenerator;
+use serde_json::{Map, Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -150,6 +151,47 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
         let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
         Ok(Self(serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default()))
     }
+}
+
+/// The value of `include[]` that adds the text of search results to run steps.
+const RESULT_CONTENT: &str = "step_details.tool_calls[*].file_search.results[*].content";
+
+/// Whether the response includes the text of search results (`include[]`).
+pub(super) struct Include {
+    pub result_content: bool,
+}
+
+impl Query {
+    /// Parses the parameter `include[]`, which some clients write without brackets or with an index.
+    pub fn include(&self) -> Result<Include, api::Error> {
+        let is_include = |name: &str| {
+            let rest = name.strip_prefix("include");
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('[') && rest.ends_with(']'))
+        };
+        let given = self.names_and_values().filter(|(name, value)| is_include(name) && !value.is_empty());
+        let mut result_content = false;
+        for value in given.flat_map(|(_, value)| value.split(',')) {
+            if value.trim() != RESULT_CONTENT {
+                let at = rule::At::Member(&rule::At::Root, "include");
+                return Err(rule::unsupported_value(&at, value, &[RESULT_CONTENT]));
+            }
+            result_content = true;
+        }
+        Ok(Include { result_content })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Include {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        Ok(Query::from_request_parts(parts, state).await?.include()?)
+    }
+}
+
+/// Returns the schema of the values of `include[]`.
+pub(super) fn include_schema(_: &mut SchemaGenerator) -> Value {
+    json!({"type": "array", "items": {"type": "string", "enum": [RESULT_CONTENT]}})
 }
 
 /// The query of a list request.

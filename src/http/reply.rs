@@ -29,12 +29,17 @@ pub(super) fn list<'a, T, W: Serialize>(
     Json(List::new(page.data.iter().map(wire).collect(), first, last, page.has_more)).into_response()
 }
 
-/// How long polling clients should wait, in milliseconds. Without this header, they wait one to five seconds.
-const POLL_AFTER_MS: &str = "200";
+/// How long polling clients should wait at least, in milliseconds. Without a header, they wait one to five seconds.
+const POLL_AFTER_MS: u64 = 200;
+/// How long polling clients should wait at most, in milliseconds.
+const POLL_AFTER_MS_MAX: u64 = 1_000;
 
-/// Asks clients that poll an object to do so soon. Polling helpers of several SDKs read this header.
-pub(super) fn poll_again(mut response: Response) -> Response {
-    response.headers_mut().insert("openai-poll-after-ms", HeaderValue::from_static(POLL_AFTER_MS));
+/// Asks clients that poll an object with files in progress to do so soon. Polling helpers of several SDKs read this header.
+pub(super) fn poll_again(mut response: Response, files_in_progress: u64) -> Response {
+    if files_in_progress > 0 {
+        let pause = (POLL_AFTER_MS + files_in_progress - 1).min(POLL_AFTER_MS_MAX);
+        response.headers_mut().insert("openai-poll-after-ms", HeaderValue::from(pause));
+    }
     response
 }
 

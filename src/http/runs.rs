@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::error::Error;
-use super::extract::{Ids, Json, ListQuery};
+use super::extract::{Ids, Include, Json, ListQuery, include_schema};
 use super::layers::auth::Caller;
 use super::reply::{list, map_cursor, object};
 use super::routes::{Routes, operation};
@@ -39,7 +39,7 @@ pub(super) fn routes() -> Routes {
     let submit = submit.request::<SubmitToolOutputs>().response::<RunObject>().streaming();
     Routes::of("Runs")
         .post("/v1/threads/runs", with_thread.response::<RunObject>().streaming(), create_thread_and_run)
-        .post(collection, create.response::<RunObject>().streaming(), create_run)
+        .post(collection, create.response::<RunObject>().query("include[]", include_schema).streaming(), create_run)
         .get(collection, operation("listRuns", "Lists a thread's runs.").paginated::<RunObject>(), list_runs)
         .get(item, operation("getRun", "Retrieves a run.").response::<RunObject>(), get_run)
         .post(item, modify.response::<RunObject>(), modify_run)
@@ -54,26 +54,28 @@ pub(super) fn routes() -> Routes {
 async fn create_thread_and_run(
     State(app): State<App>,
     caller: Caller,
+    include: Include,
     Json(request): Json<CreateThreadAndRun>,
 ) -> Result<Response, Error> {
     let created = app.runs.create_thread_and_run(&caller, request).await?;
-    Ok(run_or_stream_response(&app, created))
+    Ok(run_or_stream_response(&app, created, &include))
 }
 
 async fn create_run(
     State(app): State<App>,
     Ids((thread,)): Ids<(ThreadId,)>,
     caller: Caller,
+    include: Include,
     Json(request): Json<CreateRun>,
 ) -> Result<Response, Error> {
     let created = app.runs.create_run(&caller, &thread, request).await?;
-    Ok(run_or_stream_response(&app, created))
+    Ok(run_or_stream_response(&app, created, &include))
 }
 
-fn run_or_stream_response(app: &App, created: CreatedRun) -> Response {
+fn run_or_stream_response(app: &App, created: CreatedRun, include: &Include) -> Response {
     match created.listener {
         None => run_response(&created.run),
-        Some(listener) => sse::stream(listener, app.settings.keep_alive, &app.drain),
+        Some(listener) => sse::stream(listener, include.result_content, app.settings.keep_alive, &app.drain),
     }
 }
 
@@ -128,13 +130,14 @@ async fn submit_tool_outputs(
     caller: Caller,
     Ids((thread, id)): Ids<(ThreadId, RunId)>,
     headers: HeaderMap,
+    include: Include,
     Json(request): Json<SubmitToolOutputs>,
 ) -> Result<Response, Error> {
     // The SDKs send the retry count. Any other repeated submission is rejected, as by the service.
     let retries = headers.get(RETRY_COUNT).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
     let is_retry = retries.is_some_and(|count| count > 0);
     match app.runs.submit_tool_outputs(&caller.scope, &thread, &id, request, is_retry).await {
-        Ok(resumed) => Ok(run_or_stream_response(&app, resumed)),
+        Ok(resumed) => Ok(run_or_stream_response(&app, resumed, &include)),
         Err(failure) => map_missing(&app, &caller, &thread, &id, Err(failure)).await,
     }
 }

@@ -17,8 +17,8 @@ use crate::runs::stream::Listener;
 const KEEP_ALIVE: &[u8] = b": keep-alive\n";
 const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
 
-/// Returns a response that streams a run to its end. If the client disconnects, the stream ends, but the run continues.
-pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain) -> Response {
+/// Returns a response that streams a run to its end. The text of search results is sent only if `with_content` is set. If the client disconnects, the stream ends, but the run continues.
+pub(super) fn stream(mut listener: Listener, with_content: bool, keep_alive: Duration, drain: &Drain) -> Response {
     let open_response = drain.register();
     let frames = async_stream::stream! {
         let _open_response = open_response;
@@ -26,7 +26,7 @@ pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain
             let (events, more) = listener.take();
             let mut bytes = Vec::new();
             for event in &events {
-                write_frame(&mut bytes, event);
+                write_frame(&mut bytes, event, with_content);
             }
             if !more {
                 bytes.extend_from_slice(DONE);
@@ -53,10 +53,10 @@ pub(super) fn stream(mut listener: Listener, keep_alive: Duration, drain: &Drain
     response
 }
 
-fn write_frame(out: &mut Vec<u8>, event: &StreamEvent) {
+fn write_frame(out: &mut Vec<u8>, event: &StreamEvent, with_content: bool) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(event.name().as_bytes());
     out.extend_from_slice(b"\ndata: ");
-    event.write_data(out).expect("values with string keys are always valid JSON");
+    event.write_data(out, with_content).expect("values with string keys are always valid JSON");
     out.extend_from_slice(b"\n\n");
 }

@@ -217,6 +217,10 @@ impl Driver {
                     run.reservation = None;
                     effect
                 }
+                Effect::RunTools => {
+                    let input = self.run_tools(run, attempt).await?;
+                    Box::pin(self.apply(run, attempt, input)).await?
+                }
                 // The model call has already ended when the driver learns of the cancellation.
                 Effect::StopModel => {
                     Box::pin(self.apply(run, attempt, Input::Stopped { usage: Usage::default() })).await?
@@ -242,7 +246,6 @@ impl Driver {
         let _critical = attempt.critical();
         let mut input = input;
         loop {
-            let next_lease = if input_ends_driving(&input) { NextLease::None } else { NextLease::Keep };
             let initiator = Initiator::Driver(attempt.stopping());
             let usage = input.usage();
             match self.transitions.apply(&run.current, vec![input], next_lease, initiator).await {
@@ -370,19 +373,13 @@ impl Driver {
     }
 }
 
-/// Returns whether the run needs no driver after this input.
-fn input_ends_driving(input: &Input) -> bool {
-    match input {
-        Input::Claimed
-        | Input::TextStarted
-        | Input::CallsStarted
-        | Input::OutputsSubmitted(_)
-        | Input::CancelRequested => false,
-        Input::ModelReplied { .. }
-        | Input::LimitReached(_)
-        | Input::Stopped { .. }
-        | Input::Failed { .. }
-        | Input::DeadlinePassed { .. } => true,
+/// Returns the lease of a run whose driver performs this effect next.
+fn next_lease(effect: Effect) -> NextLease {
+    match effect {
+        Effect::CallModel | Effect::ReadAnswer | Effect::RunTools | Effect::StopModel => NextLease::Keep,
+        // The driver does not resume runs.
+        Effect::Enqueue => NextLease::Due,
+        Effect::AwaitClient | Effect::Finish => NextLease::None,
     }
 }
 
@@ -439,7 +436,7 @@ impl Job for Driver {
                 _ => return Ok(()),
             };
             let current = self.transitions.load(found).await?;
-            match self.transitions.apply(&current, vec![input], NextLease::None, Initiator::Service).await {
+            match self.transitions.apply(&current, vec![input], |_| NextLease::None, Initiator::Service).await {
                 Ok((current, _)) => {
                     tracing::warn!(attempts, cause, "run given up");
                     self.promote_next_run(&current.progress.run).await;

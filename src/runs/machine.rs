@@ -7,7 +7,8 @@
 //! | `Claimed`          | in progress | in progress | –               | –          | –    |
 //! | `TextStarted`      | –           | in progress | –               | –          | –    |
 //! | `CallsStarted`     | –           | in progress | –               | –          | –    |
-//! | `ModelReplied`     | –           | completed, incomplete, requires action | – | – | –    |
+//! | `ModelReplied`     | –           | in progress, completed, incomplete, requires action | – | – | –    |
+//! | `ToolsEnded`       | –           | in progress, requires action | –      | –          | –    |
 //! | `OutputsSubmitted` | –           | –           | queued          | –          | –    |
 //! | `CancelRequested`  | cancelling  | cancelling  | cancelling      | –          | –    |
 //! | `Stopped`          | –           | –           | –               | cancelled  | –    |
@@ -23,6 +24,11 @@
 //! | text and refusal after the last tool calls  | removed from the message; the message and its step stay open |
 //! | a `tool_calls` step without calls           | removed                                                      |
 //! | a `tool_calls` step with submitted outputs  | unchanged: it is already completed                           |
+//! | a `tool_calls` step of built-in tools       | unchanged: the tools run again                               |
+//!
+//! Built-in tools run in the server. Their calls are stored before the tools run (`ModelReplied`, then `ToolsEnded`). If a
+//! turn calls both built-in tools and functions, the step of the built-in tools is the first, and the step of the functions
+//! is created when the tools have ended; both have the calls of one turn.
 //!
 //! An answer that ends before its calls are complete, at the token limit, ends their step without calls.
 //!
@@ -43,18 +49,18 @@
 //! |-------------------------------------------------------|-------------------------------------------------------|
 //! | answered (`ModelReplied`)                             | with its usage; it stood                              |
 //! | ended by `Failed`, `Stopped` or `DeadlinePassed`      | with its usage, unless that is zero: no answer began  |
-//! | lost with its server: the run is `Claimed` in progress | with the next call of the turn, and the same prompt tokens; otherwise at the end of the run, with no tokens |
+//! | lost with its server: the run is `Claimed` in progress, and no tools were running | with the next call of the turn, and the same prompt tokens; otherwise at the end of the run, with no tokens |
 //!
 //! A lost call counts in `Run::lost_calls` until it is recorded. It is not certain that it was made: the server may have
 //! been lost before.
 
-use crate::api::message::{Author, Content, IncompleteReason, MessageState, Role};
+use crate::api::message::{Annotation, Author, Content, IncompleteReason, MessageState, Role};
 use crate::api::organization::usage::ModelCall;
 use crate::api::run::{FinishReason, LastError, RunIncompleteReason, RunState};
-use crate::api::run_step::{MessageCreation, ReplayedMembers, StepDetails, StepState, TurnRecord};
-use crate::api::tool::{FunctionCall, ToolCall};
+use crate::api::run_step::{MessageCreation, PendingFunction, ReplayedMembers, StepDetails, StepState, TurnRecord};
+use crate::api::tool::{CalledTool, FunctionCall, ToolCall};
 use crate::api::usage::Usage;
-use crate::api::{Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
+use crate::api::{FileId, Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
 
 /// Maximum number of lost calls of a turn that are counted. `max_attempts` is usually reached before.
 const LOST_CALLS_MAX: u32 = 100;
@@ -70,13 +76,26 @@ pub struct Progress {
     pub message: Option<Message>,
 }
 
-/// A function call that the model has finished writing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A call that the model has finished writing.
+#[derive(Debug, Clone, PartialEq)]
 pub struct CompletedCall {
-    /// The call as clients see it.
+    /// The call as the model wrote it. The name is that under which the tool was offered.
     pub call: FunctionCall,
+    /// The built-in tool that was called, without results; `None` for a function of the client.
+    pub built_in: Option<CalledTool>,
     /// The model's ID of the call.
     pub upstream_id: String,
+}
+
+/// A mark in the text that refers to a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The mark as clients see it; not empty.
+    pub text: String,
+    /// The file.
+    pub file_id: FileId,
+    /// The cited passage, if clients see it.
+    pub quote: Option<String>,
 }
 
 /// The length of the text and refusal that turns before the current one wrote, in bytes.
@@ -107,6 +126,29 @@ impl Progress {
         }
     }
 
+    /// Appends a mark that refers to a file to the text part of the message.
+    ///
+    /// # Panics
+    /// If there is no message, like [`Progress::append`].
+    pub fn append_mark(&mut self, mark: &Mark) {
+        self.append(&mark.text);
+        let content = &mut self.message.as_mut().expect("TextStarted has created the message").content;
+        let text = content.iter_mut().find_map(|part| match part {
+            Content::Text { text } => Some(text),
+            Content::Refusal { .. } | Content::ImageUrl { .. } | Content::ImageFile { .. } => None,
+        });
+        let Some(text) = text else { return };
+        let end_index = text.value.chars().count();
+        text.annotations.push(Annotation {
+            text: mark.text.clone(),
+            start_index: end_index - mark.text.chars().count(),
+            end_index,
+            start_byte: text.value.len() - mark.text.len(),
+            file_id: mark.file_id.clone(),
+            quote: mark.quote.clone(),
+        });
+    }
+
     /// Appends to the refusal part of the message, and creates the part if necessary.
     ///
     /// # Panics
@@ -125,6 +167,16 @@ impl Progress {
         self.parts().find_map(Content::as_text).unwrap_or_default()
     }
 
+    /// Returns a range of the text, in bytes, without the marks in it.
+    #[must_use]
+    pub fn text_without_marks(&self, range: std::ops::Range<usize>) -> String {
+        let text = self.parts().find_map(|part| match part {
+            Content::Text { text } => Some(text),
+            Content::Refusal { .. } | Content::ImageUrl { .. } | Content::ImageFile { .. } => None,
+        });
+        text.map(|text| text.without_marks(range)).unwrap_or_default()
+    }
+
     /// Returns the refusal so far.
     #[must_use]
     pub fn refusal(&self) -> &str {
@@ -141,10 +193,17 @@ impl Progress {
         self.steps.iter().find(|step| !step.creates_message() && step.is_open())
     }
 
+    /// Returns the open step whose built-in tools must run.
+    #[must_use]
+    pub fn running_tools(&self) -> Option<&RunStep> {
+        self.open_calls().filter(|step| step.calls_built_in_tools())
+    }
+
     /// Returns the number of turns with tool calls.
     #[must_use]
     pub fn rounds(&self) -> usize {
-        self.steps.iter().filter(|step| !step.creates_message()).count()
+        let continues_turn = |step: &RunStep| step.turn.as_ref().is_some_and(|turn| turn.continues_turn);
+        self.steps.iter().filter(|step| !step.creates_message() && !continues_turn(step)).count()
     }
 
     /// Truncates the text and the refusal of the message to these lengths, and reopens it.
@@ -156,8 +215,9 @@ impl Progress {
         let Some(message) = &mut self.message else { return };
         message.state = MessageState::InProgress;
         for part in &mut message.content {
-            if let Some(text) = text_part(part) {
-                text.truncate(settled.text);
+            if let Content::Text { text } = part {
+                text.value.truncate(settled.text);
+                text.annotations.retain(|annotation| annotation.end_byte() <= settled.text);
             } else if let Some(refusal) = refusal_part(part) {
                 refusal.truncate(settled.refusal);
             }
@@ -189,7 +249,7 @@ fn refusal_part(part: &mut Content) -> Option<&mut String> {
 }
 
 /// What has happened to a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// A worker has claimed it.
     Claimed,
@@ -208,6 +268,8 @@ pub enum Input {
         /// Members of a turn with calls that are sent back to the model.
         replay: Option<Box<ReplayedMembers>>,
     },
+    /// The built-in tools of the open step have ended, with these results, in the order of the calls.
+    ToolsEnded(Vec<CalledTool>),
     /// The client has submitted the outputs of all calls, in their order.
     OutputsSubmitted(Vec<String>),
     /// The run has reached its limit on prompt or completion tokens.
@@ -261,6 +323,8 @@ pub enum Effect {
     CallModel,
     /// The worker continues to read the model's answer.
     ReadAnswer,
+    /// The worker runs the built-in tools of the open `tool_calls` step.
+    RunTools,
     /// The service notifies the worker that drives the run, which stops its model call.
     StopModel,
     /// The service makes the run due, so that a worker claims it.
@@ -336,10 +400,15 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
             if calls.is_empty() {
                 Ok(change.reply(*started_at, usage, finish, ids))
             } else if progress.open_calls().is_some() {
-                Ok(change.ask_client(*started_at, usage, calls, replay))
+                Ok(change.call_tools(*started_at, usage, calls, replay))
             } else {
-                Ok(change.begin_calls(ids).ask_client(*started_at, usage, calls, replay))
+                Ok(change.begin_calls(ids).call_tools(*started_at, usage, calls, replay))
             }
+        }
+        (InProgress { started_at }, Input::ToolsEnded(results))
+            if progress.running_tools().is_some_and(|step| step.tool_calls().len() == results.len()) =>
+        {
+            Ok(change.end_tools(*started_at, results, ids))
         }
         (RequiresAction { started_at, calls }, Input::OutputsSubmitted(outputs)) if calls.len() == outputs.len() => {
             Ok(change.resume(*started_at, &outputs))
@@ -383,6 +452,7 @@ impl Input {
             Self::Claimed
             | Self::TextStarted
             | Self::CallsStarted
+            | Self::ToolsEnded(_)
             | Self::OutputsSubmitted(_)
             | Self::LimitReached(_)
             | Self::CancelRequested => Usage::default(),
@@ -396,6 +466,7 @@ impl Input {
             Self::Claimed => "Claimed",
             Self::TextStarted => "TextStarted",
             Self::CallsStarted => "CallsStarted",
+            Self::ToolsEnded(_) => "ToolsEnded",
             Self::OutputsSubmitted(_) => "OutputsSubmitted",
             Self::LimitReached(_) => "LimitReached",
             Self::ModelReplied { .. } => "ModelReplied",
@@ -404,6 +475,78 @@ impl Input {
             Self::Failed { .. } => "Failed",
             Self::DeadlinePassed { .. } => "DeadlinePassed",
         }
+    }
+}
+
+/// The calls of a turn.
+struct Calls {
+    /// The calls of the first step: those of built-in tools, or of functions if there are none.
+    of_step: (Vec<ToolCall>, TurnRecord),
+    /// Calls of functions beside built-in tools.
+    pending: Vec<PendingFunction>,
+}
+
+impl Calls {
+    /// Splits the calls of a turn that was written after this text.
+    fn split(made: Vec<CompletedCall>, replay: Option<Box<ReplayedMembers>>, text: Settled) -> Self {
+        let has_built_in = made.iter().any(|made| made.built_in.is_some());
+        let (mut tool_calls, mut pending) = (Vec::new(), Vec::new());
+        let mut turn =
+            TurnRecord { text_bytes: text.text, refusal_bytes: text.refusal, replay, ..TurnRecord::default() };
+        let mut members = turn.replay.as_mut().map(|replay| std::mem::take(&mut replay.calls)).unwrap_or_default();
+        let mut kept = Vec::new();
+        for (position, CompletedCall { call, built_in, upstream_id }) in made.into_iter().enumerate() {
+            let members = members.get_mut(position).map(std::mem::take).unwrap_or_default();
+            match built_in {
+                None if has_built_in => pending.push(PendingFunction { call, upstream_id, position, members }),
+                None => {
+                    tool_calls.push(ToolCall::unanswered(&call));
+                    turn.call_ids.push(upstream_id);
+                    kept.push(members);
+                }
+                Some(tool) => {
+                    tool_calls.push(ToolCall { id: call.id, tool });
+                    turn.arguments.push(call.arguments);
+                    turn.call_ids.push(upstream_id);
+                    turn.positions.push(position);
+                    kept.push(members);
+                }
+            }
+        }
+        if pending.is_empty() {
+            turn.positions.clear();
+        }
+        if let Some(replay) = turn.replay.as_mut().filter(|_| kept.iter().any(|members| !members.is_empty())) {
+            replay.calls = kept;
+        }
+        Self { of_step: (tool_calls, turn), pending }
+    }
+}
+
+impl TurnRecord {
+    /// Returns the calls of the functions of a turn of `model` and the record of their step; `None` if there are none.
+    /// `first` is the record of the step of the built-in tools.
+    fn of_functions(functions: Vec<PendingFunction>, first: &Self, model: String) -> Option<(Vec<FunctionCall>, Self)> {
+        if functions.is_empty() {
+            return None;
+        }
+        let mut turn = Self {
+            text_bytes: first.text_bytes,
+            refusal_bytes: first.refusal_bytes,
+            continues_turn: true,
+            ..Self::default()
+        };
+        let (mut calls, mut members) = (Vec::new(), Vec::new());
+        for function in functions {
+            turn.call_ids.push(function.upstream_id);
+            turn.positions.push(function.position);
+            calls.push(function.call);
+            members.push(function.members);
+        }
+        if members.iter().any(|members| !members.is_empty()) {
+            turn.replay = Some(Box::new(ReplayedMembers { model, calls: members, ..ReplayedMembers::default() }));
+        }
+        Some((calls, turn))
     }
 }
 
@@ -448,15 +591,17 @@ impl Change {
 
     /// Removes unfinished work of an earlier attempt, so that the model can be called again.
     fn claim(mut self) -> Transition {
+        let runs_tools = self.progress.running_tools().is_some();
         let run = &mut self.progress.run;
-        if matches!(run.state, RunState::InProgress { .. }) {
+        if matches!(run.state, RunState::InProgress { .. }) && !runs_tools {
             run.lost_calls = (run.lost_calls + 1).min(LOST_CALLS_MAX);
         }
         self = self.remove_unfinished_calls();
         let Settled { text, refusal } = self.progress.settled();
         self.progress.truncate(text, refusal);
         let started_at = self.now;
-        self.run(RunState::InProgress { started_at }).done(Effect::CallModel)
+        let effect = if runs_tools { Effect::RunTools } else { Effect::CallModel };
+        self.run(RunState::InProgress { started_at }).done(effect)
     }
 
     /// Removes the `tool_calls` step of a turn that ended before its calls were complete.
@@ -574,7 +719,8 @@ impl Change {
         self
     }
 
-    fn ask_client(
+    /// Stores the calls of a turn, and asks for their outputs: the built-in tools first, then the client.
+    fn call_tools(
         mut self,
         started_at: Timestamp,
         usage: Usage,
@@ -582,21 +728,62 @@ impl Change {
         replay: Option<Box<ReplayedMembers>>,
     ) -> Transition {
         self = self.spend_answered(usage);
-        let (text_bytes, refusal_bytes) = (self.progress.text().len(), self.progress.refusal().len());
-        let (calls, call_ids): (Vec<FunctionCall>, Vec<String>) =
-            made.into_iter().map(|made| (made.call, made.upstream_id)).unzip();
+        let text = Settled { text: self.progress.text().len(), refusal: self.progress.refusal().len() };
+        let Calls { of_step, pending } = Calls::split(made, replay, text);
+        let (tool_calls, turn) = of_step;
         if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
-            let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
             step.details = StepDetails::ToolCalls { tool_calls };
             step.usage = Some(usage);
-            step.turn = Some(TurnRecord { text_bytes, refusal_bytes, call_ids, replay });
+            step.turn = Some(TurnRecord { functions: pending, ..turn });
             self.steps.retain(|written| written.id != step.id);
             self.steps.push(step.clone());
         }
         // Text before the calls is stored in the same commit, so that it is not lost with this server.
         self.message.clone_from(&self.progress.message);
         self.made_progress = true;
+        if self.progress.running_tools().is_some() {
+            return self.run(RunState::InProgress { started_at }).done(Effect::RunTools);
+        }
+        self.ask_client(started_at)
+    }
+
+    /// Requires the outputs of the functions in the open step.
+    fn ask_client(self, started_at: Timestamp) -> Transition {
+        let calls = self.progress.open_calls().map(RunStep::tool_calls).unwrap_or_default();
+        let calls = calls.iter().filter_map(ToolCall::required).collect();
         self.run(RunState::RequiresAction { started_at, calls }).done(Effect::AwaitClient)
+    }
+
+    /// Adds the results of the built-in tools. If the turn has called functions as well, these are next.
+    fn end_tools(mut self, started_at: Timestamp, results: Vec<CalledTool>, ids: &Ids) -> Transition {
+        let at = self.now;
+        let mut next = None;
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
+            if let StepDetails::ToolCalls { tool_calls } = &mut step.details {
+                for (call, result) in tool_calls.iter_mut().zip(results) {
+                    call.tool = result;
+                }
+            }
+            step.state = StepState::Completed { at };
+            if let Some(turn) = &mut step.turn {
+                let model = turn.replay.as_ref().map(|replay| replay.model.clone()).unwrap_or_default();
+                next = TurnRecord::of_functions(std::mem::take(&mut turn.functions), turn, model);
+            }
+            self.steps.push(step.clone());
+        }
+        self.made_progress = true;
+        let Some((calls, turn)) = next else {
+            return self.run(RunState::InProgress { started_at }).done(Effect::CallModel);
+        };
+        let tool_calls = calls.iter().map(ToolCall::unanswered).collect();
+        let mut step =
+            RunStep::start(ids.generate(), &self.progress.run, StepDetails::ToolCalls { tool_calls }, self.now);
+        // The tokens of the turn are those of the step before.
+        step.usage = Some(Usage::default());
+        step.turn = Some(turn);
+        self.steps.push(step.clone());
+        self.progress.steps.push(step);
+        self.ask_client(started_at)
     }
 
     fn resume(mut self, started_at: Timestamp, outputs: &[String]) -> Transition {
@@ -604,7 +791,9 @@ impl Change {
         if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
             if let StepDetails::ToolCalls { tool_calls } = &mut step.details {
                 for (call, output) in tool_calls.iter_mut().zip(outputs) {
-                    call.function.output = Some(output.clone());
+                    if let CalledTool::Function { function } = &mut call.tool {
+                        function.output = Some(output.clone());
+                    }
                 }
             }
             step.state = StepState::Completed { at };

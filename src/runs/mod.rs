@@ -7,19 +7,27 @@
 //! | [`transition`] | changes the state of a run: locks, steps, commits, publishes |
 //! | [`drive`] | the loop over effects, as a job of a [`crate::work::Worker`] |
 //! | `model_turn` | one model call |
+//! | [`tools`] | runs the built-in tools that the model has called |
+//! | [`file_search`] | the file search as the model sees it; pure |
+//! | [`citations`] | turns the references that the model writes into marks; pure |
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
+//! | `images` | image files in prompts |
 //! | [`prompt`] | converts a thread to chat messages within a budget; pure |
 //! | [`stream`] | the event streams of runs |
 //! | [`upkeep`] | background loops: save text, detect changes by other servers, follow runs driven elsewhere |
 //! | [`sweeper`] | ends overdue runs and promotes waiting runs that have no driver |
 
+pub mod citations;
 pub mod drive;
+pub mod file_search;
+mod images;
 pub mod machine;
 mod model_turn;
 pub mod prompt;
 pub mod service;
 pub mod stream;
 pub mod sweeper;
+pub mod tools;
 pub mod transition;
 pub mod turn;
 pub mod upkeep;
@@ -32,8 +40,12 @@ use serde::{Deserialize, Serialize};
 use crate::access::{EffectiveLimits, Tokens};
 use crate::api::Ids;
 use crate::clock::Clock;
+use crate::files::service::FileService;
 use crate::llm::Models;
+use crate::retrieval::search::Retrieval;
 use crate::store::Store;
+
+use citations::CitationStyle;
 
 /// First pause before a store call is retried while the database is unavailable.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -51,6 +63,10 @@ pub struct Dependencies {
     pub limits: Arc<EffectiveLimits>,
     /// Reserves tokens of projects.
     pub tokens: Arc<Tokens>,
+    /// Files and their bytes.
+    pub files: FileService,
+    /// Searches vector stores.
+    pub retrieval: Retrieval,
     /// The time.
     pub clock: Arc<Clock>,
     /// Generates IDs.
@@ -70,6 +86,12 @@ pub struct Settings {
     pub prompt_bytes_max: usize,
     /// Maximum total memory of all prompts larger than 256 KiB, in bytes. Further prompts wait.
     pub prompt_memory_max: usize,
+    /// Maximum number of tokens of the results of one file search.
+    pub search_tokens_max: usize,
+    /// How references to files are written in messages.
+    pub citations: CitationStyle,
+    /// Whether annotations have the cited passage.
+    pub quotes_passages: bool,
 }
 
 impl Settings {

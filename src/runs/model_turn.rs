@@ -6,12 +6,15 @@ use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::citations::{self, CitationStyle, Piece, Source};
 use super::drive::{DriveError, Driver, LeasedRun};
-use super::machine::{Effect, Input};
-use super::prompt;
+use super::file_search::Passages;
+use super::machine::{Effect, Input, Mark};
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
 use super::turn::{Calls, Turn, TurnEvent};
+use super::{Settings, prompt};
+
 use crate::access::{self, Reached, Reservation};
 use crate::api::Message;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec};
@@ -32,8 +35,11 @@ const INLINE_BYTES: usize = 32 * 1024;
 /// A prompt up to this size, in bytes, does not reserve memory for large prompts.
 const SMALL_PROMPT_BYTES: usize = 256 * 1024;
 
+/// What stands between the texts of two turns.
+const TURN_SEPARATOR: &str = "\n\n";
+
 /// An event that interrupts a turn.
-enum Interruption {
+pub(super) enum Interruption {
     /// The run was changed or deleted concurrently.
     Changed(Option<Box<Versioned>>),
     DeadlinePassed,
@@ -139,6 +145,7 @@ impl Driver {
         let mut answer = route.server.chat(request);
         let spec = &run.current.progress.run.spec;
         let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
+        let mut citer = self.citer(run);
         let mut is_first_text = true;
         loop {
             let deltas = tokio::select! {
@@ -153,14 +160,19 @@ impl Driver {
             // The model server has received the prompt, which is no longer in memory here.
             memory.take();
             match deltas {
-                None => return self.replied(run, turn, &route, &prompt_tokens).await,
+                None => {
+                    let rest = citer.finish();
+                    self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
+                    return self.replied(run, turn, &route, &prompt_tokens).await;
+                }
                 Some(Err(error)) => {
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
                 Some(Ok(deltas)) => {
                     let ids = &self.dependencies.ids;
-                    let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids)).collect();
+                    let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids));
+                    let events = citer.apply(events);
                     self.apply_deltas(run, attempt, events, &mut is_first_text).await?;
                     let progress = &run.current.progress;
                     let written = progress.text().len() + progress.refusal().len() + turn.other_bytes();
@@ -175,7 +187,12 @@ impl Driver {
     }
 
     /// Waits for a concurrent change, the deadline, or the shutdown of this server.
-    async fn interrupted(&self, spec: &RunSpec, live: Arc<Live>, stopping: &CancellationToken) -> Interruption {
+    pub(super) async fn interrupted(
+        &self,
+        spec: &RunSpec,
+        live: Arc<Live>,
+        stopping: &CancellationToken,
+    ) -> Interruption {
         loop {
             tokio::select! {
                 biased;
@@ -196,7 +213,7 @@ impl Driver {
         }
     }
 
-    async fn resolve(
+    pub(super) async fn resolve(
         &self,
         interruption: Interruption,
         run: &mut LeasedRun,
@@ -226,8 +243,10 @@ impl Driver {
         // Cancels the blocking task when this future is dropped.
         let cancelled = CancellationToken::new();
         let _cancel = cancelled.clone().drop_guard();
+        let mut image_bytes = self.settings.prompt_bytes_max;
         if let Some(thread) = thread {
             let newest_first = thread.into_iter().rev().collect();
+            let newest_first = self.load_images(&spec.scope, newest_first, &mut image_bytes).await?;
             builder = self.push(builder, newest_first, &cancelled).await?.0;
         } else {
             let mut before = None;
@@ -239,6 +258,7 @@ impl Driver {
                 let ConversationPage { messages, next } = self
                     .retry(|| store.conversation_page(&spec.scope, &spec.thread_id, &spec.id, before, rows, PAGE_BYTES))
                     .await?;
+                let messages = self.load_images(&spec.scope, messages, &mut image_bytes).await?;
                 read_bytes += messages.iter().map(prompt::content_bytes).sum::<usize>();
                 if memory.is_none() && read_bytes > SMALL_PROMPT_BYTES {
                     memory = Some(self.large_prompt_memory().await?);
@@ -252,7 +272,8 @@ impl Driver {
             }
         }
         let first = if builder.needs_first() {
-            self.retry(|| store.oldest_message(&spec.scope, &spec.thread_id, &spec.id)).await?
+            let first = self.retry(|| store.oldest_message(&spec.scope, &spec.thread_id, &spec.id)).await?;
+            self.load_images(&spec.scope, first.into_iter().collect(), &mut image_bytes).await?.pop()
         } else {
             None
         };
@@ -330,6 +351,13 @@ impl Driver {
         Ok(Input::ModelReplied { usage, finish, calls: made, replay })
     }
 
+    /// Returns what turns the references of the next answer into marks.
+    fn citer(&self, run: &LeasedRun) -> Citer {
+        let Settings { citations: style, quotes_passages, .. } = self.settings;
+        let sources = Passages::of(&run.current.progress.steps).into_sources();
+        Citer { sources, style, quotes_passages, state: citations::State::new(style) }
+    }
+
     /// Applies the events of one read to the run, and publishes them together.
     async fn apply_deltas(
         &self,
@@ -346,11 +374,11 @@ impl Driver {
                 self.begin(run, attempt, input).await?;
             }
             let progress = &mut run.current.progress;
-            written.push(match event {
+            let event = match event {
                 TurnEvent::Text(text) => {
                     // A later turn continues the text of earlier turns after an empty line.
                     let continues = std::mem::take(is_first_text) && !progress.text().is_empty();
-                    let text = if continues { format!("\n\n{text}") } else { text };
+                    let text = if continues { format!("{TURN_SEPARATOR}{text}") } else { text };
                     progress.append(&text);
                     TurnEvent::Text(text)
                 }
@@ -358,8 +386,17 @@ impl Driver {
                     progress.append_refusal(&words);
                     TurnEvent::Refusal(words)
                 }
-                call @ TurnEvent::Call(..) => call,
-            });
+                TurnEvent::Mark(mark) => {
+                    if std::mem::take(is_first_text) && !progress.text().is_empty() {
+                        progress.append(TURN_SEPARATOR);
+                        written.push(TurnEvent::Text(TURN_SEPARATOR.to_owned()));
+                    }
+                    progress.append_mark(&mark);
+                    TurnEvent::Mark(mark)
+                }
+                call @ (TurnEvent::CallsStarted | TurnEvent::Call(..)) => call,
+            };
+            written.push(event);
         }
         run.live.push(&written);
         Ok(())
@@ -369,7 +406,7 @@ impl Driver {
     async fn begin(&self, run: &mut LeasedRun, attempt: &Attempt, input: Input) -> Result<(), DriveError> {
         match Box::pin(self.apply(run, attempt, input)).await? {
             Effect::ReadAnswer | Effect::CallModel => Ok(()),
-            Effect::StopModel | Effect::Enqueue | Effect::AwaitClient | Effect::Finish => {
+            Effect::RunTools | Effect::StopModel | Effect::Enqueue | Effect::AwaitClient | Effect::Finish => {
                 Err(DriveError::EndedElsewhere)
             }
         }
@@ -407,12 +444,58 @@ impl Driver {
     }
 }
 
+/// Turns the references in an answer into marks.
+struct Citer {
+    sources: Vec<Source>,
+    style: CitationStyle,
+    quotes_passages: bool,
+    state: citations::State,
+}
+
+impl Citer {
+    /// Finds the references in the text of these events. Without sources, the events are unchanged.
+    fn apply(&mut self, events: impl Iterator<Item = TurnEvent>) -> Vec<TurnEvent> {
+        if self.sources.is_empty() {
+            return events.collect();
+        }
+        let mut applied = Vec::new();
+        for event in events {
+            if let TurnEvent::Text(text) = event {
+                let pieces = self.state.push(&text, &self.sources);
+                applied.extend(pieces.into_iter().filter_map(|piece| self.event(piece)));
+            } else {
+                applied.extend(self.finish());
+                applied.push(event);
+            }
+        }
+        applied
+    }
+
+    /// Returns the text that was held back.
+    fn finish(&mut self) -> Vec<TurnEvent> {
+        let pieces = self.state.finish(&self.sources);
+        pieces.into_iter().filter_map(|piece| self.event(piece)).collect()
+    }
+
+    fn event(&self, piece: Piece) -> Option<TurnEvent> {
+        let source = match piece {
+            Piece::Text(text) => return Some(TurnEvent::Text(text)),
+            Piece::Reference(index) => &self.sources[index],
+        };
+        let quote = self.quotes_passages.then(|| source.quote());
+        let mark = Mark { text: source.mark(self.style), file_id: source.file_id.clone(), quote };
+        (!mark.text.is_empty()).then_some(TurnEvent::Mark(mark))
+    }
+}
+
 /// Returns the input that must be committed before an event can be applied to the run.
 fn begins(event: &TurnEvent, run: &LeasedRun) -> Option<Input> {
     let progress = &run.current.progress;
     match event {
-        TurnEvent::Text(_) | TurnEvent::Refusal(_) => progress.message.is_none().then_some(Input::TextStarted),
-        TurnEvent::Call(..) => progress.open_calls().is_none().then_some(Input::CallsStarted),
+        TurnEvent::Text(_) | TurnEvent::Mark(_) | TurnEvent::Refusal(_) => {
+            progress.message.is_none().then_some(Input::TextStarted)
+        }
+        TurnEvent::CallsStarted | TurnEvent::Call(..) => progress.open_calls().is_none().then_some(Input::CallsStarted),
     }
 }
 
@@ -431,7 +514,9 @@ fn is_answered(turn: &Turn, run: &LeasedRun) -> bool {
 ///
 /// # Errors
 /// [`DriveError::Failed`] if the work panics.
-async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, DriveError> {
+pub(super) async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, DriveError> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| DriveError::Failed(format!("a task that worked on the prompt failed: {error}")))
@@ -448,7 +533,7 @@ fn too_long(run: &LeasedRun, usage: Usage) -> Input {
     Input::ModelReplied { usage, finish: FinishReason::Length, calls: Vec::new(), replay: None }
 }
 
-fn failed(message: String, usage: Usage) -> Input {
+pub(super) fn failed(message: String, usage: Usage) -> Input {
     Input::Failed { error: LastError { code: ErrorCode::ServerError, message }, usage }
 }
 

@@ -13,8 +13,8 @@ use crate::access::Principal;
 use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
 use crate::api::run::{RunOrigin, RunState, ToolOutput};
-use crate::api::run_step::{StepDetails, StepState};
-use crate::api::tool::{FunctionCall, ToolResources};
+use crate::api::run_step::StepState;
+use crate::api::tool::{FunctionCall, ToolCall, ToolResources};
 use crate::api::usage::Usage;
 use crate::api::{
     CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, Scope,
@@ -332,7 +332,7 @@ impl RunService {
             } else {
                 (vec![Input::CancelRequested, Input::Stopped { usage: Usage::default() }], NextLease::None)
             };
-            match self.transitions.apply(&current, inputs, next_lease, Initiator::Service).await {
+            match self.transitions.apply(&current, inputs, |_| next_lease, Initiator::Service).await {
                 Ok((current, effect)) => {
                     self.perform(effect, &current.progress.run).await;
                     // OpenAI's service returns `cancelling`, even if the run is already cancelled.
@@ -411,7 +411,7 @@ impl RunService {
             None => (vec![submitted], NextLease::Due),
         };
         let started_at = before.progress.run.state.started_at();
-        let (current, effect) = self.transitions.apply(before, inputs, next_lease, Initiator::Service).await?;
+        let (current, effect) = self.transitions.apply(before, inputs, |_| next_lease, Initiator::Service).await?;
         // Readers of the previous stream keep the previous snapshot; the resumed run has a new stream.
         let live = self.transitions.registry().renew(&before.progress.run.spec.id);
         live.publish(&current.progress, current.version, current.lease);
@@ -458,7 +458,7 @@ impl RunService {
     /// Ends a run without its driver. Returns `None` if it was changed concurrently.
     pub(super) async fn end(&self, found: Versioned, input: Input) -> Result<Option<Run>, store::Error> {
         let current = self.transitions.load(found).await?;
-        match self.transitions.apply(&current, vec![input], NextLease::None, Initiator::Service).await {
+        match self.transitions.apply(&current, vec![input], |_| NextLease::None, Initiator::Service).await {
             Ok((current, effect)) => {
                 self.perform(effect, &current.progress.run).await;
                 Ok(Some(current.progress.run))
@@ -472,7 +472,7 @@ impl RunService {
     async fn perform(&self, effect: Effect, run: &Run) {
         match effect {
             Effect::StopModel => self.notify_driver(&run.spec.id).await,
-            Effect::Enqueue | Effect::CallModel => self.queue.wake(),
+            Effect::Enqueue | Effect::CallModel | Effect::RunTools => self.queue.wake(),
             Effect::Finish => self.driver.promote_next_run(run).await,
             Effect::ReadAnswer | Effect::AwaitClient => {}
         }
@@ -518,15 +518,16 @@ impl RunService {
 
 /// Returns the run as it was before these outputs were submitted, or `None` if the newest outputs differ from them.
 fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progress> {
-    let index = progress.steps.iter().rposition(|step| step.turn.is_some() && !step.is_open())?;
+    let index =
+        progress.steps.iter().rposition(|step| step.calls_functions() && step.turn.is_some() && !step.is_open())?;
     let step = &progress.steps[index];
-    let StepDetails::ToolCalls { tool_calls } = &step.details else { return None };
+    let tool_calls = step.tool_calls();
     let is_same = tool_calls.len() == outputs.len()
         && tool_calls.iter().all(|call| {
             outputs.iter().any(|output| {
                 output.tool_call_id.as_deref() == Some(call.id.as_str())
                     && output.output.as_deref().unwrap_or_default()
-                        == call.function.output.as_deref().unwrap_or_default()
+                        == call.function().and_then(|function| function.output.as_deref()).unwrap_or_default()
             })
         });
     if !is_same || !matches!(step.state, StepState::Completed { .. }) {
@@ -539,14 +540,7 @@ fn before_outputs(progress: &Progress, outputs: &[ToolOutput]) -> Option<Progres
     for step in before.steps.iter_mut().filter(|step| step.creates_message()) {
         step.state = StepState::InProgress;
     }
-    let calls = tool_calls
-        .iter()
-        .map(|call| FunctionCall {
-            id: call.id.clone(),
-            name: call.function.name.clone(),
-            arguments: call.function.arguments.clone(),
-        })
-        .collect();
+    let calls = tool_calls.iter().filter_map(ToolCall::required).collect();
     let started_at = progress.run.state.started_at().unwrap_or(progress.run.spec.created_at);
     before.run.state = RunState::RequiresAction { started_at, calls };
     if before.steps.iter().any(crate::api::RunStep::creates_message) {

@@ -102,7 +102,8 @@ impl Transitions {
         unreachable!("the pauses have no end")
     }
 
-    /// Applies the inputs in one commit and publishes the new state. Returns it with the effect to perform.
+    /// Applies the inputs in one commit and publishes the new state. Returns it with the effect to perform. `next_lease`
+    /// returns the change of the lease for this effect.
     ///
     /// # Errors
     /// [`Error::Stale`] if the run was changed since `current` was read; [`Error::Invalid`] if an input is not allowed in
@@ -111,7 +112,7 @@ impl Transitions {
         &self,
         current: &Current,
         inputs: Vec<Input>,
-        next_lease: NextLease,
+        next_lease: impl FnOnce(Effect) -> NextLease,
         initiator: Initiator<'_>,
     ) -> Result<(Current, Effect), Error> {
         let live = self.registry.get(&current.progress.run.spec.id);
@@ -120,6 +121,7 @@ impl Transitions {
             None => None,
         };
         let transition = self.step(&current.progress, inputs)?;
+        let next_lease = next_lease(transition.effect);
         let committed = self.commit(&transition, current.version, next_lease, initiator).await?;
         let Committed { version, lease, metadata } = committed;
         let transition = transition.with_metadata(metadata);

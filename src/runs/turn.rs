@@ -5,11 +5,11 @@
 
 use serde_json::{Map, Value};
 
-use super::machine::CompletedCall;
+use super::machine::{CompletedCall, Mark};
 use crate::api::run::FinishReason;
 use crate::api::run_step::ReplayedMembers;
 use crate::api::stream::CallGrowth;
-use crate::api::tool::FunctionCall;
+use crate::api::tool::{CalledTool, FunctionCall};
 use crate::api::usage::Usage;
 use crate::api::{Ids, ToolCallId};
 use crate::llm::{CallPiece, ChatDelta, lenient, members};
@@ -17,13 +17,15 @@ use crate::llm::{CallPiece, ChatDelta, lenient, members};
 /// Maximum number of calls in one turn; a model that makes more is stuck in a loop.
 const CALLS_MAX: usize = 128;
 
-/// A function that the model may call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A function that the model may call: one of the client, or a built-in tool.
+#[derive(Debug, Clone, PartialEq)]
 pub struct KnownFunction {
     /// Its name.
     pub name: String,
     /// Whether it takes arguments.
     pub takes_arguments: bool,
+    /// The built-in tool, without results; `None` for a function of the client.
+    pub built_in: Option<CalledTool>,
 }
 
 /// The answer so far.
@@ -44,6 +46,8 @@ pub struct Turn {
     known: Vec<KnownFunction>,
     /// Whether only the first call counts.
     one_call: bool,
+    /// Whether the calls were published as started. Used if there are built-in tools.
+    are_started: bool,
 }
 
 #[derive(Debug)]
@@ -70,12 +74,16 @@ struct Call {
 }
 
 /// A part of the answer that is added to the run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TurnEvent {
     /// Further text.
     Text(String),
     /// Further text of a refusal.
     Refusal(String),
+    /// A mark that refers to a file.
+    Mark(Mark),
+    /// The model has started to call tools. The calls follow when the turn has ended.
+    CallsStarted,
     /// A new part of a call: the index of the call, and the part.
     Call(u32, CallGrowth),
 }
@@ -183,6 +191,10 @@ impl Turn {
         if index > 0 && self.one_call {
             return Vec::new();
         }
+        if self.has_built_in_tools() {
+            let is_first = !std::mem::replace(&mut self.are_started, true);
+            return if is_first { vec![TurnEvent::CallsStarted] } else { Vec::new() };
+        }
         let mut events = Vec::new();
         // Calls are published in order.
         for before in 0..index {
@@ -214,6 +226,12 @@ impl Turn {
         let name = known.or_else(|| must_start.then(|| call.name.clone()))?;
         call.is_published = true;
         Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
+    }
+
+    /// Whether the run has built-in tools. The calls of a turn are then published when they are complete, because those of
+    /// built-in tools are in a step before those of functions.
+    fn has_built_in_tools(&self) -> bool {
+        self.known.iter().any(|function| function.built_in.is_some())
     }
 
     fn takes_arguments(&self, index: usize) -> bool {
@@ -325,7 +343,7 @@ impl Turn {
             let is_unique = |id: &String| !made.iter().any(|other: &CompletedCall| other.upstream_id == *id);
             let upstream_id = call.upstream_id.filter(is_unique).unwrap_or_else(|| call.id.to_string());
             let call_made = FunctionCall { id: call.id, name: function.name, arguments };
-            made.push(CompletedCall { call: call_made, upstream_id });
+            made.push(CompletedCall { call: call_made, built_in: function.built_in, upstream_id });
             call_members.push(call.members);
         }
         if call_members.iter().all(Map::is_empty) {
@@ -415,7 +433,8 @@ mod tests {
     }
 
     fn turn(one_call: bool) -> Turn {
-        let function = |name: &str, takes_arguments| KnownFunction { name: name.to_owned(), takes_arguments };
+        let function =
+            |name: &str, takes_arguments| KnownFunction { name: name.to_owned(), takes_arguments, built_in: None };
         Turn::new(vec![function("f", true), function("g", false), function("get_time", true)], one_call)
     }
 
@@ -450,7 +469,11 @@ mod tests {
                     calls.push((name.clone(), String::new()));
                 }
                 TurnEvent::Call(index, CallGrowth::Arguments(more)) => calls[*index as usize].1.push_str(more),
-                TurnEvent::Text(_) | TurnEvent::Refusal(_) => {}
+                TurnEvent::Call(_, CallGrowth::BuiltIn(_))
+                | TurnEvent::Text(_)
+                | TurnEvent::Refusal(_)
+                | TurnEvent::Mark(_)
+                | TurnEvent::CallsStarted => {}
             }
         }
         calls
@@ -524,7 +547,8 @@ mod tests {
             (vec!["get", "_time"], "get_time"),
         ] {
             let names = ["delete", "delete_draft", "send", "send_draft", "search", "web", "search_web", "get_time"];
-            let known = names.map(|name| KnownFunction { name: name.to_owned(), takes_arguments: true });
+            let known =
+                names.map(|name| KnownFunction { name: name.to_owned(), takes_arguments: true, built_in: None });
             let mut turn = Turn::new(known.to_vec(), false);
             let names = pieces.iter().map(|name| piece(Some(0), "a", name, ""));
             let deltas = names.chain([piece(Some(0), "", "", "{\"a\":1}")]);

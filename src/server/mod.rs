@@ -143,17 +143,19 @@ impl Server {
         let cache = Arc::new(Cache::default());
         let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
+        let retrieval =
+            Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
         let dependencies = Dependencies {
             store: database.clone(),
             models: models.clone(),
             limits: limits.clone(),
             tokens: tokens.clone(),
+            files: files.clone(),
+            retrieval: retrieval.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
         };
         let runs = RunService::new(dependencies, settings.runs(), settings.run_work());
-        let retrieval =
-            Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
         let store_files = Arc::<Queue>::default();
         let ingestion = {
             let extractor = Extractor::new(program, settings.ingest_concurrency, extract::Limits::default());
@@ -197,11 +199,7 @@ impl Server {
         let reaped = files.clone();
         supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
-        let days = settings.usage_days;
-        if days > 0 {
-            let (database, clock) = (database.clone(), app.clock.clone());
-            supervisor.supervise("sum the usage ledger", move || roll_up_calls(database.clone(), clock.clone(), days));
-        }
+        sum_usage(&supervisor, &database, &app.clock, settings.usage_days);
         refresh_model_lists(&supervisor, &models);
         let bounds = connection_bounds(settings);
         let connections_max = connections::connections_allowed(&bounds);
@@ -333,6 +331,14 @@ fn start_loops(
     supervisor.supervise("sweep runs", move || sweeper::sweep(service.clone()));
     let database = database.clone();
     supervisor.supervise("synchronize the clock", move || synchronize_clock(database.clone()));
+}
+
+/// Starts the loop that sums the usage ledger; none if `days` is 0.
+fn sum_usage(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc<Clock>, days: u32) {
+    if days > 0 {
+        let (database, clock) = (database.clone(), clock.clone());
+        supervisor.supervise("sum the usage ledger", move || roll_up_calls(database.clone(), clock.clone(), days));
+    }
 }
 
 /// Replaces the rows of the usage ledger that are older than `days` by their sums for each day, without end. Several servers

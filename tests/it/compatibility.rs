@@ -25,13 +25,13 @@ those of the service, unless noted.
 const NOTES: [(&str, &str); 20] = [
     (
         "tools",
-        "function tools are supported; `code_interpreter` and `file_search` are stored and returned, but not offered to the \
-         model; at most 128, also on a run (service: 20)",
+        "functions and `file_search` are supported; `code_interpreter` is stored and returned, but not offered to the model; \
+         at most 128, also on a run (service: 20)",
     ),
     ("tool_resources", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
     ("tool_resources.file_search.vector_stores", "rejected: vector stores are not supported yet"),
     ("attachments", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
-    ("content", "text and `image_url` are sent to the model; instead of an `image_file`, the model is sent a note"),
+    ("content", "text, `image_url` and `image_file`; an image file reaches the model as a data URL"),
     ("messages", "at most 1,000 (service: 32)"),
     ("additional_messages", "at most 1,000"),
     ("max_prompt_tokens", "1 or more, as the service accepted; its description says 256"),
@@ -47,7 +47,7 @@ const NOTES: [(&str, &str); 20] = [
     ),
     ("instructions", "at most 256,000 characters"),
     ("tool_choice", "`required` and a named function apply to the first turn"),
-    ("include[]", "accepted; no effect until `file_search` is supported"),
+    ("include[]", "supported"),
     ("stream", "server-sent events"),
     (
         "content[].image_url.url",
@@ -106,7 +106,7 @@ fn parameters(document: &Value, operation: &Value) -> Vec<String> {
 }
 
 /// Parameters that have no effect yet, by the start of their path.
-const WITHOUT_EFFECT: [&str; 3] = ["tools[].file_search", "tool_resources.", "attachments[]"];
+const WITHOUT_EFFECT: [&str; 2] = ["tool_resources.code_interpreter", "attachments[]"];
 
 /// Returns the note on a parameter that both descriptions have. A nested thread has the notes of a thread.
 fn note(path: &str) -> &'static str {

@@ -32,13 +32,15 @@ const ORDER: [(&str, u32); 19] = [
 ];
 
 /// Files and folders whose code does no I/O and never waits.
-const PURE: [&str; 27] = [
+const PURE: [&str; 29] = [
     "api",
     "host.rs",
     "retrieval/chunk.rs",
     "retrieval/index",
     "retrieval/lexical",
     "retrieval/rank.rs",
+    "runs/citations.rs",
+    "runs/file_search.rs",
     "runs/machine.rs",
     "runs/turn.rs",
     "runs/prompt",

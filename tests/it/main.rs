@@ -26,6 +26,7 @@ mod early_replies;
 mod engine;
 mod expiry;
 mod extraction;
+mod file_search;
 mod file_storage;
 mod files;
 mod ingestion;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
+use crate::support::form::Form;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -434,12 +435,17 @@ both_stores!(prompts_are_shortened_for_a_model_that_counts_more_tokens, async |d
     assert!(lengths[1] < lengths[0] && lengths[1] > 0, "{lengths:?}");
 });
 
-both_stores!(an_image_file_is_stored_and_replaced_by_a_note_in_the_prompt, async |database: Database| {
+both_stores!(image_files_reach_the_model_as_data_urls, async |database: Database| {
     let upstream = Upstream::start().await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
-    let content = json!([{"type": "text", "text": "What is this?"},
-        {"type": "image_file", "image_file": {"file_id": "file-abc", "detail": "high"}}]);
+    let upload = async |bytes: &[u8]| {
+        let form = Form::default().text("purpose", "vision").file("file", "a.png", bytes);
+        form.send(client, "/v1/files").await.body["id"].as_str().unwrap().to_owned()
+    };
+    let (image, text) = (upload(b"\x89PNG\r\n\x1a\n\0").await, upload(b"words").await);
+    let part = |id: &str| json!({"type": "image_file", "image_file": {"file_id": id, "detail": "high"}});
+    let content = json!([{"type": "text", "text": "What is this?"}, part(&image), part(&text), part("file-abc")]);
     let thread = client.post("/v1/threads", json!({"messages": [{"role": "user", "content": content}]})).await;
     let thread = thread["id"].as_str().unwrap();
 
@@ -448,8 +454,14 @@ both_stores!(an_image_file_is_stored_and_replaced_by_a_note_in_the_prompt, async
 
     let stored = client.get(&format!("/v1/threads/{thread}/messages?order=asc")).await;
     assert_eq!(stored["data"][0]["content"][1], content[1]);
-    let text = "What is this?\n[The image file-abc is here and cannot be shown.]";
-    assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": text}]));
+    let note = |text: String| json!({"type": "text", "text": text});
+    let sent = json!([
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA", "detail": "high"}},
+        note(format!("[The image {text} is not a PNG, JPEG, GIF or WebP image.]")),
+        note("[The image file-abc does not exist.]".to_owned()),
+    ]);
+    assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": sent}]));
 });
 
 both_stores!(a_run_completes_after_its_assistant_is_deleted, async |database: Database| {

@@ -212,7 +212,7 @@ both_stores!(a_batch_counts_its_files_and_can_be_cancelled, async |database: Dat
         json!({"id": batch["id"], "object": "vector_store.file_batch", "created_at": 1_000_000, "status": "in_progress",
             "vector_store_id": path.rsplit_once('/').unwrap().1, "file_counts": counts(3, 1, 0, 0)})
     );
-    assert_eq!(reply.headers["openai-poll-after-ms"], "200");
+    assert_eq!(reply.headers["openai-poll-after-ms"], "202");
     let item = format!("{collection}/{}", batch["id"].as_str().unwrap());
     let error = StoreFileError { code: StoreFileErrorCode::InvalidFile, message: "The file is damaged.".to_owned() };
     // Another server may have claimed some of the files.

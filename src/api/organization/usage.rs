@@ -75,16 +75,24 @@ pub struct CallOrigin {
     pub run_id: RunId,
 }
 
+impl CallOrigin {
+    /// Returns the origin of the calls of a run.
+    #[must_use]
+    pub fn of(spec: &RunSpec) -> Self {
+        let (assistant_id, thread_id) = (spec.assistant_id.clone(), spec.thread_id.clone());
+        Self { assistant_id, thread_id, run_id: spec.id.clone() }
+    }
+}
+
 impl ModelCall {
     /// Creates the call of a run's turn.
     #[must_use]
     pub fn of_run(spec: &RunSpec, usage: Usage, stood: bool) -> Self {
-        let (assistant_id, thread_id) = (spec.assistant_id.clone(), spec.thread_id.clone());
         Self {
             kind: CallKind::Completions,
             scope: spec.scope.clone(),
             api_key_id: spec.api_key_id.clone(),
-            origin: Some(CallOrigin { assistant_id, thread_id, run_id: spec.id.clone() }),
+            origin: Some(CallOrigin::of(spec)),
             model: spec.model.clone(),
             input_tokens: usage.prompt_tokens,
             cached_tokens: usage.prompt_token_details.cached_tokens,

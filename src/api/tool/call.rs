@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::id::ToolCallId;
+use super::definition::RankingOptions;
+use crate::api::id::{FileId, ToolCallId};
+use crate::api::vector_store::Attributes;
 
 /// A function call that requires an output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,35 +18,91 @@ pub struct FunctionCall {
     pub arguments: String,
 }
 
-/// A call of a function, with its fields in wire order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// A call of a tool, with its fields in wire order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
     /// Our ID of the call.
     pub id: ToolCallId,
-    /// The type of the call.
-    pub r#type: ToolCallType,
-    /// The function, its arguments and its output.
-    pub function: CalledFunction,
+    /// The tool, with its input and output.
+    #[serde(flatten)]
+    pub tool: CalledTool,
+}
+
+/// A tool that was called.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum CalledTool {
+    /// A function of the client.
+    Function {
+        /// The function, its arguments and its output.
+        function: CalledFunction,
+    },
+    /// The file search.
+    FileSearch {
+        /// The options and the results.
+        file_search: CalledFileSearch,
+    },
 }
 
 impl ToolCall {
-    /// Creates a call without output.
+    /// Creates the call of a function, without output.
     #[must_use]
     pub fn unanswered(call: &FunctionCall) -> Self {
-        Self {
-            id: call.id.clone(),
-            r#type: ToolCallType::Function,
-            function: CalledFunction { name: call.name.clone(), arguments: call.arguments.clone(), output: None },
+        let function = CalledFunction { name: call.name.clone(), arguments: call.arguments.clone(), output: None };
+        Self { id: call.id.clone(), tool: CalledTool::Function { function } }
+    }
+
+    /// Returns the function that was called; `None` for a built-in tool.
+    #[must_use]
+    pub fn function(&self) -> Option<&CalledFunction> {
+        match &self.tool {
+            CalledTool::Function { function } => Some(function),
+            CalledTool::FileSearch { .. } => None,
         }
+    }
+
+    /// Returns the call of a function as it is required from the client; `None` for a built-in tool.
+    #[must_use]
+    pub fn required(&self) -> Option<FunctionCall> {
+        let CalledFunction { name, arguments, .. } = self.function()?.clone();
+        Some(FunctionCall { id: self.id.clone(), name, arguments })
+    }
+
+    /// Returns the call as it was before its results.
+    #[must_use]
+    pub fn without_results(&self) -> Self {
+        let mut call = self.clone();
+        match &mut call.tool {
+            CalledTool::Function { function } => function.output = None,
+            CalledTool::FileSearch { file_search } => file_search.results.clear(),
+        }
+        call
+    }
+
+    /// Returns the wire form, which has the text of search results only if `with_content` is set.
+    #[must_use]
+    pub fn object(&self, with_content: bool) -> ToolCallObject<'_> {
+        let mut object = ToolCallObject { id: &self.id, r#type: self.tool.kind(), function: None, file_search: None };
+        match &self.tool {
+            CalledTool::Function { function } => object.function = Some(function),
+            CalledTool::FileSearch { file_search: CalledFileSearch { ranking_options, results } } => {
+                let results = results.iter().map(|result| result.object(with_content)).collect();
+                object.file_search = Some(CalledFileSearchObject { ranking_options, results });
+            }
+        }
+        object
     }
 }
 
-/// The types of tool calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ToolCallType {
-    /// A function of the client.
-    Function,
+impl CalledTool {
+    /// Returns the type on the wire.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Function { .. } => "function",
+            Self::FileSearch { .. } => "file_search",
+        }
+    }
 }
 
 /// A function that was called.
@@ -56,4 +114,144 @@ pub struct CalledFunction {
     pub arguments: String,
     /// The output, after the client has submitted it.
     pub output: Option<String>,
+}
+
+/// A file search, with its results after it has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CalledFileSearch {
+    /// The options of the search.
+    pub ranking_options: CalledRankingOptions,
+    /// The results, best first.
+    pub results: Vec<FileSearchResult>,
+}
+
+/// The options with which files were searched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CalledRankingOptions {
+    /// The ranker.
+    pub ranker: String,
+    /// Minimum score of a result, 0 to 1.
+    pub score_threshold: f64,
+}
+
+impl From<&RankingOptions> for CalledRankingOptions {
+    fn from(options: &RankingOptions) -> Self {
+        Self { ranker: options.ranker.clone(), score_threshold: options.score_threshold }
+    }
+}
+
+/// A result of a file search: a chunk of a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileSearchResult {
+    /// The file.
+    pub file_id: FileId,
+    /// Its name.
+    pub file_name: String,
+    /// The score, 0 to 1.
+    pub score: f64,
+    /// The attributes of the file in the vector store.
+    pub attributes: Attributes,
+    /// The number of the chunk in its file, from 0.
+    pub chunk: u32,
+    /// The number of bytes at the start of the text that are the end of the chunk before.
+    #[serde(default)]
+    pub overlap_bytes: u32,
+    /// The text of the chunk.
+    pub text: String,
+}
+
+impl FileSearchResult {
+    fn object(&self, with_content: bool) -> FileSearchResultObject<'_> {
+        let content = with_content.then(|| [ResultContent { r#type: "text", text: &self.text }]);
+        FileSearchResultObject {
+            file_id: &self.file_id,
+            file_name: &self.file_name,
+            score: self.score,
+            attributes: &self.attributes,
+            content,
+        }
+    }
+}
+
+/// The wire form of a [`ToolCall`].
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ToolCallObject<'a> {
+    id: &'a ToolCallId,
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function: Option<&'a CalledFunction>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_search: Option<CalledFileSearchObject<'a>>,
+}
+
+/// The wire form of a [`CalledFileSearch`].
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledFileSearchObject<'a> {
+    ranking_options: &'a CalledRankingOptions,
+    results: Vec<FileSearchResultObject<'a>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct FileSearchResultObject<'a> {
+    file_id: &'a FileId,
+    file_name: &'a str,
+    score: f64,
+    attributes: &'a Attributes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<[ResultContent<'a>; 1]>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct ResultContent<'a> {
+    r#type: &'static str,
+    text: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::id::Ids;
+
+    fn call() -> ToolCall {
+        let ids = Ids::counting();
+        let result = FileSearchResult {
+            file_id: ids.generate(),
+            file_name: "a.txt".to_owned(),
+            score: 0.5,
+            attributes: Attributes::default(),
+            chunk: 3,
+            overlap_bytes: 0,
+            text: "tacos".to_owned(),
+        };
+        let ranking_options = CalledRankingOptions::from(&RankingOptions::default());
+        let file_search = CalledFileSearch { ranking_options, results: vec![result] };
+        ToolCall { id: ids.generate(), tool: CalledTool::FileSearch { file_search } }
+    }
+
+    #[test]
+    fn the_text_of_a_result_is_sent_only_if_it_was_asked_for() {
+        let call = call();
+        let result = |with_content| {
+            let object = serde_json::to_value(call.object(with_content)).unwrap();
+            object["file_search"]["results"][0].clone()
+        };
+
+        assert_eq!(result(false).get("content"), None);
+        assert_eq!(result(true)["content"], json!([{"type": "text", "text": "tacos"}]));
+        assert_eq!(result(true).get("chunk"), None);
+    }
+
+    #[test]
+    fn a_stored_call_is_read_again() {
+        let stored = serde_json::to_string(&call()).unwrap();
+        assert_eq!(serde_json::from_str::<ToolCall>(&stored).unwrap(), call());
+
+        // As earlier releases have stored it.
+        let function = r#"{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}","output":null}}"#;
+        let read: ToolCall = serde_json::from_str(function).unwrap();
+        assert_eq!(read.function().map(|function| function.name.as_str()), Some("f"));
+        assert_eq!(serde_json::to_string(&read).unwrap(), function);
+    }
 }

@@ -5,7 +5,10 @@ mod choice;
 mod definition;
 mod resources;
 
-pub use call::{CalledFunction, FunctionCall, ToolCall, ToolCallType};
+pub use call::{
+    CalledFileSearch, CalledFunction, CalledRankingOptions, CalledTool, FileSearchResult, FunctionCall, ToolCall,
+    ToolCallObject,
+};
 pub use choice::{FunctionName, NamedTool, ToolChoice, ToolMode, tool_choice};
 pub use definition::{BareTool, FileSearch, Function, RankingOptions, Tool, tool};
 pub use resources::{

@@ -90,8 +90,7 @@ async fn list_files_in_vector_store_batch(
 }
 
 fn batch_response(batch: &FileBatch) -> Response {
-    let response = object(&FileBatchObject::from(batch));
-    if batch.file_counts.in_progress > 0 { poll_again(response) } else { response }
+    poll_again(object(&FileBatchObject::from(batch)), batch.file_counts.in_progress)
 }
 
 async fn find_batch(app: &App, caller: &Caller, store: &VectorStoreId, id: &FileBatchId) -> Result<FileBatch, Error> {

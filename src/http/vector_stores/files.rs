@@ -226,8 +226,8 @@ fn content(
 }
 
 fn file_response(file: &StoreFile) -> Response {
-    let response = object(&StoreFileObject::from(file));
-    if file.state.status() == StoreFileStatus::InProgress { poll_again(response) } else { response }
+    let is_in_progress = file.state.status() == StoreFileStatus::InProgress;
+    poll_again(object(&StoreFileObject::from(file)), u64::from(is_in_progress))
 }
 
 /// Returns the error for a missing file. If the vector store itself is missing, the error names the vector store.

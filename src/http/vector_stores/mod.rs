@@ -107,8 +107,7 @@ async fn get_vector_store_index(
 }
 
 fn store_response(store: &VectorStore) -> Response {
-    let response = object(&VectorStoreObject::from(store));
-    if store.file_counts.in_progress > 0 { poll_again(response) } else { response }
+    poll_again(object(&VectorStoreObject::from(store)), store.file_counts.in_progress)
 }
 
 /// Returns a vector store, or 404.

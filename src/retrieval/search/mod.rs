@@ -399,15 +399,14 @@ impl Inner {
     ) -> Result<Searched, Error> {
         for _ in 0..UPDATE_ATTEMPTS_MAX {
             let mut build = None;
-            let snapshot = match before.take() {
-                Some(snapshot) => Snapshot::clone(&snapshot),
-                None => {
-                    build = self.builds.acquire().await.ok();
-                    if model.is_none() {
-                        model = self.stored_model(scope, id).await?;
-                    }
-                    Snapshot::empty(model.clone(), &state)
+            let snapshot = if let Some(snapshot) = before.take() {
+                Snapshot::clone(&snapshot)
+            } else {
+                build = self.builds.acquire().await.ok();
+                if model.is_none() {
+                    model = self.stored_model(scope, id).await?;
                 }
+                Snapshot::empty(model.clone(), &state)
             };
             let advanced = self.advance(scope, id, snapshot).await;
             drop(build);

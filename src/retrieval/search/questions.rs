@@ -55,10 +55,13 @@ pub(super) struct EmbeddedQueries {
     pub(super) tokens: u32,
 }
 
+/// `None`: the model has no embedding for the text.
+type RememberedVector = Option<Arc<QueryVector>>;
+
 #[derive(Debug, Default)]
 struct Remembered {
     /// By project and text: the last use, and the embedding.
-    by_text: HashMap<(Scope, String), (u64, Option<Arc<QueryVector>>)>,
+    by_text: HashMap<(Scope, String), (u64, RememberedVector)>,
     bytes: usize,
     uses: u64,
     /// The model of the embeddings, as `model@dimensions`.

@@ -27,9 +27,9 @@ impl Parts<'_> {
             // The chunks of other files are not read.
             let page = match self.changes.next(&|file| !is_wanted(&file.attributes)).await {
                 Ok(Some(page)) => page,
-                Ok(None) => return Ok(None),
                 Err(Failure::Store(error)) => return Err(error.into()),
-                Err(Failure::NewModel(_)) => continue,
+                // No model is wanted beside the given one, so a new one does not happen.
+                Ok(None) | Err(Failure::NewModel(_)) => return Ok(None),
             };
             let is_added = |change: &Change<FileFacts>| matches!(change, Change::Add(_));
             let added: Vec<_> = page.changes.into_iter().filter(is_added).collect();

@@ -7,8 +7,10 @@ use super::*;
 use crate::api::organization::usage::{CallKind, CallOrigin};
 use crate::api::rule::Request as _;
 use crate::api::run::{ErrorCode, RunOrigin};
+use crate::api::tool::FileSearch;
 use crate::api::usage::PromptTokenDetails;
 use crate::api::{Assistant, CreateAssistant, CreateRun};
+use crate::runs::file_search;
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -49,8 +51,30 @@ fn call(ids: &Ids) -> FunctionCall {
 
 fn called() -> Input {
     let call = call(&Ids::counting());
-    let calls = vec![CompletedCall { call, upstream_id: "call_up".to_owned() }];
+    let calls = vec![CompletedCall { call, built_in: None, upstream_id: "call_up".to_owned() }];
     Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls, replay: None }
+}
+
+fn search() -> CalledTool {
+    file_search::unanswered(&FileSearch::default())
+}
+
+/// An answer that calls the function `f`, if `with_function` is set, and then searches files.
+fn searched(with_function: bool) -> Input {
+    let ids = Ids::counting();
+    let function =
+        with_function.then(|| CompletedCall { call: call(&ids), built_in: None, upstream_id: "call_f".to_owned() });
+    let search = CompletedCall { call: call(&ids), built_in: Some(search()), upstream_id: "call_s".to_owned() };
+    let calls = function.into_iter().chain([search]).collect();
+    Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls, replay: None }
+}
+
+fn found() -> Input {
+    let mut search = search();
+    if let CalledTool::FileSearch { file_search } = &mut search {
+        file_search.ranking_options.ranker = "found".to_owned();
+    }
+    Input::ToolsEnded(vec![search])
 }
 
 fn answered() -> Input {
@@ -63,6 +87,7 @@ fn inputs() -> Vec<Input> {
         Input::TextStarted,
         Input::CallsStarted,
         replied(FinishReason::Stop),
+        found(),
         answered(),
         Input::LimitReached(RunIncompleteReason::MaxPromptTokens),
         Input::CancelRequested,
@@ -90,14 +115,14 @@ fn states() -> Vec<RunState> {
 
 #[test]
 fn the_state_machine_matches_the_table_in_its_documentation() {
-    // Claimed, TextStarted, CallsStarted, ModelReplied, OutputsSubmitted, LimitReached, CancelRequested, Stopped, Failed,
-    // DeadlinePassed; a dash is rejected.
-    let over = "- - - - - - - - - -";
+    // Claimed, TextStarted, CallsStarted, ModelReplied, ToolsEnded, OutputsSubmitted, LimitReached, CancelRequested,
+    // Stopped, Failed, DeadlinePassed; a dash is rejected. No built-in tools are running.
+    let over = "- - - - - - - - - - -";
     let table = [
-        ("queued", "in_progress - - - - - cancelling - failed expired"),
-        ("in_progress", "in_progress in_progress in_progress completed - incomplete cancelling - failed expired"),
-        ("requires_action", "- - - - queued - cancelling - - expired"),
-        ("cancelling", "- - - - - - - cancelled - cancelled"),
+        ("queued", "in_progress - - - - - - cancelling - failed expired"),
+        ("in_progress", "in_progress in_progress in_progress completed - - incomplete cancelling - failed expired"),
+        ("requires_action", "- - - - - queued - cancelling - - expired"),
+        ("cancelling", "- - - - - - - - cancelled - cancelled"),
         ("cancelled", over),
         ("failed", over),
         ("completed", over),
@@ -261,8 +286,56 @@ fn a_run_continues_with_the_outputs_of_its_calls() {
     sum += usage(5);
     assert_eq!(progress.run.usage, sum);
     assert_eq!(progress.steps.iter().map(|step| step.usage.unwrap()).collect::<Vec<_>>(), [usage(3), usage(5)]);
-    let StepDetails::ToolCalls { tool_calls } = &progress.steps[0].details else { panic!("the first step has calls") };
-    assert_eq!(tool_calls[0].function.output.as_deref(), Some("sunny"));
+    let function = progress.steps[0].tool_calls()[0].function().unwrap();
+    assert_eq!(function.output.as_deref(), Some("sunny"));
+}
+
+#[test]
+fn a_run_continues_with_the_results_of_its_built_in_tools() {
+    let searching = walk(vec![Input::Claimed, Input::CallsStarted, searched(false)]);
+    assert_eq!(searching.run.state, RunState::InProgress { started_at: NOW });
+    assert_eq!(searching.running_tools(), Some(&searching.steps[0]));
+
+    let ended = step(&searching, found(), NOW, &Ids::counting()).unwrap();
+
+    assert_eq!(ended.effect, Effect::CallModel);
+    assert!(ended.made_progress);
+    let search = &ended.progress.steps[0];
+    assert_eq!((&search.state, search.usage), (&StepState::Completed { at: NOW }, Some(usage(3))));
+    assert!(matches!(&search.tool_calls()[0].tool,
+        CalledTool::FileSearch { file_search } if file_search.ranking_options.ranker == "found"));
+}
+
+#[test]
+fn built_in_tools_run_again_after_a_crash_and_no_call_was_lost() {
+    let searching = walk(vec![Input::Claimed, Input::TextStarted, Input::CallsStarted, searched(false)]);
+
+    let claimed = step(&searching, Input::Claimed, NOW, &Ids::counting()).unwrap();
+
+    assert_eq!(claimed.effect, Effect::RunTools);
+    assert_eq!((claimed.progress.text(), claimed.progress.run.lost_calls), ("Hi", 0));
+    assert_eq!(claimed.progress.steps, searching.steps);
+}
+
+#[test]
+fn functions_beside_built_in_tools_have_the_next_step_and_wait_for_the_client() {
+    let searching = walk(vec![Input::Claimed, Input::CallsStarted, searched(true)]);
+    assert_eq!(searching.steps.len(), 1);
+
+    let ended = step(&searching, found(), NOW, &Ids::counting()).unwrap();
+
+    assert_eq!(ended.effect, Effect::AwaitClient);
+    let RunState::RequiresAction { calls, .. } = &ended.progress.run.state else { panic!("the client is asked") };
+    assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), ["f"]);
+    let [search, function] = &ended.progress.steps[..] else { panic!("one step for each kind") };
+    assert_eq!((search.is_open(), function.is_open()), (false, true));
+    let turn = function.turn.as_ref().unwrap();
+    assert_eq!(
+        (turn.continues_turn, &turn.positions[..], &turn.call_ids[..]),
+        (true, &[0][..], &["call_f".to_owned()][..])
+    );
+    assert_eq!(ended.progress.rounds(), 1);
+    assert_eq!(search.turn.as_ref().unwrap().functions, []);
 }
 
 #[test]
@@ -408,7 +481,19 @@ fn any_input() -> impl Strategy<Value = Input> {
         [
             inputs(),
             // Inputs that continue a run are more frequent than inputs that end it.
-            vec![called(), called(), answered(), answered(), Input::Claimed, Input::CallsStarted, Input::TextStarted],
+            vec![
+                called(),
+                called(),
+                answered(),
+                answered(),
+                searched(false),
+                searched(true),
+                found(),
+                found(),
+                Input::Claimed,
+                Input::CallsStarted,
+                Input::TextStarted,
+            ],
             vec![replied(FinishReason::Length), replied(FinishReason::ContentFilter)],
         ]
         .concat(),
@@ -449,7 +534,9 @@ proptest! {
             let was_over = progress.run.state.has_ended();
             let usage = input.usage();
             let (is_answer, has_tokens) = (matches!(input, Input::ModelReplied { .. }), usage != Usage::default());
-            let is_retry = input == Input::Claimed && matches!(progress.run.state, RunState::InProgress { .. });
+            let is_retry = input == Input::Claimed
+                && matches!(progress.run.state, RunState::InProgress { .. })
+                && progress.running_tools().is_none();
             let Ok(transition) = step(&progress, input, NOW, &ids) else { continue };
             spent += usage;
             answered += usize::from(is_answer);
@@ -511,9 +598,10 @@ proptest! {
             progress.run.state.status()
         };
 
-        let answered = end(vec![answered(), Input::Claimed, Input::TextStarted, replied(FinishReason::Stop), stopped()]);
+        let inputs = vec![found(), answered(), Input::Claimed, Input::TextStarted, replied(FinishReason::Stop), stopped()];
+        let answered = end(inputs);
         prop_assert!(["completed", "cancelled"].contains(&answered), "{answered}");
-        let called = end(vec![Input::Claimed, Input::CallsStarted, called()]);
+        let called = end(vec![found(), Input::Claimed, Input::CallsStarted, called()]);
         prop_assert!(["requires_action", "cancelling"].contains(&called), "{called}");
         prop_assert_eq!(end(vec![Input::CancelRequested, stopped()]), "cancelled");
         let expired = end(vec![deadline()]);

@@ -8,19 +8,20 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use super::file_search::{self, Passages};
 use super::machine::Progress;
 use super::turn::KnownFunction;
 use crate::api::message::{Content, Role};
 use crate::api::run::{RunSpec, Truncation};
-use crate::api::run_step::StepDetails;
-use crate::api::tool::{NamedTool, Tool, ToolChoice, ToolMode};
+use crate::api::run_step::TurnRecord;
+use crate::api::tool::{CalledTool, NamedTool, Tool, ToolChoice, ToolMode};
 use crate::api::{Message, RunStep};
 use crate::llm::{ChatMessage, ChatRequest, ChatRole};
 
 /// Returns the request for a run's next turn, without messages.
 fn empty_request(progress: &Progress) -> ChatRequest {
     let spec = &progress.run.spec;
-    let tools: Vec<Value> = spec.tools.iter().filter_map(function).collect();
+    let tools: Vec<Value> = spec.tools.iter().filter_map(|tool| offered(spec, tool)).collect();
     ChatRequest {
         model: spec.model.clone(),
         messages: Vec::new(),
@@ -69,15 +70,20 @@ pub fn functions(spec: &RunSpec) -> Vec<KnownFunction> {
             Tool::Function { function } => {
                 let properties = function.parameters.get("properties").and_then(Value::as_object);
                 let takes_arguments = properties.is_some_and(|properties| !properties.is_empty());
-                Some(KnownFunction { name: function.name.clone(), takes_arguments })
+                Some(KnownFunction { name: function.name.clone(), takes_arguments, built_in: None })
             }
-            Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
+            Tool::FileSearch { file_search: options } => Some(KnownFunction {
+                name: file_search::name(spec),
+                takes_arguments: true,
+                built_in: Some(file_search::unanswered(options)),
+            }),
+            Tool::CodeInterpreter => None,
         })
         .collect()
 }
 
-/// Returns a tool in the form of chat completions. The built-in tools are not offered, since they are not supported yet.
-fn function(tool: &Tool) -> Option<Value> {
+/// Returns a tool in the form of chat completions. The code interpreter is not offered, since it is not supported yet.
+fn offered(spec: &RunSpec, tool: &Tool) -> Option<Value> {
     match tool {
         Tool::Function { .. } => {
             let mut tool = json!(tool);
@@ -87,7 +93,8 @@ fn function(tool: &Tool) -> Option<Value> {
             }
             Some(tool)
         }
-        Tool::CodeInterpreter | Tool::FileSearch { .. } => None,
+        Tool::FileSearch { .. } => Some(file_search::definition(&file_search::name(spec))),
+        Tool::CodeInterpreter => None,
     }
 }
 
@@ -97,6 +104,9 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
         ToolChoice::Mode(ToolMode::None) => Some(json!("none")),
         ToolChoice::Mode(ToolMode::Required) if rounds == 0 => Some(json!("required")),
         ToolChoice::Named(named @ NamedTool::Function { .. }) if rounds == 0 => Some(json!(named)),
+        ToolChoice::Named(NamedTool::FileSearch) if rounds == 0 => {
+            Some(json!({"type": "function", "function": {"name": file_search::name(spec)}}))
+        }
         ToolChoice::Mode(ToolMode::Auto | ToolMode::Required) | ToolChoice::Named(_) => None,
     }
 }
@@ -107,30 +117,57 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
 /// A client may have deleted the run's message, and a later turn may have created it again. Then the stored lengths of
 /// earlier turns do not refer to the present text, and those turns have no text.
 fn rounds(progress: &Progress, model: &str) -> Vec<ChatMessage> {
+    let mut turns: Vec<Vec<(&RunStep, &TurnRecord)>> = Vec::new();
+    for step in progress.steps.iter().filter(|step| !step.is_open() && !step.creates_message()) {
+        let Some(turn) = &step.turn else { continue };
+        match turns.last_mut().filter(|_| turn.continues_turn) {
+            Some(steps) => steps.push((step, turn)),
+            None => turns.push(vec![(step, turn)]),
+        }
+    }
+    let passages = Passages::of(&progress.steps);
     let text = progress.text();
-    let turns: Vec<_> = progress
-        .steps
-        .iter()
-        .filter(|step| !step.is_open())
-        .filter_map(|step| match (&step.details, &step.turn) {
-            (StepDetails::ToolCalls { tool_calls }, Some(turn)) => Some((step, tool_calls, turn)),
-            _ => None,
-        })
-        .collect();
+    let ends: Vec<usize> = turns.iter().map(|steps| steps[0].1.text_bytes).collect();
     let mut start = 0;
     let mut messages = Vec::new();
-    for (index, (step, tool_calls, turn)) in turns.iter().enumerate() {
-        let end = turn.text_bytes;
-        let is_of_this_text = end <= text.len() && turns[index..].iter().all(|(_, _, later)| end <= later.text_bytes);
-        let turn_text = if is_of_this_text { text.get(start..end).unwrap_or_default().trim() } else { "" };
+    for (steps, (index, end)) in turns.iter().zip(ends.iter().copied().enumerate()) {
+        let is_of_this_text = end <= text.len() && ends[index..].iter().all(|later| end <= *later);
+        let turn_text =
+            if is_of_this_text { progress.text_without_marks(start..end.max(start)) } else { String::new() };
         if is_of_this_text {
             start = end;
         }
-        let content = if turn_text.is_empty() { Value::Null } else { Value::String(turn_text.to_owned()) };
+        messages.extend(turn_messages(&progress.run.spec, steps, turn_text.trim(), model, &passages));
+    }
+    messages
+}
+
+/// Returns the messages of one turn: its text and its calls, then the outputs.
+fn turn_messages(
+    spec: &RunSpec,
+    steps: &[(&RunStep, &TurnRecord)],
+    text: &str,
+    model: &str,
+    passages: &Passages,
+) -> Vec<ChatMessage> {
+    let content = if text.is_empty() { Value::Null } else { Value::String(text.to_owned()) };
+    let mut assistant = ChatMessage::new(ChatRole::Assistant, content);
+    let mut calls = Vec::new();
+    for (step, turn) in steps {
         let replay = turn.replay.as_deref().filter(|replay| replay.model == model);
-        let calls = tool_calls.iter().zip(&turn.call_ids).enumerate().map(|(index, (call, id))| {
-            let function = json!({"name": call.function.name, "arguments": call.function.arguments});
-            let mut made = json!({"id": id, "type": "function", "function": function});
+        assistant.members.extend(replay.map(|replay| replay.message.clone()).unwrap_or_default());
+        for (index, (call, id)) in step.tool_calls().iter().zip(&turn.call_ids).enumerate() {
+            let position = turn.positions.get(index).copied().unwrap_or(index);
+            let (name, arguments, output) = match &call.tool {
+                CalledTool::Function { function } => {
+                    (function.name.clone(), &function.arguments, function.output.clone().unwrap_or_default())
+                }
+                CalledTool::FileSearch { .. } => {
+                    let Some(arguments) = turn.arguments.get(index) else { continue };
+                    (file_search::name(spec), arguments, passages.output(&call.id))
+                }
+            };
+            let mut made = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
             for (name, value) in replay.and_then(|replay| replay.calls.get(index)).into_iter().flatten() {
                 match (made.get_mut(name).and_then(Value::as_object_mut), value.as_object()) {
                     (Some(known), Some(more)) => known.extend(more.clone()),
@@ -138,29 +175,16 @@ fn rounds(progress: &Progress, model: &str) -> Vec<ChatMessage> {
                     (None, _) => made[name] = value.clone(),
                 }
             }
-            made
-        });
-        let mut assistant = ChatMessage::new(ChatRole::Assistant, content);
-        assistant.tool_calls = calls.collect();
-        assistant.members = replay.map(|replay| replay.message.clone()).unwrap_or_default();
-        messages.push(assistant);
-        messages.extend(outputs(step));
+            let mut answered = ChatMessage::new(ChatRole::Tool, Value::String(output));
+            answered.tool_call_id = Some(id.clone());
+            calls.push((position, made, answered));
+        }
     }
-    messages
-}
-
-fn outputs(step: &RunStep) -> Vec<ChatMessage> {
-    let (StepDetails::ToolCalls { tool_calls }, Some(turn)) = (&step.details, &step.turn) else { return Vec::new() };
-    tool_calls
-        .iter()
-        .zip(&turn.call_ids)
-        .map(|(call, id)| {
-            let output = call.function.output.clone().unwrap_or_default();
-            let mut message = ChatMessage::new(ChatRole::Tool, Value::String(output));
-            message.tool_call_id = Some(id.clone());
-            message
-        })
-        .collect()
+    calls.sort_by_key(|(position, _, _)| *position);
+    let (calls, outputs): (Vec<Value>, Vec<ChatMessage>) =
+        calls.into_iter().map(|(_, call, output)| (call, output)).unzip();
+    assistant.tool_calls = calls;
+    std::iter::once(assistant).chain(outputs).collect()
 }
 
 /// Returns a message in the form of chat completions: a string if it has only text, a list of parts otherwise. Returns
@@ -209,11 +233,13 @@ pub fn content_bytes(message: &Message) -> usize {
     message.content.iter().map(part).sum()
 }
 
-/// Returns the text of a part. An image file cannot be sent, because files are not supported yet; the text says that there
-/// is one.
+/// Returns the text of a part. An image file of an assistant cannot be sent; the text says that there is one. Those of
+/// users were replaced before (`runs::images`).
 fn part_text(part: &Content) -> Option<Cow<'_, str>> {
     match part {
-        Content::Text { text } => Some(Cow::Borrowed(&text.value)),
+        Content::Text { text } if text.annotations.is_empty() => Some(Cow::Borrowed(&text.value)),
+        // The numbers in the marks refer to searches that the model cannot see.
+        Content::Text { text } => Some(Cow::Owned(text.without_marks(0..text.value.len()))),
         Content::Refusal { refusal } => Some(Cow::Borrowed(refusal)),
         Content::ImageFile { image_file } => {
             Some(Cow::Owned(format!("[The image {} is here and cannot be shown.]", image_file.file_id)))

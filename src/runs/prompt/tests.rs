@@ -7,8 +7,8 @@ use super::*;
 use crate::api::message::{Author, MessageState};
 use crate::api::rule::Request as _;
 use crate::api::run::RunOrigin;
-use crate::api::run_step::{StepState, TurnRecord};
-use crate::api::tool::{FunctionCall, ToolCall};
+use crate::api::run_step::{StepDetails, StepState};
+use crate::api::tool::{CalledTool, FunctionCall, ToolCall};
 use crate::api::{Assistant, CreateAssistant, CreateRun, Ids, Metadata, Timestamp};
 use crate::llm::tokens::{self, Counted};
 
@@ -237,12 +237,13 @@ fn images_are_sent_for_users_only() {
 fn add_round(ids: &Ids, progress: &mut Progress, text_bytes: usize, output: &str) {
     let call = FunctionCall { id: ids.generate(), name: "f".to_owned(), arguments: "{}".to_owned() };
     let mut call = ToolCall::unanswered(&call);
-    call.function.output = Some(output.to_owned());
+    if let CalledTool::Function { function } = &mut call.tool {
+        function.output = Some(output.to_owned());
+    }
     let mut step =
         RunStep::start(ids.generate(), &progress.run, StepDetails::ToolCalls { tool_calls: vec![call] }, NOW);
     step.state = StepState::Completed { at: NOW };
-    step.turn =
-        Some(TurnRecord { text_bytes, refusal_bytes: 0, call_ids: vec![format!("upstream_{output}")], replay: None });
+    step.turn = Some(TurnRecord { text_bytes, call_ids: vec![format!("upstream_{output}")], ..TurnRecord::default() });
     progress.steps.push(step);
 }
 

@@ -255,9 +255,16 @@ impl Live {
 fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool {
     let Snapshot { progress, calls, text_pieces, refusal_pieces, .. } = snapshot;
     match event {
-        TurnEvent::Text(_) | TurnEvent::Refusal(_) if progress.message.is_none() => false,
+        TurnEvent::Text(_) | TurnEvent::Mark(_) | TurnEvent::Refusal(_) if progress.message.is_none() => false,
         TurnEvent::Text(text) => {
             progress.append(text);
+            if has_listeners {
+                text_pieces.push(progress.text().len());
+            }
+            true
+        }
+        TurnEvent::Mark(mark) => {
+            progress.append_mark(mark);
             if has_listeners {
                 text_pieces.push(progress.text().len());
             }
@@ -270,6 +277,7 @@ fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool
             }
             true
         }
+        TurnEvent::CallsStarted | TurnEvent::Call(_, CallGrowth::BuiltIn(_)) => false,
         TurnEvent::Call(_, CallGrowth::Started { id, name }) => {
             calls.push(LiveCall { id: id.clone(), name: name.clone(), arguments: String::new(), pieces: Vec::new() });
             false

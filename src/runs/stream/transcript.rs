@@ -3,8 +3,9 @@
 //! The snapshot of a run determines the sequence of events: the start, the steps in order with the text of the message,
 //! and the end. Each call returns the events that the reader was not sent yet. Special cases:
 //!
-//! - Strict clients allow only one open step at a time. A step that starts while another one is open is not sent; the
-//!   client receives its calls with `thread.run.requires_action`.
+//! - Strict clients allow only one open step at a time. A step of functions that starts while another one is open is not
+//!   sent; the client receives its calls with `thread.run.requires_action`. A step of built-in tools is sent when the other
+//!   one has ended.
 //! - Calls that require outputs end the stream with `thread.run.requires_action`, even if the run has continued since.
 //! - A stream of `submit_tool_outputs` starts with the completed calls. A message that was already open is sent as
 //!   created again, with its text so far, when it grows or ends.
@@ -14,11 +15,11 @@
 //! Source: `contract/events.md`, "Sequences" and "What strict clients enforce".
 
 use crate::api::error::{Error, Kind};
-use crate::api::message::{Content, MessageState};
+use crate::api::message::{Annotation, Content, MessageState, Text};
 use crate::api::run::RunState;
 use crate::api::run_step::{StepDetails, StepState};
 use crate::api::stream::{CallGrowth, MessageDelta, MessageEvent, RefusalDelta, RunEvent, StepDelta, StepEvent};
-use crate::api::tool::{FunctionCall, ToolCall};
+use crate::api::tool::ToolCall;
 use crate::api::{Message, Run, RunStep, RunStepId, StreamEvent, Thread, Timestamp, ToolCallId};
 use crate::runs::machine::{Progress, Settled};
 
@@ -67,6 +68,26 @@ pub struct Transcript {
     lease: Option<i64>,
     steps: Vec<SentStep>,
     message: SentMessage,
+    /// Checksum of the text that was sent. After a restart, another text may be as long.
+    text_checksum: Checksum,
+    refusal_checksum: Checksum,
+}
+
+/// The FNV-1a hash of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Checksum(u64);
+
+impl Checksum {
+    const EMPTY: Self = Self(0xcbf2_9ce4_8422_2325);
+
+    fn with(self, text: &str) -> Self {
+        Self(text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
+    }
+
+    /// Whether this is the checksum of the first `bytes` bytes of a text.
+    fn is_of(self, text: &str, bytes: usize) -> bool {
+        text.get(..bytes).is_some_and(|text| Self::EMPTY.with(text) == self)
+    }
 }
 
 /// The sent events of the run itself, except for its end.
@@ -156,6 +177,8 @@ impl Transcript {
             lease: None,
             steps: Vec::new(),
             message: SentMessage::Nothing { before },
+            text_checksum: Checksum::EMPTY,
+            refusal_checksum: Checksum::EMPTY,
         }
     }
 
@@ -229,14 +252,18 @@ impl Transcript {
         } else {
             Settled { text: progress.text().len(), refusal: progress.refusal().len() }
         };
-        let is_text_lost = sent.text > current.text || sent.refusal > current.refusal;
+        let is_other_text = is_claimed_again
+            && !(self.text_checksum.is_of(progress.text(), sent.text)
+                && self.refusal_checksum.is_of(progress.refusal(), sent.refusal));
+        let is_text_lost = sent.text > current.text || sent.refusal > current.refusal || is_other_text;
         is_step_lost || progress.message.is_some() && is_text_lost
     }
 
     fn send(&mut self, now: &Snapshot, events: &mut Events) -> Result<(), Full> {
         self.send_start(now, events);
         let steps = &now.progress.steps;
-        let position = |step: &&RunStep| self.before(&step.id).is_none() && step.turn.is_some();
+        let position =
+            |step: &&RunStep| self.before(&step.id).is_none() && step.turn.is_some() && step.calls_functions();
         // The stream ends at the first calls that require outputs.
         let pending = steps.iter().find(position).cloned();
         let until = pending.as_ref().and_then(|step| step.turn.as_ref()).map_or(
@@ -331,12 +358,16 @@ impl Transcript {
         }
     }
 
+    fn has_open_step(&self) -> bool {
+        self.steps.iter().any(|sent| sent.is_shown && sent.is_open)
+    }
+
     /// Sends the start of a step, unless another step is open. Returns whether the step is sent on this stream.
     fn send_step_start(&mut self, step: &RunStep, events: &mut Events) -> bool {
         if let Some(sent) = self.steps.iter().find(|sent| sent.id == step.id) {
             return sent.is_shown;
         }
-        let is_shown = !self.steps.iter().any(|sent| sent.is_shown && sent.is_open);
+        let is_shown = !self.has_open_step();
         self.steps.push(SentStep { id: step.id.clone(), is_shown, is_open: true, calls: Vec::new() });
         if is_shown {
             let details = match &step.details {
@@ -377,6 +408,9 @@ impl Transcript {
                 content: beginning(&message.content, before),
                 ..message.clone()
             };
+            let (text, refusal) = (now.progress.text(), now.progress.refusal());
+            self.text_checksum = Checksum::EMPTY.with(text.get(..before.text).unwrap_or_default());
+            self.refusal_checksum = Checksum::EMPTY.with(refusal.get(..before.refusal).unwrap_or_default());
             events.push(StreamEvent::Message(MessageEvent::Created, started.clone()));
             events.push(StreamEvent::Message(MessageEvent::InProgress, started));
             self.message = SentMessage::Open(before);
@@ -384,7 +418,7 @@ impl Transcript {
         // In the order in which the parts started.
         for (part, index) in message.content.iter().zip(0_u32..) {
             match part {
-                Content::Text { text } => self.send_text(now, message, index, &text.value, until.text, events)?,
+                Content::Text { text } => self.send_text(now, message, index, text, until.text, events)?,
                 Content::Refusal { refusal } => {
                     self.send_refusal(now, message, index, refusal, until.refusal, events)?;
                 }
@@ -399,7 +433,7 @@ impl Transcript {
         now: &Snapshot,
         message: &Message,
         index: u32,
-        text: &str,
+        text: &Text,
         until: usize,
         events: &mut Events,
     ) -> Result<(), Full> {
@@ -407,11 +441,26 @@ impl Transcript {
             && sent.text < until
         {
             let from = sent.text;
-            let end = next_piece(text, &now.text_pieces, from, until);
+            let mut end = next_piece(&text.value, &now.text_pieces, from, until);
+            // A mark has a delta of its own.
+            let position = text.annotations.partition_point(|annotation| annotation.start_byte < from);
+            let next = text.annotations.get(position).filter(|annotation| annotation.start_byte < end);
+            let annotation = match next {
+                Some(annotation) if annotation.start_byte == from => {
+                    end = annotation.end_byte();
+                    Some((u32::try_from(position).unwrap_or(u32::MAX), annotation.clone()))
+                }
+                Some(annotation) => {
+                    end = annotation.start_byte;
+                    None
+                }
+                None => None,
+            };
             sent.text = end;
-            let value = text[from..end].to_owned();
+            let value = text.value[from..end].to_owned();
+            self.text_checksum = self.text_checksum.with(&value);
             let bytes = value.len();
-            let delta = MessageDelta { message_id: message.id.clone(), index, value, first: from == 0 };
+            let delta = MessageDelta { message_id: message.id.clone(), index, value, first: from == 0, annotation };
             events.push_text(StreamEvent::MessageDelta(delta), bytes)?;
         }
         Ok(())
@@ -432,16 +481,39 @@ impl Transcript {
             let from = sent.refusal;
             let end = next_piece(refusal, &now.refusal_pieces, from, until);
             sent.refusal = end;
+            self.refusal_checksum = self.refusal_checksum.with(&refusal[from..end]);
             let delta = RefusalDelta { message_id: message.id.clone(), index, value: refusal[from..end].to_owned() };
             events.push_text(StreamEvent::RefusalDelta(delta), end - from)?;
         }
         Ok(())
     }
 
+    /// Sends a step of built-in tools that has waited for the end of another step.
+    fn send_waiting_step(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
+        if self.before(&step.id).is_some() || self.steps.iter().any(|sent| sent.id == step.id) {
+            return;
+        }
+        self.send_calls(now, step, events);
+        let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
+        if let (Some(sent), Some(event)) = (sent, step_end(step)) {
+            sent.is_open = false;
+            events.push(StreamEvent::Step(event, step.clone()));
+        }
+    }
+
     /// Sends the new parts of a step's calls.
     fn send_calls(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
         let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
+        let is_new = !self.steps.iter().any(|sent| sent.id == step.id);
+        if is_new && !step.calls_functions() && self.has_open_step() {
+            // Sent when the open step has ended, if it is one of built-in tools.
+            return;
+        }
         if !self.send_step_start(step, events) {
+            return;
+        }
+        if step.calls_built_in_tools() {
+            self.send_built_in_calls(step, tool_calls, events);
             return;
         }
         let stored;
@@ -449,7 +521,7 @@ impl Transcript {
             &now.calls
         } else {
             let whole = |(index, call)| whole_call(call, now.calls.get(index));
-            stored = tool_calls.iter().enumerate().map(whole).collect::<Vec<_>>();
+            stored = tool_calls.iter().enumerate().filter_map(whole).collect::<Vec<_>>();
             &stored
         };
         let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step.id) else { return };
@@ -476,17 +548,23 @@ impl Transcript {
         }
     }
 
+    /// Sends the calls of built-in tools, and the end of their step. The results are in the completed step.
+    fn send_built_in_calls(&mut self, step: &RunStep, calls: &[ToolCall], events: &mut Events) {
+        let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step.id) else { return };
+        for (call, index) in calls.iter().zip(0_u32..).skip(sent.calls.len()) {
+            sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0 });
+            let growth = CallGrowth::BuiltIn(call.without_results());
+            events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
+        }
+        if sent.is_open && matches!(step.state, StepState::Completed { .. }) {
+            sent.is_open = false;
+            events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
+        }
+    }
+
     /// Ends the stream with the calls of `step`, which require outputs.
     fn send_requires_action(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
-        let StepDetails::ToolCalls { tool_calls } = &step.details else { return };
-        let calls = tool_calls
-            .iter()
-            .map(|ToolCall { id, function, .. }| FunctionCall {
-                id: id.clone(),
-                name: function.name.clone(),
-                arguments: function.arguments.clone(),
-            })
-            .collect();
+        let calls = step.tool_calls().iter().filter_map(ToolCall::required).collect();
         let run = &now.progress.run;
         let started_at = run.state.started_at().unwrap_or(step.created_at);
         let asking = Run { state: RunState::RequiresAction { started_at, calls }, ..run.clone() };
@@ -519,6 +597,9 @@ impl Transcript {
             }
         }
         if let Some(event) = run_end(&run.state) {
+            for step in steps.iter().filter(|step| step.calls_built_in_tools()) {
+                self.send_waiting_step(now, step, events);
+            }
             self.is_closed = true;
             events.push(StreamEvent::Run(event, run.clone()));
         }
@@ -529,8 +610,10 @@ impl Transcript {
 fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
     let part = |part: &Content| match part {
         Content::Text { text } => {
-            let value = &text.value[..text.value.floor_char_boundary(written.text)];
-            (!value.is_empty()).then(|| Content::text(value))
+            let value = text.value[..text.value.floor_char_boundary(written.text)].to_owned();
+            let is_written = |annotation: &&Annotation| annotation.end_byte() <= value.len();
+            let annotations = text.annotations.iter().filter(is_written).cloned().collect();
+            (!value.is_empty()).then_some(Content::Text { text: Text { value, annotations } })
         }
         Content::Refusal { refusal } => {
             let refusal = refusal[..refusal.floor_char_boundary(written.refusal)].to_owned();
@@ -551,22 +634,23 @@ fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize 
     if end > from { end } else { until }
 }
 
-/// Returns a stored call, with its pieces if they are known.
+/// Returns a stored call of a function, with its pieces if they are known.
 ///
 /// If the arguments were repaired after they were streamed, the streamed ones stay as they are; `requires_action` has the
 /// repaired ones.
-fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> LiveCall {
+fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> Option<LiveCall> {
+    let function = call.function()?;
     let live = live.filter(|live| live.id == call.id);
-    if let Some(live) = live.filter(|live| !call.function.arguments.starts_with(&live.arguments)) {
-        return live.clone();
+    if let Some(live) = live.filter(|live| !function.arguments.starts_with(&live.arguments)) {
+        return Some(live.clone());
     }
-    let live = live.filter(|live| live.arguments == call.function.arguments);
-    LiveCall {
+    let live = live.filter(|live| live.arguments == function.arguments);
+    Some(LiveCall {
         id: call.id.clone(),
-        name: call.function.name.clone(),
-        arguments: call.function.arguments.clone(),
+        name: function.name.clone(),
+        arguments: function.arguments.clone(),
         pieces: live.map(|live| live.pieces.clone()).unwrap_or_default(),
-    }
+    })
 }
 
 fn message_end(message: &Message) -> Option<MessageEvent> {

@@ -28,6 +28,7 @@ pub(super) struct List<'a> {
 pub(super) enum Parent<'a> {
     Thread(&'a Scope, &'a ThreadId),
     VectorStore(&'a Scope, &'a VectorStoreId),
+    Batch(&'a Scope, &'a VectorStoreId, &'a FileBatchId),
 }
 
 /// A condition besides the filter of a list.
@@ -40,13 +41,23 @@ pub(super) enum Condition<'a> {
     NullOrAfter(&'static str, i64),
     /// A condition without parameters.
     Fixed(&'static str),
-    /// The row is a file of this batch.
-    InBatch(&'a FileBatchId),
 }
 
-/// The condition of [`Condition::InBatch`], with `?` for the batch ID.
-const IN_BATCH: &str =
-    concat!(" and id in (", json_texts!("(select store_file_ids from vector_store_file_batches where id = ?)"), ")");
+/// The condition for the elements of a thread, with question marks for its ID and the project.
+const IN_THREAD: &str = " and thread_id = (select id from threads where id = ? and project_id = ?)";
+/// The condition for the files of a vector store, with question marks for its ID and the project.
+const IN_VECTOR_STORE: &str =
+    " and vector_store_id = (select id from vector_stores where status = 'live' and id = ? and project_id = ?)";
+/// The condition for the files of a batch, with a question mark for its ID, the ID of the vector store and the project.
+const IN_BATCH: &str = concat!(
+    " and id in (",
+    json_texts!(
+        "(select store_file_ids from vector_store_file_batches
+          where id = ? and vector_store_id = (
+              select id from vector_stores where status = 'live' and id = ? and project_id = ?))"
+    ),
+    ")"
+);
 
 /// Returns the filter for the objects of a project.
 pub(super) fn project(scope: &Scope) -> (&'static str, &str) {
@@ -141,15 +152,16 @@ fn filtered(columns: &str, list: &List<'_>) -> QueryBuilder<Db> {
     if let Some(parent) = list.parent {
         // The project of the parent, and not that of the elements: Postgres would multiply the selectivities of both
         // columns, expect few elements, and sort all elements of a long thread instead of reading the index backwards.
-        let (start, id, scope) = match parent {
-            Parent::Thread(scope, id) => (" and thread_id = (select id from threads where id = ", id.as_str(), scope),
-            Parent::VectorStore(scope, id) => {
-                let start = " and vector_store_id = (select id from vector_stores where status = 'live' and id = ";
-                (start, id.as_str(), scope)
-            }
+        let (condition, values) = match parent {
+            Parent::Thread(scope, id) => (IN_THREAD, vec![id.as_str(), scope.as_str()]),
+            Parent::VectorStore(scope, id) => (IN_VECTOR_STORE, vec![id.as_str(), scope.as_str()]),
+            Parent::Batch(scope, store, id) => (IN_BATCH, vec![id.as_str(), store.as_str(), scope.as_str()]),
         };
-        sql.push(start).push_bind(id.to_owned());
-        sql.push(" and project_id = ").push_bind(scope.as_str().to_owned()).push(")");
+        let mut parts = condition.split('?');
+        sql.push(parts.next().unwrap_or_default());
+        for (part, value) in parts.zip(values) {
+            sql.push_bind(value.to_owned()).push(part);
+        }
     }
     sql
 }
@@ -172,10 +184,6 @@ fn add_condition(sql: &mut QueryBuilder<Db>, condition: &Condition<'_>) {
         }
         Condition::Fixed(condition) => {
             sql.push(" and ").push(condition);
-        }
-        Condition::InBatch(batch) => {
-            let (start, end) = IN_BATCH.split_once('?').expect("the statement has one parameter");
-            sql.push(start).push_bind(batch.as_str().to_owned()).push(end);
         }
     }
 }

@@ -79,25 +79,30 @@ impl FoundFiles {
             return Ok(Self(HashMap::new()));
         }
         let ids: Vec<&str> = files.iter().map(|file| file.file_id.as_str()).collect();
+        // Only the ID restricts the rows in SQL: with more conditions, Postgres may expect so few rows that it reads the list
+        // again for each of them.
         let rows = sqlx::query::<Db>(concat!(
-            "select id, body from files
-             where project_id = $1 and status = 'processed' and (remove_at is null or remove_at > ",
-            now!("$2"),
-            ") and id in (",
-            json_texts!("$3"),
+            "select id, project_id, status, remove_at, body, ",
+            now!("$1"),
+            " as now_s from files where id in (",
+            json_texts!("$2"),
             ")",
             for_share!()
         ))
-        .bind(scope.as_str())
         .bind(fixed_time)
         .bind(to_json(&ids))
         .fetch_all(&mut *tx)
         .await?;
         let mut names = HashMap::with_capacity(rows.len());
         for row in rows {
-            let id: String = row.try_get("id")?;
-            let file: File = from_json("files", &id, row.try_get("body")?)?;
-            names.insert(id, file.filename);
+            let is_of_project = row.try_get::<&str, _>("project_id")? == scope.as_str();
+            let is_processed = row.try_get::<&str, _>("status")? == "processed";
+            let (remove_at, now): (Option<i64>, i64) = (row.try_get("remove_at")?, row.try_get("now_s")?);
+            if is_of_project && is_processed && remove_at.is_none_or(|at| at > now) {
+                let id: String = row.try_get("id")?;
+                let file: File = from_json("files", &id, row.try_get("body")?)?;
+                names.insert(id, file.filename);
+            }
         }
         Ok(Self(names))
     }
@@ -166,12 +171,12 @@ async fn existing_files(
     store: &VectorStoreId,
     files: &[NewStoreFile],
 ) -> Result<HashMap<String, (String, String)>, Error> {
-    let ids: Vec<&str> = files.iter().map(|file| file.file_id.as_str()).collect();
+    let ids: Vec<(&str, u8)> = files.iter().map(|file| (file.file_id.as_str(), 0)).collect();
     let rows: Vec<(String, String, String)> = sqlx::query_as::<Db, _>(concat!(
         "select file_id, id, status from vector_store_files
-         where vector_store_id = $1 and status <> 'deleted' and file_id in (",
-        json_texts!("$2"),
-        ")"
+         where status <> 'deleted' and (vector_store_id, file_id) in (select $1, id from (",
+        json_pairs!("$2"),
+        ") as wanted)"
     ))
     .bind(store.as_str())
     .bind(to_json(&ids))

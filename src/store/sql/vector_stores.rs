@@ -222,8 +222,8 @@ async fn delete(
 
 /// Cancels the files of a batch that are in progress.
 async fn cancel(tx: &mut Transaction<Db>, id: &FileBatchId) -> Result<(), Error> {
-    let in_progress = sqlx::query::<Db>(concat!(
-        "select id from vector_store_files where status = 'in_progress' and id in (",
+    let files: Vec<(String, String)> = sqlx::query_as::<Db, _>(concat!(
+        "select id, status from vector_store_files where status <> 'deleted' and id in (",
         json_texts!("(select store_file_ids from vector_store_file_batches where id = $1)"),
         ") order by id",
         for_update!()
@@ -231,16 +231,17 @@ async fn cancel(tx: &mut Transaction<Db>, id: &FileBatchId) -> Result<(), Error>
     .bind(id.as_str())
     .fetch_all(&mut *tx)
     .await?;
+    let in_progress: Vec<&str> =
+        files.iter().filter(|(_, status)| status == "in_progress").map(|(id, _)| id.as_str()).collect();
     if in_progress.is_empty() {
         return Ok(());
     }
     sqlx::query::<Db>(concat!(
-        "update vector_store_files set status = 'cancelled', due_at = null, claims = claims + 1
-         where status = 'in_progress' and id in (",
-        json_texts!("(select store_file_ids from vector_store_file_batches where id = $1)"),
+        "update vector_store_files set status = 'cancelled', due_at = null, claims = claims + 1 where id in (",
+        json_texts!("$1"),
         ")"
     ))
-    .bind(id.as_str())
+    .bind(to_json(&in_progress))
     .execute(&mut *tx)
     .await?;
     sqlx::query::<Db>("update vector_store_file_batches set is_cancelled = true where id = $1")
@@ -314,20 +315,32 @@ async fn read_store_file(tx: &mut Transaction<Db>, id: &str) -> Result<StoreFile
 impl Backend {
     /// Adds the counts and sizes of their files to vector stores.
     async fn count_files(&self, stores: &mut [VectorStore]) -> Result<(), Error> {
-        let ids: Vec<&str> = stores.iter().map(|store| store.id.as_str()).collect();
-        let rows: Vec<(String, String, i64, i64)> = sqlx::query_as::<Db, _>(concat!(
-            "select vector_store_id, status, count(*), cast(sum(usage_bytes) as bigint) from vector_store_files
-             where status <> 'deleted' and vector_store_id in (",
-            json_texts!("$1"),
-            ") group by vector_store_id, status"
-        ))
-        .bind(to_json(&ids))
-        .fetch_all(self.reader())
-        .await?;
-        let mut positions: HashMap<String, usize> =
+        // With an equality, Postgres reads the index of one vector store, also of a table that was never analysed.
+        let rows: Vec<(String, String, i64, i64)> = match &*stores {
+            [] => return Ok(()),
+            [store] => {
+                let sql = "select vector_store_id, status, count(*), cast(sum(usage_bytes) as bigint)
+                           from vector_store_files
+                           where status <> 'deleted' and vector_store_id = $1
+                           group by vector_store_id, status";
+                sqlx::query_as::<Db, _>(sql).bind(store.id.as_str()).fetch_all(self.reader()).await?
+            }
+            stores => {
+                let ids: Vec<&str> = stores.iter().map(|store| store.id.as_str()).collect();
+                let sql = concat!(
+                    "select vector_store_id, status, count(*), cast(sum(usage_bytes) as bigint)
+                     from vector_store_files
+                     where status <> 'deleted' and vector_store_id in (",
+                    json_texts!("$1"),
+                    ") group by vector_store_id, status"
+                );
+                sqlx::query_as::<Db, _>(sql).bind(to_json(&ids)).fetch_all(self.reader()).await?
+            }
+        };
+        let positions: HashMap<String, usize> =
             stores.iter().enumerate().map(|(index, store)| (store.id.to_string(), index)).collect();
         for (id, name, count, bytes) in rows {
-            let Some(index) = positions.get_mut(&id) else { continue };
+            let Some(index) = positions.get(&id) else { continue };
             stores[*index].file_counts.add(status(&id, &name)?, unsigned(count));
             stores[*index].usage_bytes += unsigned(bytes);
         }
@@ -556,10 +569,13 @@ impl VectorStores for Backend {
         query: &PageQuery,
     ) -> Result<Page<StoreFile>, Error> {
         let columns = "id, vector_store_id, file_id, created_at, status, usage_bytes, attributes, chunking, last_error";
-        let parent = Some(Parent::VectorStore(scope, store));
+        let parent = match batch {
+            Some(batch) => Parent::Batch(scope, store, batch),
+            None => Parent::VectorStore(scope, store),
+        };
+        let parent = Some(parent);
         let list = List { table: store_files::TABLE, columns, body: "attributes", filter: &[], parent };
         let mut conditions = vec![Condition::Fixed("status <> 'deleted'")];
-        conditions.extend(batch.map(Condition::InBatch));
         conditions.extend(status.map(|status| {
             Condition::Fixed(match status {
                 StoreFileStatus::InProgress => "status = 'in_progress'",

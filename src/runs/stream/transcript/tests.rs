@@ -6,9 +6,11 @@ use serde_json::json;
 use super::*;
 use crate::api::rule::Request as _;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunOrigin};
+use crate::api::tool::{CalledTool, FileSearch, FunctionCall};
 use crate::api::usage::Usage;
 use crate::api::{CreateAssistant, CreateRun, Ids};
-use crate::runs::machine::{self, CompletedCall, Input};
+use crate::runs::file_search;
+use crate::runs::machine::{self, CompletedCall, Input, Mark};
 
 const NOW: Timestamp = Timestamp(1_000);
 const ALL: usize = usize::MAX;
@@ -99,10 +101,42 @@ impl Sim {
         let is_calling = self.now.progress.open_calls().is_some();
         let made = self.now.calls.iter().filter(|_| is_calling).map(|call| CompletedCall {
             call: FunctionCall { id: call.id.clone(), name: call.name.clone(), arguments: call.arguments.clone() },
+            built_in: None,
             upstream_id: "up".to_owned(),
         });
         let calls = made.collect();
         self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
+    }
+
+    /// Ends the turn with a file search and, if `with_function` is set, the call of a function.
+    fn search(&mut self, with_function: bool) {
+        self.step(Input::CallsStarted);
+        if !self.now.calls.is_empty() || !self.is_writing() || self.now.progress.running_tools().is_some() {
+            return;
+        }
+        let made = |built_in: Option<CalledTool>| CompletedCall {
+            call: FunctionCall { id: self.ids.generate(), name: "f".to_owned(), arguments: "{}".to_owned() },
+            built_in,
+            upstream_id: "up".to_owned(),
+        };
+        let search = made(Some(file_search::unanswered(&FileSearch::default())));
+        let calls = with_function.then(|| made(None)).into_iter().chain([search]).collect();
+        self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
+    }
+
+    fn end_search(&mut self) {
+        let Some(step) = self.now.progress.running_tools() else { return };
+        let results = step.tool_calls().iter().map(|call| call.tool.clone()).collect();
+        self.step(Input::ToolsEnded(results));
+    }
+
+    fn cite(&mut self) {
+        self.step(Input::TextStarted);
+        if self.can_write() {
+            let mark = Mark { text: "【ü】".to_owned(), file_id: self.ids.generate(), quote: None };
+            self.now.progress.append_mark(&mark);
+            self.now.text_pieces.push(self.now.progress.text().len());
+        }
     }
 
     /// Submits the outputs. Returns the run as it was before.
@@ -185,6 +219,46 @@ fn calls_end_the_stream_with_requires_action_even_if_the_run_has_continued() {
     let end = ["message.delta", "message.completed", "run.step.completed", "run.completed"];
     let after = read_all(&[ended], Transcript::of_resumed_run(&before));
     assert_eq!(names(&after), [&resumed[..], &WRITING, &end].concat());
+}
+
+#[test]
+fn a_search_has_one_delta_and_its_results_are_in_the_completed_step() {
+    let mut sim = Sim::new();
+    sim.step(Input::Claimed);
+    sim.step(Input::CallsStarted);
+    let mut snapshots = vec![sim.now.clone()];
+    sim.search(false);
+    snapshots.push(sim.now.clone());
+    sim.end_search();
+    sim.write("Cake ");
+    sim.cite();
+    snapshots.push(sim.now.clone());
+    sim.reply();
+    snapshots.push(sim.now.clone());
+
+    let search = ["run.step.created", "run.step.in_progress", "run.step.delta", "run.step.completed"];
+    let end = ["message.delta", "message.delta", "message.completed", "run.step.completed", "run.completed"];
+    let expected = [&STARTED[..], &search, &WRITING, &end].concat();
+    assert_eq!(names(&read_all(&snapshots, Transcript::of_new_run())), expected);
+    assert_eq!(names(&read_all(&snapshots[3..], Transcript::of_new_run())), expected, "late");
+}
+
+#[test]
+fn a_search_beside_an_open_message_is_sent_when_the_message_has_ended() {
+    let mut sim = Sim::new();
+    sim.step(Input::Claimed);
+    sim.write("Wait. ");
+    sim.search(false);
+    let mut snapshots = vec![sim.now.clone()];
+    sim.end_search();
+    sim.write("Cake");
+    sim.reply();
+    snapshots.push(sim.now.clone());
+
+    let message = ["message.delta", "message.delta", "message.completed", "run.step.completed"];
+    let search = ["run.step.created", "run.step.in_progress", "run.step.delta", "run.step.completed"];
+    let expected = [&STARTED[..], &WRITING, &message, &search, &["run.completed"]].concat();
+    assert_eq!(names(&read_all(&snapshots, Transcript::of_new_run())), expected);
 }
 
 #[test]
@@ -355,6 +429,12 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
                 prop_assert!(open_message.is_some() && !delta.value.is_empty());
                 prop_assert_eq!(delta.first, text.is_empty());
                 text.push_str(&delta.value);
+                if let Some((_, mark)) = &delta.annotation {
+                    let marked: String = text.chars().take(mark.end_index).skip(mark.start_index).collect();
+                    prop_assert_eq!((&marked, &delta.value), (&mark.text, &mark.text), "a mark is a delta");
+                } else {
+                    prop_assert!(!delta.value.contains('【'));
+                }
             }
             StreamEvent::RefusalDelta(delta) => {
                 prop_assert!(open_message.is_some() && !delta.value.is_empty());
@@ -397,6 +477,9 @@ fn act(sim: &mut Sim, action: u8) -> Option<Progress> {
                 sim.now.refusal_pieces.clear();
             }
         }
+        30..=32 => sim.search(action == 32),
+        33..=36 => sim.end_search(),
+        37..=39 => sim.cite(),
         _ => drop(sim.step(Input::LimitReached(RunIncompleteReason::MaxPromptTokens))),
     }
     None
@@ -416,7 +499,7 @@ proptest! {
     /// accept, without duplicates, and that ends when the run ends.
     #[test]
     fn every_reader_receives_a_stream_that_strict_clients_accept(
-        actions in prop::collection::vec(0_u8..31, 0..40),
+        actions in prop::collection::vec(0_u8..41, 0..50),
         masks in prop::collection::vec(any::<u64>(), 4),
         max_bytes in 1_usize..40,
     ) {
