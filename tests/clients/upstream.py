@@ -13,6 +13,7 @@
     talk     returns text and a call of the first function in one turn; then returns the tool outputs
     talk-twice  returns text and a call in each of two turns; then returns the tool outputs
     talk-call, call-talk  like talk-twice, but one of the turns has no text
+    search, talk-search  like tool and talk, but call the first function with the user's words as the query, and then cite it
     tool-fail, talk-fail, talk-slow, talk-steady  start like tool and talk, and end like fail, slow and steady
 
 Calls are streamed in fragments. Like real servers, it rejects messages in which a call has no output or an output has no
@@ -42,6 +43,8 @@ TURNS = {
     "talk-twice": [(["Let", " me", " see."], [0]), (["And", " once", " more."], [1])],
     "talk-call": [(["Let", " me", " see."], [0]), ([], [1])],
     "call-talk": [([], [0]), (["Let", " me", " see."], [1])],
+    "search": [([], [0])],
+    "talk-search": [(["Let", " me", " see."], [0])],
     "tool-fail": [([], [0])],
     "talk-fail": [(["Let", " me", " see."], [0])],
     "talk-slow": [(["Let", " me", " see."], [0])],
@@ -49,6 +52,7 @@ TURNS = {
 }
 ARGUMENTS = [["{\"city", "\": \"Ro", "me\"}"], ["{\"zone", "\": \"CE", "T\"}"]]
 MODELS = ["words", "slow", "steady", "repeat", "length", "cut", "fail", "limit", *TURNS]
+CITING = ["It", " is", " cake", " [", "1", "]", "."]
 PROMPT_TOKENS = 11
 
 
@@ -66,11 +70,17 @@ def turn_of(model, request):
         last = {"slow": SLOW, "steady": STEADY}.get(model.rpartition("-")[2])
         if last:
             return last, []
+        if model.endswith("search"):
+            return CITING, []
         return ["The", " tools", " say:", " " + ", ".join(outputs)], []
     tokens, called = TURNS[model][rounds]
     if len(offered) <= max(called):
         return ["I have no tools."], []
-    return tokens, [(f"{model}/{rounds}/{index}", offered[index], ARGUMENTS[index]) for index in called]
+    arguments = ARGUMENTS
+    if model.endswith("search"):
+        question = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
+        arguments = [[json.dumps({"query": question})]]
+    return tokens, [(f"{model}/{rounds}/{index}", offered[index], arguments[index]) for index in called]
 
 
 def call_error(messages):

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::client::{Conversation, has_ended};
 use crate::upstream::{Answer, Script, Turn};
-use crate::world::{LedgerRow, World};
+use crate::world::{COMMON_FILE, LedgerRow, World};
 
 /// The setting `max_attempts`.
 pub const ATTEMPTS_MAX: usize = 5;
@@ -175,7 +175,11 @@ fn check_completed(
     for (index, turn) in script.turns.iter().enumerate() {
         let answers = world.upstream.answers(&script.tag, index);
         rest = rest.strip_prefix(TURN_SEPARATOR).unwrap_or(rest);
-        let step = if turn.calls > 0 { Some(calls.next().ok_or("a step of tool calls is missing")?) } else { None };
+        let step = if turn.calls > 0 || turn.search {
+            Some(calls.next().ok_or("a step of tool calls is missing")?)
+        } else {
+            None
+        };
         let answer = matching_answer(&answers, turn, rest, step.copied())
             .ok_or_else(|| format!("turn {index} is not a complete answer of {answers:?}: {rest:?}, {step:?}"))?;
         rest = &rest[answer_text(answer, turn.words).len()..];
@@ -197,18 +201,20 @@ fn check_completed(
 
 /// Checks the number of recorded calls of a run against those that the model server has seen.
 ///
-/// Each claim leads to at most one call and at most one row, so there are at most as many rows as claims: a row without a call
-/// is from a server that was lost between its claim and its call. A call without a row is the last one of a run that ended
+/// Each claim leads to at most one call and at most one row, and so does each file search, after which the same server calls the
+/// model again. So there are at most as many rows as claims and searches: a row without a call is from a server that was lost
+/// between its claim and its call. A call without a row is the last one of a run that ended
 /// before an answer began, or that a server other than the driver ended; there is at most one.
 fn check_recorded_calls(world: &World, script: &Script, claims: i64, recorded: &[LedgerRow]) -> Result<(), String> {
     let seen: usize = (0..script.turns.len()).map(|turn| world.upstream.answers(&script.tag, turn).len()).sum();
     let rows = recorded.len();
+    let searches = script.turns.iter().filter(|turn| turn.search).count();
     match rows.cmp(&seen) {
         Ordering::Less => world.count("calls without a row in the ledger"),
         Ordering::Equal => world.count("runs with a row for each call"),
         Ordering::Greater => world.count("runs with rows of calls that were not made"),
     }
-    if rows + 1 < seen || i64::try_from(rows).is_ok_and(|rows| rows > claims) {
+    if rows + 1 < seen || i64::try_from(rows.saturating_sub(searches)).is_ok_and(|rows| rows > claims) {
         return Err(format!("{rows} calls are recorded, but the model server saw {seen} in {claims} attempts"));
     }
     Ok(())
@@ -235,6 +241,10 @@ fn matching_answer<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Opt
         let has_text = turn.words == 0 || text.starts_with(&answer_text(answer, turn.words));
         let has_calls = step.is_none_or(|step| {
             let calls = step["step_details"]["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+            if turn.search {
+                let found = &calls[0]["file_search"]["results"];
+                return calls.len() == 1 && found[0]["file_name"] == COMMON_FILE;
+            }
             calls.len() == turn.calls
                 && calls.iter().enumerate().all(|(index, call)| {
                     let arguments = json!({"answer": answer.name, "call": index}).to_string();

@@ -84,18 +84,29 @@ impl Client {
 
     /// Returns the turns of a random run: text, slow text, or one or two rounds of tool calls.
     fn turns(&mut self) -> Vec<Turn> {
-        let text = |rng: &mut Rng, duration_ms| Turn { words: rng.usize(1..30), duration_ms, calls: 0 };
-        match self.rng.u8(..10) {
+        let text = |rng: &mut Rng, duration_ms| Turn { words: rng.usize(1..30), duration_ms, calls: 0, search: false };
+        match self.rng.u8(..12) {
             0..4 => vec![text(&mut self.rng, 50)],
             4..6 => {
                 let duration_ms = self.rng.u64(1_000..6_000);
                 vec![text(&mut self.rng, duration_ms)]
             }
+            6..8 => {
+                let search = |rng: &mut Rng| Turn {
+                    words: [0, 5][rng.usize(..2)],
+                    duration_ms: rng.u64(10..800),
+                    calls: 0,
+                    search: true,
+                };
+                let mut turns: Vec<Turn> = (0..self.rng.usize(1..3)).map(|_| search(&mut self.rng)).collect();
+                turns.push(text(&mut self.rng, 100));
+                turns
+            }
             _ => {
                 let mut turns = Vec::new();
                 for _ in 0..self.rng.usize(1..3) {
                     let (words, duration_ms) = ([0, 5][self.rng.usize(..2)], self.rng.u64(10..800));
-                    turns.push(Turn { words, duration_ms, calls: self.rng.usize(1..4) });
+                    turns.push(Turn { words, duration_ms, calls: self.rng.usize(1..4), search: false });
                 }
                 turns.push(text(&mut self.rng, 100));
                 turns
@@ -117,7 +128,7 @@ impl Client {
     }
 
     async fn delete_thread(&mut self) {
-        let turns = vec![Turn { words: 50, duration_ms: 3_000, calls: 0 }];
+        let turns = vec![Turn { words: 50, duration_ms: 3_000, calls: 0, search: false }];
         let _ = self.create(&turns, false).await;
         self.world.call(Method::DELETE, &self.path(""), None).await;
         self.conversation.is_deleted = true;
@@ -147,7 +158,9 @@ impl Client {
             let script = Script { tag: tag.clone(), turns: turns.to_vec() };
             sent.push(script.clone());
             self.conversation.scripts.push(script.clone());
-            let mut body = json!({"assistant_id": self.world.assistant, "metadata": {"tag": tag},
+            let searches = turns.iter().any(|turn| turn.search);
+            let assistant = if searches { &self.world.searching_assistant } else { &self.world.assistant };
+            let mut body = json!({"assistant_id": assistant, "metadata": {"tag": tag},
                 "additional_messages": [{"role": "user", "content": script.message()}]});
             let replica = self.rng.usize(..);
             if is_streamed {

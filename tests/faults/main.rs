@@ -21,6 +21,7 @@ mod check;
 mod client;
 #[path = "../it/support/disk.rs"]
 mod disk;
+mod library;
 mod reader;
 mod relay;
 mod scenarios;
@@ -58,6 +59,9 @@ struct Args {
     /// Number of clients.
     #[arg(long, default_value_t = 24)]
     clients: usize,
+    /// Number of clients that add files to vector stores and search them.
+    #[arg(long, default_value_t = 4)]
+    librarians: usize,
     /// Number of servers on Postgres.
     #[arg(long, default_value_t = 3)]
     replicas: usize,
@@ -139,6 +143,9 @@ async fn random_faults(args: &Args, store: &Store) -> bool {
     let clients: Vec<_> = (0..args.clients)
         .map(|number| tokio::spawn(client::run_conversations(world.clone(), number, args.seed ^ (number as u64 + 1))))
         .collect();
+    let librarians: Vec<_> = (0..args.librarians)
+        .map(|number| tokio::spawn(library::run_librarian(world.clone(), number, args.seed ^ (number as u64 + 1_001))))
+        .collect();
     let seconds = args.seconds.unwrap_or(if args.short { 40 } else { 600 });
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     world.is_stopping.store(true, Ordering::Relaxed);
@@ -147,10 +154,21 @@ async fn random_faults(args: &Args, store: &Store) -> bool {
     for client in clients {
         conversations.extend(client.await.expect("a client does not panic"));
     }
+    let mut shelves = Vec::new();
+    for librarian in librarians {
+        shelves.extend(librarian.await.expect("a client does not panic"));
+    }
     check::check_all(&world, &conversations).await;
+    library::check_all(&world, &shelves).await;
+    let embedded = world.upstream.embedded_again();
     world.stop().await;
     let runs = conversations.iter().map(|conversation| conversation.runs.len()).sum::<usize>();
-    println!("faults: {runs} runs, {} model calls repeated, {:?}", world.upstream.repeated(), world.counts());
+    let repeated = world.upstream.repeated();
+    println!(
+        "faults: {runs} runs, {repeated} model calls repeated, {} vector stores, {embedded} embeddings repeated, {:?}",
+        shelves.len(),
+        world.counts()
+    );
     report(&format!("random faults (seed {})", args.seed), store, began, &world.violations());
     world.violations().is_empty()
 }

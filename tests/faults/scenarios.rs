@@ -68,11 +68,14 @@ pub async fn run(name: Name, assistd: &Path, store: &Store) -> Option<Vec<String
 }
 
 fn text(words: usize, duration_ms: u64) -> Vec<Turn> {
-    vec![Turn { words, duration_ms, calls: 0 }]
+    vec![Turn { words, duration_ms, calls: 0, search: false }]
 }
 
 fn with_tools(duration_ms: u64) -> Vec<Turn> {
-    vec![Turn { words: 3, duration_ms, calls: 2 }, Turn { words: 5, duration_ms, calls: 0 }]
+    vec![
+        Turn { words: 3, duration_ms, calls: 2, search: false },
+        Turn { words: 5, duration_ms, calls: 0, search: false },
+    ]
 }
 
 /// Creates a client with a new thread.

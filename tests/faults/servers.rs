@@ -19,6 +19,8 @@ pub const GRACE_S: u64 = 2;
 pub struct Options {
     pub assistd: PathBuf,
     pub database_url: String,
+    /// The folder of the files, which all servers share.
+    pub files_url: String,
     pub upstream_url: String,
     /// Additional settings: names of environment variables without their prefix, and values.
     pub settings: Vec<(&'static str, String)>,
@@ -61,6 +63,8 @@ impl Replica {
             ("LISTEN", format!("127.0.0.1:{}", self.port)),
             ("DATABASE_URL", self.options.database_url.clone()),
             ("DATA_DIR", self.folder.display().to_string()),
+            ("FILES_URL", self.options.files_url.clone()),
+            ("EMBEDDING_MODEL", "scripted-embedding".to_owned()),
             ("UPSTREAM_URL", self.options.upstream_url.clone()),
             ("RUN_LEASE_S", LEASE_S.to_string()),
             ("SHUTDOWN_GRACE_S", GRACE_S.to_string()),

@@ -33,6 +33,8 @@ pub struct Turn {
     pub duration_ms: u64,
     /// Number of function calls after the words.
     pub calls: usize,
+    /// Whether the words are followed by a file search instead.
+    pub search: bool,
 }
 
 impl Script {
@@ -53,6 +55,7 @@ pub struct Answer {
     pub name: String,
     pub words: usize,
     pub calls: usize,
+    pub is_search: bool,
     pub prompt_tokens: u64,
     /// Whether the whole answer was sent.
     pub is_complete: bool,
@@ -76,6 +79,8 @@ struct Inner {
     answers: Mutex<HashMap<(String, usize), Vec<Answer>>>,
     count: Mutex<usize>,
     hook: Mutex<Option<Hook>>,
+    /// How often each text was embedded.
+    embedded: Mutex<HashMap<String, usize>>,
 }
 
 /// The server. Runs as long as the runtime.
@@ -90,6 +95,7 @@ impl Upstream {
         let inner = Arc::new(Inner::default());
         let router = Router::new()
             .route("/v1/chat/completions", post(complete))
+            .route("/v1/embeddings", post(embed))
             .route("/v1/models", get(async || axum::Json(json!({"object": "list", "data": [{"id": "scripted"}]}))))
             .layer(DefaultBodyLimit::disable())
             .with_state(inner.clone());
@@ -107,6 +113,11 @@ impl Upstream {
     /// Returns the answers to a model call, in the order in which they were started.
     pub fn answers(&self, tag: &str, turn: usize) -> Vec<Answer> {
         lock(&self.inner.answers).get(&(tag.to_owned(), turn)).cloned().unwrap_or_default()
+    }
+
+    /// Returns how many texts were embedded again.
+    pub fn embedded_again(&self) -> usize {
+        lock(&self.inner.embedded).values().map(|times| times - 1).sum()
     }
 
     /// Returns the number of repeated model calls.
@@ -139,7 +150,8 @@ async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Js
         format!("A{count}")
     };
     let prompt_tokens = messages.len() as u64;
-    let answer = Answer { name, words: turn.words, calls: turn.calls, prompt_tokens, is_complete: false };
+    let calls = if turn.search { 1 } else { turn.calls };
+    let answer = Answer { name, words: turn.words, calls, is_search: turn.search, prompt_tokens, is_complete: false };
     let key = (script.tag, index);
     lock(&inner.answers).entry(key.clone()).or_default().push(answer.clone());
     let body = Body::from_stream(play(inner, key, answer, turn.duration_ms));
@@ -159,8 +171,13 @@ fn play(
             tokio::time::sleep(pause).await;
         }
         for index in 0..answer.calls {
-            let arguments = json!({"answer": answer.name, "call": index}).to_string();
-            let function = json!({"name": format!("tool_{index}"), "arguments": ""});
+            let arguments = if answer.is_search {
+                json!({"query": "common"}).to_string()
+            } else {
+                json!({"answer": answer.name, "call": index}).to_string()
+            };
+            let name = if answer.is_search { "file_search".to_owned() } else { format!("tool_{index}") };
+            let function = json!({"name": name, "arguments": ""});
             let id = format!("up_{}_{index}", answer.name);
             yield chunk(&json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}), None);
             let (first, second) = arguments.split_at(arguments.len() / 2);
@@ -180,6 +197,26 @@ fn play(
             "total_tokens": answer.total_tokens()});
         yield Ok(Bytes::from(format!("data: {}\n\ndata: [DONE]\n\n", json!({"choices": [], "usage": usage}))));
     }
+}
+
+/// Returns embeddings by the letters of the texts.
+async fn embed(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Json<Value>) -> Response {
+    let texts = match &request["input"] {
+        Value::String(text) => vec![text.clone()],
+        texts => texts.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect(),
+    };
+    let data: Vec<Value> = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| {
+            *lock(&inner.embedded).entry(text.clone()).or_default() += 1;
+            let mut vector = [0.0_f32; 32];
+            text.bytes().for_each(|byte| vector[usize::from(byte % 32)] += 1.0);
+            json!({"object": "embedding", "index": index, "embedding": vector})
+        })
+        .collect();
+    let usage = json!({"prompt_tokens": texts.len(), "total_tokens": texts.len()});
+    axum::Json(json!({"object": "list", "data": data, "model": request["model"], "usage": usage})).into_response()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "an item of a body")]

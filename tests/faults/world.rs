@@ -13,6 +13,9 @@ use crate::relay::Relay;
 use crate::servers::{Options, Replica};
 use crate::upstream::Upstream;
 
+/// The name of the file that runs find.
+pub const COMMON_FILE: &str = "common.txt";
+
 /// The database of the servers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Store {
@@ -47,6 +50,8 @@ pub struct World {
     pub upstream: Upstream,
     pub relay: Option<Relay>,
     pub assistant: String,
+    /// An assistant that searches files.
+    pub searching_assistant: String,
     pub database_url: String,
     /// Whether clients and faults must stop.
     pub is_stopping: AtomicBool,
@@ -77,6 +82,7 @@ impl World {
             let options = Options {
                 assistd: plan.assistd.clone(),
                 database_url: database_url.clone(),
+                files_url: format!("file://{}", home.join("files").display()),
                 upstream_url: upstream.url.clone(),
                 settings: plan.settings.clone(),
                 wrapper: plan.wrappers.get(index).cloned().unwrap_or_default(),
@@ -88,6 +94,7 @@ impl World {
             upstream,
             relay,
             assistant: String::new(),
+            searching_assistant: String::new(),
             database_url,
             is_stopping: AtomicBool::new(false),
             counts: Mutex::default(),
@@ -106,7 +113,48 @@ impl World {
         let body = json!({"model": "scripted", "tools": [tool(0), tool(1), tool(2)]});
         let (_, assistant) = world.try_call(0, Method::POST, "/v1/assistants", Some(&body)).await.expect("it is up");
         assistant["id"].as_str().expect("an id").clone_into(&mut world.assistant);
+        world.searching_assistant = world.create_searching_assistant().await;
         Arc::new(world)
+    }
+
+    /// Creates an assistant with a vector store that has one file.
+    async fn create_searching_assistant(&self) -> String {
+        let id = |object: Option<(u16, Value)>| {
+            let (status, object) = object.expect("it is up");
+            assert_eq!(status, 200, "{object}");
+            object["id"].as_str().expect("an id").to_owned()
+        };
+        let file = self.upload(0, COMMON_FILE, "A common text that is found by the word common.").await;
+        let file = id(file.map(|file| (200, file)));
+        let store = self.try_call(0, Method::POST, "/v1/vector_stores", Some(&json!({"file_ids": [file]}))).await;
+        let store = id(store);
+        while self.try_call(0, Method::GET, &format!("/v1/vector_stores/{store}"), None).await.expect("it is up").1["status"]
+            != "completed"
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let body = json!({"model": "scripted", "tools": [{"type": "file_search"}],
+            "tool_resources": {"file_search": {"vector_store_ids": [store]}}});
+        id(self.try_call(0, Method::POST, "/v1/assistants", Some(&body)).await)
+    }
+
+    /// Uploads a text file. Returns the file, or `None` if there was no response with status 200.
+    pub async fn upload(&self, replica: usize, name: &str, text: &str) -> Option<Value> {
+        let boundary = "----boundary";
+        let part = |parameters: &str, content: &str| {
+            format!("--{boundary}\r\ncontent-disposition: form-data; {parameters}\r\n\r\n{content}\r\n")
+        };
+        let file = part(&format!("name=\"file\"; filename=\"{name}\""), text);
+        let body = format!("{}{file}--{boundary}--\r\n", part("name=\"purpose\"", "assistants"));
+        let url = self.replicas[replica % self.replicas.len()].url("/v1/files");
+        let request = self.client.post(url).timeout(Duration::from_secs(15)).body(body);
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        let response = request.header("content-type", content_type).send().await.ok()?;
+        if response.status() != 200 {
+            self.count(format!("uploads rejected with {}", response.status().as_u16()));
+            return None;
+        }
+        response.json().await.ok()
     }
 
     pub fn count(&self, what: impl Into<String>) {
@@ -186,7 +234,8 @@ impl World {
     /// tokens.
     pub async fn ledger(&self, run: &str) -> (i64, Vec<LedgerRow>) {
         use sqlx::Connection as _;
-        const ROWS: &str = "select stood, input_tokens, output_tokens from model_calls where run_id = $1";
+        const ROWS: &str =
+            "select stood, input_tokens, output_tokens from model_calls where run_id = $1 and kind = 'completions'";
         const CLAIMS: &str = "select claims from runs where id = $1";
         let (claims, rows): ((i64,), Vec<(bool, i64, i64)>) = if self.database_url.starts_with("sqlite:") {
             let mut connection = sqlx::SqliteConnection::connect(&self.database_url).await.expect("the file exists");

@@ -180,6 +180,7 @@ impl Rule for LargeInteger {
     }
 
     fn read(&self, value: Value, at: &At<'_>) -> Result<u64, Error> {
+        let value = without_fraction(value);
         let is_integer = value.is_i64() || value.is_u64();
         if !is_integer {
             return Err(wrong_type(at, "an integer", &value));
@@ -195,6 +196,16 @@ impl Rule for LargeInteger {
 
     fn schema(&self, _: &mut SchemaGenerator) -> Value {
         json!({"type": "integer", "minimum": self.min, "maximum": self.max})
+    }
+}
+
+/// Returns a decimal number that is whole, such as `45.0`, as an integer: JSON schema does not distinguish them.
+#[expect(clippy::cast_possible_truncation, reason = "a whole number that a 64-bit float has exactly")]
+fn without_fraction(value: Value) -> Value {
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    match value.as_f64() {
+        Some(number) if value.is_f64() && number.fract() == 0.0 && number.abs() <= EXACT_MAX => json!(number as i64),
+        _ => value,
     }
 }
 

@@ -8,6 +8,7 @@
 import assistants from './cases/assistants.mjs';
 import { transcriptWrites } from './cases/common.mjs';
 import earlyReplies from './cases/early_replies.mjs';
+import fileSearch from './cases/file_search.mjs';
 import files from './cases/files.mjs';
 import invalidRequests from './cases/invalid_requests.mjs';
 import modelFailures from './cases/model_failures.mjs';
@@ -20,6 +21,7 @@ import toolCalls from './cases/tool_calls.mjs';
 const tests = {
   ...assistants,
   ...threads,
+  ...fileSearch,
   ...files,
   ...runs,
   ...streaming,

@@ -17,6 +17,7 @@ from cases.assistants import AssistantTest  # noqa: E402, F401
 from cases.asynchronous import AsynchronousClient  # noqa: E402, F401
 from cases.common import Case, recorder  # noqa: E402
 from cases.early_replies import EarlyReply  # noqa: E402, F401
+from cases.file_search import FileSearch, VectorStore  # noqa: E402, F401
 from cases.files import FileTest, UploadTest  # noqa: E402, F401
 from cases.invalid_requests import InvalidRequest  # noqa: E402, F401
 from cases.model_failures import FailingModelServer  # noqa: E402, F401
