@@ -3,12 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::id::AssistantId;
+use super::id::{AssistantId, Ids};
 use super::metadata::{Metadata, metadata};
 use super::response_format::{ResponseFormat, response_format};
 use super::rule::{Rule, array, decimal, one_of, string};
 use super::time::Timestamp;
-use super::tool::{Tool, ToolResources, tool, tool_resources};
+use super::tool::{NewResources, NewToolResources, Tool, ToolResources, new_tool_resources, tool, tool_resources};
 use crate::request;
 
 /// Maximum length of a model name, in characters. The service documents none; this limits the stored size.
@@ -135,7 +135,7 @@ request! {
         optional description: String = string(0, 512);
         optional instructions: String = instructions();
         optional tools: Vec<Tool> = array(tool(), 0, TOOLS_MAX);
-        optional tool_resources: ToolResources = tool_resources();
+        optional tool_resources: NewToolResources = new_tool_resources();
         optional metadata: Metadata = metadata();
         optional temperature: f64 = temperature();
         optional top_p: f64 = top_p();
@@ -145,11 +145,12 @@ request! {
 }
 
 impl CreateAssistant {
-    /// Returns the requested assistant.
+    /// Returns the requested assistant, and what is created with it.
     #[must_use]
-    pub fn into_assistant(self, id: AssistantId, now: Timestamp) -> Assistant {
-        Assistant {
-            id,
+    pub fn into_assistant(self, ids: &Ids, now: Timestamp) -> (Assistant, NewResources) {
+        let (tool_resources, new) = self.tool_resources.unwrap_or_default().into_resources(ids, now, None);
+        let assistant = Assistant {
+            id: ids.generate(),
             created_at: now,
             name: self.name,
             description: self.description,
@@ -159,10 +160,11 @@ impl CreateAssistant {
             top_p: self.top_p,
             temperature: self.temperature,
             reasoning_effort: self.reasoning_effort.map(str::to_owned),
-            tool_resources: self.tool_resources.unwrap_or_default(),
+            tool_resources,
             metadata: self.metadata.unwrap_or_default(),
             response_format: self.response_format.unwrap_or_default(),
-        }
+        };
+        (assistant, new)
     }
 }
 

@@ -3,12 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::id::ThreadId;
+use super::id::{Ids, ThreadId};
 use super::message::CreateMessage;
 use super::metadata::{Metadata, metadata};
 use super::rule::{array, object};
 use super::time::Timestamp;
-use super::tool::{ToolResources, tool_resources};
+use super::tool::{
+    NewResources, NewToolResources, THREAD_STORE_DAYS, ToolResources, new_tool_resources, tool_resources,
+};
 use crate::request;
 
 /// Maximum number of messages in a request that creates a thread or a run.
@@ -64,22 +66,21 @@ request! {
     /// Body of `POST /threads`, and the `thread` of `POST /threads/runs`.
     pub struct CreateThread {
         optional messages: Vec<CreateMessage> = array(object(), 0, MESSAGES_MAX);
-        optional tool_resources: ToolResources = tool_resources();
+        optional tool_resources: NewToolResources = new_tool_resources();
         optional metadata: Metadata = metadata();
     }
 }
 
 impl CreateThread {
-    /// Returns the requested thread and its messages.
+    /// Returns the requested thread, its messages, and what is created with it. A vector store that is created with a thread
+    /// expires.
     #[must_use]
-    pub fn into_thread(self, id: ThreadId, now: Timestamp) -> (Thread, Vec<CreateMessage>) {
-        let thread = Thread {
-            id,
-            created_at: now,
-            metadata: self.metadata.unwrap_or_default(),
-            tool_resources: self.tool_resources.unwrap_or_default(),
-        };
-        (thread, self.messages.unwrap_or_default())
+    pub fn into_thread(self, ids: &Ids, now: Timestamp) -> (Thread, Vec<CreateMessage>, NewResources) {
+        let given = self.tool_resources.unwrap_or_default();
+        let (tool_resources, new) = given.into_resources(ids, now, Some(THREAD_STORE_DAYS));
+        let thread =
+            Thread { id: ids.generate(), created_at: now, metadata: self.metadata.unwrap_or_default(), tool_resources };
+        (thread, self.messages.unwrap_or_default(), new)
     }
 }
 

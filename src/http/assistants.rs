@@ -43,8 +43,9 @@ async fn create_assistant(
     caller: Caller,
     Json(request): Json<CreateAssistant>,
 ) -> Result<Response, Error> {
-    let assistant = request.into_assistant(app.ids.generate(), app.clock.now());
-    app.store.create_assistant(&caller.scope, &assistant).await?;
+    let (assistant, new) = request.into_assistant(&app.ids, app.clock.now());
+    app.store.create_assistant(&caller.scope, &assistant, &new).await?;
+    app.wake_for(&new);
     Ok(object(&AssistantObject::from(&assistant)))
 }
 

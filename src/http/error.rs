@@ -14,7 +14,7 @@ use crate::api::VectorStore;
 use crate::api::error::Kind;
 use crate::api::id::Id as _;
 use crate::api::organization::{Project, ProjectApiKey};
-use crate::api::vector_store::no_files_error;
+use crate::api::vector_store::{no_files_error, no_vector_stores_error};
 use crate::retrieval::search;
 use crate::runs::service::Failure;
 use crate::{files, llm, store};
@@ -47,7 +47,8 @@ impl From<store::Error> for Error {
                 Self::Public(api::Error::new(Kind::Unavailable, "The database is not available. Please retry."))
             }
             store::Error::NoFiles(ids) => Self::Public(no_files_error(&ids)),
-            store::Error::Unsupported(error) => Self::Public(error),
+            store::Error::NoVectorStores(ids) => Self::Public(no_vector_stores_error(&ids)),
+            store::Error::Invalid(error) => Self::Public(error),
             store::Error::VectorStoreExpired(id) => Self::Public(VectorStore::expired_error(&id)),
             store::Error::NoProject(id) => Self::Public(id.not_found()),
             store::Error::ProjectArchived(name) => Self::Public(Project::archived_error(&name)),

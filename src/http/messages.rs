@@ -16,6 +16,7 @@ use super::state::App;
 use super::threads::{check_thread_exists, not_found_on_thread};
 use crate::api::message::MessageObject;
 use crate::api::rule::Patch;
+use crate::api::tool::NewResources;
 use crate::api::{CreateMessage, MessageId, Metadata, ModifyMessage, ThreadId};
 use crate::runs::service::{Addition, busy_thread_error};
 
@@ -41,9 +42,13 @@ async fn create_message(
     Ids((thread,)): Ids<(ThreadId,)>,
     Json(request): Json<CreateMessage>,
 ) -> Result<Response, Error> {
-    let message = request.into_message(&app.ids, &thread, app.clock.now());
-    let stored = app.store.create_message(&caller.scope, message, app.runs.queues_on_busy_thread()).await;
+    let now = app.clock.now();
+    let message = request.into_message(&app.ids, &thread, now);
+    let mut new = NewResources::default();
+    new.attach(std::slice::from_ref(&message), &app.ids, now)?;
+    let stored = app.store.create_message(&caller.scope, message, app.runs.queues_on_busy_thread(), &new).await;
     let message = stored.map_err(|error| busy_thread_error(error, &thread, Addition::Message))?;
+    app.wake_for(&new);
     Ok(object(&MessageObject::from(&message)))
 }
 

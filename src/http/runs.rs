@@ -73,6 +73,9 @@ async fn create_run(
 }
 
 fn run_or_stream_response(app: &App, created: CreatedRun, include: &Include) -> Response {
+    if created.adds_files {
+        app.store_files.wake();
+    }
     match created.listener {
         None => run_response(&created.run),
         Some(listener) => sse::stream(listener, include.result_content, app.settings.keep_alive, &app.drain),

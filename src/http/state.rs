@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use super::drain::Drain;
 use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens};
 use crate::api::Ids;
+use crate::api::tool::NewResources;
 use crate::clock::Clock;
 use crate::files::service::FileService;
 use crate::liveness::Liveness;
@@ -52,6 +53,15 @@ pub struct App {
     pub requests: Arc<Requests>,
     /// The limits of requests and responses.
     pub settings: Arc<Settings>,
+}
+
+impl App {
+    /// Wakes the worker that processes the files of vector stores, if there are new ones.
+    pub(super) fn wake_for(&self, new: &NewResources) {
+        if new.search_files().next().is_some() {
+            self.store_files.wake();
+        }
+    }
 }
 
 /// Limits of requests and responses.

@@ -37,10 +37,12 @@ async fn create_thread(
     Json(request): Json<CreateThread>,
 ) -> Result<Response, Error> {
     let now = app.clock.now();
-    let (thread, messages) = request.into_thread(app.ids.generate(), now);
+    let (thread, messages, mut new) = request.into_thread(&app.ids, now);
     let messages: Vec<_> =
         messages.into_iter().map(|message| message.into_message(&app.ids, &thread.id, now)).collect();
-    app.store.create_thread(&caller.scope, &thread, &messages).await?;
+    new.attach(&messages, &app.ids, now)?;
+    let thread = app.store.create_thread(&caller.scope, &thread, &messages, &new).await?;
+    app.wake_for(&new);
     Ok(object(&ThreadObject::from(&thread)))
 }
 

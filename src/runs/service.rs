@@ -14,7 +14,7 @@ use crate::api::error::{Error, Kind};
 use crate::api::id::Id;
 use crate::api::run::{RunOrigin, RunState, ToolOutput};
 use crate::api::run_step::StepState;
-use crate::api::tool::{FunctionCall, ToolCall, ToolResources};
+use crate::api::tool::{FunctionCall, NewResources, ToolCall, ToolResources};
 use crate::api::usage::Usage;
 use crate::api::{
     CreateRun, CreateThread, CreateThreadAndRun, Message, ModifyRun, Page, PageQuery, Run, RunId, Scope,
@@ -55,6 +55,8 @@ pub struct CreatedRun {
     pub run: Run,
     /// Its events from the start.
     pub listener: Option<Listener>,
+    /// Whether files were added to a vector store with it.
+    pub adds_files: bool,
 }
 
 /// A new run and what is stored with it.
@@ -63,6 +65,8 @@ struct NewRunParts {
     /// The thread, if the request creates it.
     thread: Option<Thread>,
     messages: Vec<Message>,
+    /// What is created with the thread, and the files that the messages attach to it.
+    new: NewResources,
     /// The owner of the run. Runs are claimed from the owners in turn.
     owner: String,
     /// Maximum number of active runs of the project; 0: no limit.
@@ -119,7 +123,8 @@ impl RunService {
         if context.thread.is_none() {
             return Err(thread_id.not_found().into());
         }
-        self.create(principal, None, thread_id, request, ToolResources::default(), context).await
+        let resources = (ToolResources::default(), NewResources::default());
+        self.create(principal, None, thread_id, request, resources, context).await
     }
 
     /// Creates a thread and a run on it.
@@ -135,12 +140,12 @@ impl RunService {
         let Dependencies { store, clock, ids, .. } = &self.dependencies;
         let (thread, run, tool_resources) = request.split();
         let thread = thread.unwrap_or(CreateThread { messages: None, tool_resources: None, metadata: None });
-        let (thread, messages) = thread.into_thread(ids.generate(), clock.now());
+        let (thread, messages, new) = thread.into_thread(ids, clock.now());
         let context = store.run_context(&principal.scope, None, &run.assistant_id).await?;
         let context = RunContext { has_messages: !messages.is_empty(), ..context };
         let run = CreateRun { additional_messages: Some(messages), ..run };
         let thread_id = thread.id.clone();
-        self.create(principal, Some(thread), &thread_id, run, tool_resources, context).await
+        self.create(principal, Some(thread), &thread_id, run, (tool_resources, new), context).await
     }
 
     fn check_draining(&self) -> Result<(), Error> {
@@ -156,7 +161,7 @@ impl RunService {
         thread: Option<Thread>,
         thread_id: &ThreadId,
         request: CreateRun,
-        tool_resources: ToolResources,
+        (tool_resources, mut new_resources): (ToolResources, NewResources),
         context: RunContext,
     ) -> Result<CreatedRun, Failure> {
         let Dependencies { clock, ids, .. } = &self.dependencies;
@@ -182,12 +187,13 @@ impl RunService {
             .into());
         }
         let messages: Vec<_> = messages.into_iter().map(|message| message.into_message(ids, thread_id, now)).collect();
+        new_resources.attach(&messages, ids, now)?;
         if let Some(reached) = self.dependencies.tokens.reached(&principal.scope).await? {
             return Err(reached.error().into());
         }
         let active_runs_max = self.dependencies.limits.of(&principal.scope).await?.active_runs;
         let owner = principal.owner.clone();
-        let new = NewRunParts { run, thread, messages, owner, active_runs_max, streamed };
+        let new = NewRunParts { run, thread, messages, new: new_resources, owner, active_runs_max, streamed };
         let service = self.clone();
         self.worker.uninterrupted(async move { service.store_and_start(new).await }).await
     }
@@ -195,7 +201,7 @@ impl RunService {
     /// Stores a new run and starts it. If a slot is free, the run is created in progress, which saves a claim; otherwise it
     /// is created queued, and a worker claims it later.
     async fn store_and_start(&self, new: NewRunParts) -> Result<CreatedRun, Failure> {
-        let NewRunParts { run, thread, messages, owner, active_runs_max, streamed } = new;
+        let NewRunParts { run, mut thread, messages, new, owner, active_runs_max, streamed } = new;
         let queued = Progress::new(run.clone());
         let mut slot = self.worker.slot();
         let started = match &slot {
@@ -207,6 +213,7 @@ impl RunService {
             run: &started.run,
             thread: thread.as_ref(),
             messages: &messages,
+            new: &new,
             owner: &owner,
             active_runs_max,
             start,
@@ -224,6 +231,12 @@ impl RunService {
                 false
             }
         };
+        if let (Some(created), false) = (&mut thread, new.is_empty()) {
+            // The files of its messages are attached.
+            if let Ok(Some(stored)) = self.dependencies.store.thread(&run.spec.scope, &created.id).await {
+                *created = stored;
+            }
+        }
         let (progress, lease) = if slot.is_some() { (started, FIRST_LEASE) } else { (queued, 0) };
         let live = self.transitions.registry().open(&run.spec.id);
         let whole_thread = thread.is_some().then_some(messages);
@@ -241,7 +254,7 @@ impl RunService {
             None if is_busy => self.driver.promote_next_run(&run).await,
             None => self.queue.wake(),
         }
-        Ok(CreatedRun { run, listener })
+        Ok(CreatedRun { run, listener, adds_files: new.search_files().next().is_some() })
     }
 
     /// Returns a run. Expires it first if its deadline has passed.
@@ -421,7 +434,7 @@ impl RunService {
             Some(slot) => self.worker.start(slot, RunWork::leased(current, live, None)),
             None => self.perform(effect, &run).await,
         }
-        Ok(CreatedRun { run, listener })
+        Ok(CreatedRun { run, listener, adds_files: false })
     }
 
     /// Responds to a client that has already submitted the same outputs.
@@ -432,7 +445,7 @@ impl RunService {
             live.publish(&current.progress, current.version, current.lease);
         }
         let listener = streamed.then(|| live.subscribe(Transcript::of_resumed_run(before)));
-        CreatedRun { run: run.clone(), listener }
+        CreatedRun { run: run.clone(), listener, adds_files: false }
     }
 
     /// Returns whether the deadline of a run has passed. A driver has some more seconds to end its run with the newest text.

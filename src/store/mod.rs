@@ -33,6 +33,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use crate::api::organization::usage::ModelCall;
+use crate::api::tool::NewResources;
 use crate::api::{
     self, Assistant, AssistantId, FileId, Message, MessageId, Metadata, ModifyAssistant, ModifyThread, Page, PageQuery,
     ProjectId, Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp, VectorStoreId,
@@ -91,9 +92,12 @@ pub enum Error {
     /// Files do not exist.
     #[error("{} files do not exist", .0.len())]
     NoFiles(Vec<FileId>),
-    /// A file cannot be added to a vector store; the error says why.
+    /// Vector stores do not exist.
+    #[error("{} vector stores do not exist", .0.len())]
+    NoVectorStores(Vec<VectorStoreId>),
+    /// A file cannot be used as requested; the error says why.
     #[error(transparent)]
-    Unsupported(api::Error),
+    Invalid(api::Error),
     /// The vector store has expired.
     #[error("vector store {0} has expired")]
     VectorStoreExpired(VectorStoreId),
@@ -131,13 +135,19 @@ impl Error {
 /// Assistants.
 #[async_trait]
 pub trait Assistants {
-    /// Stores a new assistant.
-    async fn create_assistant(&self, scope: &Scope, assistant: &Assistant) -> Result<(), Error>;
+    /// Stores a new assistant, and what is created with it.
+    ///
+    /// # Errors
+    /// [`Error::NoFiles`], [`Error::NoVectorStores`], [`Error::Invalid`] if a file cannot be searched.
+    async fn create_assistant(&self, scope: &Scope, assistant: &Assistant, new: &NewResources) -> Result<(), Error>;
     /// Returns an assistant.
     async fn assistant(&self, scope: &Scope, id: &AssistantId) -> Result<Option<Assistant>, Error>;
     /// Returns a page of all assistants.
     async fn list_assistants(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Assistant>, Error>;
     /// Modifies an assistant. Concurrent changes all take effect.
+    ///
+    /// # Errors
+    /// [`Error::NoFiles`], [`Error::NoVectorStores`].
     async fn modify_assistant(
         &self,
         scope: &Scope,
@@ -151,13 +161,27 @@ pub trait Assistants {
 /// Threads.
 #[async_trait]
 pub trait Threads {
-    /// Stores a new thread and its first messages, in order.
-    async fn create_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error>;
+    /// Stores a new thread and its first messages, in order, and what is created with it. Returns the thread as stored: with
+    /// the files that the messages attach.
+    ///
+    /// # Errors
+    /// [`Error::NoFiles`], [`Error::NoVectorStores`], [`Error::VectorStoreExpired`], [`Error::Invalid`] if files cannot be
+    /// attached.
+    async fn create_thread(
+        &self,
+        scope: &Scope,
+        thread: &Thread,
+        messages: &[Message],
+        new: &NewResources,
+    ) -> Result<Thread, Error>;
     /// Returns a thread.
     async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>, Error>;
     /// Returns a page of all threads.
     async fn list_threads(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Thread>, Error>;
     /// Modifies a thread. Concurrent changes all take effect.
+    ///
+    /// # Errors
+    /// [`Error::NoFiles`], [`Error::NoVectorStores`].
     async fn modify_thread(&self, scope: &Scope, id: &ThreadId, change: &ModifyThread)
     -> Result<Option<Thread>, Error>;
     /// Deletes a thread with its messages, runs and steps. Returns whether it existed. An active run can then write nothing.
@@ -167,12 +191,19 @@ pub trait Threads {
 /// Messages.
 #[async_trait]
 pub trait Messages {
-    /// Appends a message to its thread. Returns it as stored: its time is at least that of the previous message.
+    /// Appends a message to its thread, and attaches its files to the thread. Returns it as stored: its time is at least that
+    /// of the previous message.
     ///
     /// # Errors
     /// [`Error::NoThread`]; [`Error::ThreadBusy`] if a run is active, unless `while_busy` is set: then the message is
-    /// visible to the runs created after it.
-    async fn create_message(&self, scope: &Scope, message: Message, while_busy: bool) -> Result<Message, Error>;
+    /// visible to the runs created after it. If files cannot be attached, those of [`Threads::create_thread`].
+    async fn create_message(
+        &self,
+        scope: &Scope,
+        message: Message,
+        while_busy: bool,
+        new: &NewResources,
+    ) -> Result<Message, Error>;
     /// Returns a message of a thread.
     async fn message(&self, scope: &Scope, thread: &ThreadId, id: &MessageId) -> Result<Option<Message>, Error>;
     /// Returns a page of a thread's messages, or only of those written by `run`.
@@ -259,6 +290,8 @@ pub struct NewRun<'a> {
     pub thread: Option<&'a Thread>,
     /// Messages to add to the thread before the run.
     pub messages: &'a [Message],
+    /// What is created with the thread, and the files that the messages attach to it.
+    pub new: &'a NewResources,
     /// The owner of the run. Runs are claimed from the owners in turn.
     pub owner: &'a str,
     /// Maximum number of active and waiting runs of the project, this run included; 0: no limit.

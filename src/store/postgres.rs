@@ -110,6 +110,8 @@ mod messages;
 mod page;
 #[path = "sql/projects.rs"]
 mod projects;
+#[path = "sql/resources.rs"]
+mod resources;
 #[path = "sql/runs.rs"]
 mod runs;
 #[path = "sql/search_data.rs"]
@@ -354,156 +356,20 @@ impl Backend {
     }
 
     async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
-        let rows = MessageRows::new(messages);
-        sqlx::query::<Db>(
-            "with thread as (
-                insert into threads (id, project_id, created_at, version, message_seq, message_at, body)
-                values ($1, $8, $2, 1, $4, $2, $3)
-            )
-            insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
-            select m.id, $8, $1, m.seq, $2, m.metadata, m.body
-            from unnest($5::text[], $6::text[], $7::text[]) with ordinality as m (id, metadata, body, seq)",
-        )
-        .bind(thread.id.as_str())
-        .bind(thread.created_at.0)
-        .bind(to_json(thread))
-        .bind(rows.count())
-        .bind(rows.ids)
-        .bind(rows.metadata)
-        .bind(rows.bodies)
-        .bind(scope.as_str())
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        insert_thread(&self.pool, scope, thread, messages).await
     }
 
-    /// Returns the message's time, or `None` if the thread is locked or does not exist.
     async fn insert_message(
         &self,
         scope: &Scope,
         message: &Message,
         while_busy: bool,
     ) -> Result<Option<Timestamp>, Error> {
-        let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
-            "with thread as (
-                update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
-                where id = $1
-                  and project_id = $7
-                  and ($6 or active_run is null
-                       and not exists (select 1 from runs where thread_id = $1 and waits))
-                returning message_seq, message_at
-            )
-            insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
-            select $3, $7, $1, message_seq, message_at, $4, $5 from thread
-            returning created_at",
-        )
-        .bind(message.thread_id.as_str())
-        .bind(message.created_at.0)
-        .bind(message.id.as_str())
-        .bind(to_json(&message.metadata))
-        .bind(to_json(message))
-        .bind(while_busy)
-        .bind(scope.as_str())
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(time.map(|(seconds,)| Timestamp(seconds)))
+        insert_message(&self.pool, scope, message, while_busy).await
     }
 
-    /// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
-        let rows = MessageRows::new(new.messages);
-        let sql = match new.thread {
-            Some(_) => concat!(
-                "with thread as (
-                    insert into threads
-                        (id, project_id, created_at, version, message_seq, message_at, active_run, body)
-                    values ($1, $18, $4, 1, $10, $4, case when $6::bigint = 2 then null else $2 end, $14)
-                    returning 0::bigint as seq, message_at
-                ), message as (
-                    insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
-                    select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
-                    from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
-                        as m (id, metadata, body, seq)
-                )
-                insert into runs
-                    (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
-                     owner, sees_to, spec, state, metadata)
-                select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
-                       case $6 when 0 then ",
-                lease_end!("$16", "$15"),
-                "           when 1 then ",
-                now!("$16"),
-                "      end,
-                       case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
-                       $7, $8, $9
-                from thread"
-            ),
-            None => concat!(
-                "with thread as (
-                    update threads
-                    set active_run = case when $6::bigint = 2 then active_run else $2 end,
-                        message_seq = message_seq + $10,
-                        message_at = greatest(message_at, $4)
-                    where id = $1 and project_id = $18 and $14::text is null
-                      and ($6 = 2 or active_run is null
-                           and not exists (select 1 from runs where thread_id = $1 and waits))
-                    returning message_seq - $10 as seq, message_at
-                ), message as (
-                    insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
-                    select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
-                    from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
-                        as m (id, metadata, body, seq)
-                )
-                insert into runs
-                    (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
-                     owner, sees_to, spec, state, metadata)
-                select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
-                       case $6 when 0 then ",
-                lease_end!("$16", "$15"),
-                "           when 1 then ",
-                now!("$16"),
-                "      end,
-                       case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
-                       $7, $8, $9
-                from thread"
-            ),
-        };
-        let spec = &new.run.spec;
-        // 0: leased, 1: due, 2: waiting.
-        let (start, lease) = match new.start {
-            Start::Leased(lease) => (0_i64, seconds(lease)),
-            Start::Due => (1, 0),
-            Start::Waiting => (2, 0),
-        };
-        let query = sqlx::query::<Db>(sql)
-            .bind(spec.thread_id.as_str())
-            .bind(spec.id.as_str())
-            .bind(FIRST_VERSION)
-            .bind(spec.created_at.0)
-            .bind(spec.expires_at.0)
-            .bind(start)
-            .bind(to_json(&**spec))
-            .bind(runs::state_column(new.run))
-            .bind(to_json(&new.run.metadata))
-            .bind(rows.count())
-            .bind(rows.ids)
-            .bind(rows.metadata)
-            .bind(rows.bodies)
-            .bind(new.thread.map(to_json))
-            .bind(lease)
-            .bind(self.fixed_time())
-            .bind(new.owner)
-            .bind(spec.scope.as_str());
-        let done = if new.active_runs_max == 0 {
-            query.execute(&self.pool).await?
-        } else {
-            let mut tx = self.begin().await?;
-            runs::check_active_runs(&mut tx, new).await?;
-            let done = query.execute(&mut tx).await?;
-            tx.commit().await?;
-            done
-        };
-        Ok(done.rows_affected() == 1)
+        insert_run(&self.pool, self.fixed_time(), new).await
     }
 
     /// Writes a commit. Returns `None` if the run is no longer at the commit's version.
@@ -611,6 +477,161 @@ impl Backend {
         .await?;
         Ok(rows.into_iter().map(|(id,)| RunId::from_stored(id)).collect())
     }
+}
+
+/// Inserts a thread and its first messages.
+async fn insert_thread<'e>(
+    db: impl sqlx::Executor<'e, Database = Db>,
+    scope: &Scope,
+    thread: &Thread,
+    messages: &[Message],
+) -> Result<(), Error> {
+    let rows = MessageRows::new(messages);
+    sqlx::query::<Db>(
+        "with thread as (
+            insert into threads (id, project_id, created_at, version, message_seq, message_at, body)
+            values ($1, $8, $2, 1, $4, $2, $3)
+        )
+        insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+        select m.id, $8, $1, m.seq, $2, m.metadata, m.body
+        from unnest($5::text[], $6::text[], $7::text[]) with ordinality as m (id, metadata, body, seq)",
+    )
+    .bind(thread.id.as_str())
+    .bind(thread.created_at.0)
+    .bind(to_json(thread))
+    .bind(rows.count())
+    .bind(rows.ids)
+    .bind(rows.metadata)
+    .bind(rows.bodies)
+    .bind(scope.as_str())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Inserts a message. Returns the message's time, or `None` if the thread is locked or does not exist.
+async fn insert_message<'e>(
+    db: impl sqlx::Executor<'e, Database = Db>,
+    scope: &Scope,
+    message: &Message,
+    while_busy: bool,
+) -> Result<Option<Timestamp>, Error> {
+    let time: Option<(i64,)> = sqlx::query_as::<Db, _>(
+        "with thread as (
+            update threads set message_seq = message_seq + 1, message_at = greatest(message_at, $2)
+            where id = $1
+              and project_id = $7
+              and ($6 or active_run is null
+                   and not exists (select 1 from runs where thread_id = $1 and waits))
+            returning message_seq, message_at
+        )
+        insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+        select $3, $7, $1, message_seq, message_at, $4, $5 from thread
+        returning created_at",
+    )
+    .bind(message.thread_id.as_str())
+    .bind(message.created_at.0)
+    .bind(message.id.as_str())
+    .bind(to_json(&message.metadata))
+    .bind(to_json(message))
+    .bind(while_busy)
+    .bind(scope.as_str())
+    .fetch_optional(db)
+    .await?;
+    Ok(time.map(|(seconds,)| Timestamp(seconds)))
+}
+
+/// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
+async fn insert_run<'e>(
+    db: impl sqlx::Executor<'e, Database = Db>,
+    fixed_time: Option<i64>,
+    new: &NewRun<'_>,
+) -> Result<bool, Error> {
+    let rows = MessageRows::new(new.messages);
+    let sql = match new.thread {
+        Some(_) => concat!(
+            "with thread as (
+                insert into threads
+                    (id, project_id, created_at, version, message_seq, message_at, active_run, body)
+                values ($1, $18, $4, 1, $10, $4, case when $6::bigint = 2 then null else $2 end, $14)
+                returning 0::bigint as seq, message_at
+            ), message as (
+                insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+                select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
+                    as m (id, metadata, body, seq)
+            )
+            insert into runs
+                (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+                 owner, sees_to, spec, state, metadata)
+            select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                   case $6 when 0 then ",
+            lease_end!("$16", "$15"),
+            "           when 1 then ",
+            now!("$16"),
+            "      end,
+                   case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
+                   $7, $8, $9
+            from thread"
+        ),
+        None => concat!(
+            "with thread as (
+                update threads
+                set active_run = case when $6::bigint = 2 then active_run else $2 end,
+                    message_seq = message_seq + $10,
+                    message_at = greatest(message_at, $4)
+                where id = $1 and project_id = $18 and $14::text is null
+                  and ($6 = 2 or active_run is null
+                       and not exists (select 1 from runs where thread_id = $1 and waits))
+                returning message_seq - $10 as seq, message_at
+            ), message as (
+                insert into messages (id, project_id, thread_id, seq, created_at, metadata, body)
+                select m.id, $18, $1, thread.seq + m.seq, thread.message_at, m.metadata, m.body
+                from thread, unnest($11::text[], $12::text[], $13::text[]) with ordinality
+                    as m (id, metadata, body, seq)
+            )
+            insert into runs
+                (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+                 owner, sees_to, spec, state, metadata)
+            select $2, $18, $1, $6 <> 2, $6 = 2, $3, $4, $5,
+                   case $6 when 0 then ",
+            lease_end!("$16", "$15"),
+            "           when 1 then ",
+            now!("$16"),
+            "      end,
+                   case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $17, thread.seq + $10,
+                   $7, $8, $9
+            from thread"
+        ),
+    };
+    let spec = &new.run.spec;
+    // 0: leased, 1: due, 2: waiting.
+    let (start, lease) = match new.start {
+        Start::Leased(lease) => (0_i64, seconds(lease)),
+        Start::Due => (1, 0),
+        Start::Waiting => (2, 0),
+    };
+    let query = sqlx::query::<Db>(sql)
+        .bind(spec.thread_id.as_str())
+        .bind(spec.id.as_str())
+        .bind(FIRST_VERSION)
+        .bind(spec.created_at.0)
+        .bind(spec.expires_at.0)
+        .bind(start)
+        .bind(to_json(&**spec))
+        .bind(runs::state_column(new.run))
+        .bind(to_json(&new.run.metadata))
+        .bind(rows.count())
+        .bind(rows.ids)
+        .bind(rows.metadata)
+        .bind(rows.bodies)
+        .bind(new.thread.map(to_json))
+        .bind(lease)
+        .bind(fixed_time)
+        .bind(new.owner)
+        .bind(spec.scope.as_str());
+    let done = query.execute(db).await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Inserts files of a vector store, in this order.

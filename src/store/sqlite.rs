@@ -101,6 +101,8 @@ mod messages;
 mod page;
 #[path = "sql/projects.rs"]
 mod projects;
+#[path = "sql/resources.rs"]
+mod resources;
 #[path = "sql/runs.rs"]
 mod runs;
 #[path = "sql/search_data.rs"]
@@ -118,7 +120,7 @@ mod vector_stores;
 
 use ingestion::ChunkOwner;
 use runs::Written;
-use store_files::NewRow;
+use store_files::{NewRow, finish};
 
 type Db = sqlx::Sqlite;
 type Row = sqlx::sqlite::SqliteRow;
@@ -285,12 +287,10 @@ impl Backend {
 
     async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        insert_thread_row(&mut tx, scope, thread, messages, None).await?;
-        tx.commit().await?;
-        Ok(())
+        let outcome = insert_thread(&mut tx, scope, thread, messages).await;
+        finish(tx, outcome).await
     }
 
-    /// Returns the message's time, or `None` if the thread is locked or does not exist.
     async fn insert_message(
         &self,
         scope: &Scope,
@@ -298,104 +298,14 @@ impl Backend {
         while_busy: bool,
     ) -> Result<Option<Timestamp>, Error> {
         let mut tx = self.begin().await?;
-        let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
-            "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
-             where id = $1
-               and project_id = $4
-               and ($3 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
-             returning message_seq, message_at",
-        )
-        .bind(message.thread_id.as_str())
-        .bind(message.created_at.0)
-        .bind(while_busy)
-        .bind(scope.as_str())
-        .fetch_optional(&mut tx)
-        .await?;
-        let Some((seq, created_at)) = found else {
-            tx.rollback().await?;
-            return Ok(None);
-        };
-        write_message(&mut tx, scope, message, seq, created_at).await?;
-        tx.commit().await?;
-        Ok(Some(Timestamp(created_at)))
+        let outcome = insert_message(&mut tx, scope, message, while_busy).await;
+        finish(tx, outcome).await
     }
 
-    /// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
     async fn insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
-        let spec = &new.run.spec;
-        // 0: leased, 1: due, 2: waiting.
-        let (start, lease) = match new.start {
-            Start::Leased(lease) => (0_i64, seconds(lease)),
-            Start::Due => (1, 0),
-            Start::Waiting => (2, 0),
-        };
-        let waits = new.start == Start::Waiting;
         let mut tx = self.begin().await?;
-        if new.active_runs_max > 0 {
-            runs::check_active_runs(&mut tx, new).await?;
-        }
-        let mut context_max_seq = count(new.messages);
-        if let Some(thread) = new.thread {
-            let active_run = (!waits).then_some(&spec.id);
-            insert_thread_row(&mut tx, &spec.scope, thread, new.messages, active_run).await?;
-        } else {
-            let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
-                "update threads
-                 set active_run = case when $5 then active_run else $2 end,
-                     message_seq = message_seq + $3,
-                     message_at = max(message_at, $4)
-                 where id = $1
-                   and project_id = $6
-                   and ($5 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
-                 returning message_seq - $3, message_at",
-            )
-            .bind(spec.thread_id.as_str())
-            .bind(spec.id.as_str())
-            .bind(count(new.messages))
-            .bind(spec.created_at.0)
-            .bind(waits)
-            .bind(spec.scope.as_str())
-            .fetch_optional(&mut tx)
-            .await?;
-            let Some((seq, created_at)) = found else {
-                tx.rollback().await?;
-                return Ok(false);
-            };
-            for (message, seq) in new.messages.iter().zip(seq + 1..) {
-                write_message(&mut tx, &spec.scope, message, seq, created_at).await?;
-            }
-            context_max_seq += seq;
-        }
-        sqlx::query::<Db>(concat!(
-            "insert into runs
-                 (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
-                  owner, sees_to, spec, state, metadata)
-             values ($1, $14, $2, $6 <> 2, $6 = 2, $3, $4, $5,
-                     case $6 when 0 then ",
-            lease_end!("$12", "$11"),
-            "        when 1 then ",
-            now!("$12"),
-            "        end,
-                     case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $13, $10, $7, $8, $9)"
-        ))
-        .bind(spec.id.as_str())
-        .bind(spec.thread_id.as_str())
-        .bind(FIRST_VERSION)
-        .bind(spec.created_at.0)
-        .bind(spec.expires_at.0)
-        .bind(start)
-        .bind(to_json(&**spec))
-        .bind(runs::state_column(new.run))
-        .bind(to_json(&new.run.metadata))
-        .bind(context_max_seq)
-        .bind(lease)
-        .bind(self.fixed_time())
-        .bind(new.owner)
-        .bind(spec.scope.as_str())
-        .execute(&mut tx)
-        .await?;
-        tx.commit().await?;
-        Ok(true)
+        let outcome = insert_run(&mut tx, self.fixed_time(), new).await;
+        finish(tx, outcome).await
     }
 
     /// Writes a commit. Returns `None` if the run is no longer at the commit's version.
@@ -576,6 +486,115 @@ fn lock(path: &Path) -> Result<File, LockError> {
         std::fs::TryLockError::Error(error) => failed(&error),
     })?;
     Ok(file)
+}
+
+/// Inserts a thread and its first messages.
+async fn insert_thread(
+    tx: &mut Transaction<Db>,
+    scope: &Scope,
+    thread: &Thread,
+    messages: &[Message],
+) -> Result<(), Error> {
+    insert_thread_row(tx, scope, thread, messages, None).await
+}
+
+/// Inserts a message. Returns the message's time, or `None` if the thread is locked or does not exist.
+async fn insert_message(
+    tx: &mut Transaction<Db>,
+    scope: &Scope,
+    message: &Message,
+    while_busy: bool,
+) -> Result<Option<Timestamp>, Error> {
+    let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
+        "update threads set message_seq = message_seq + 1, message_at = max(message_at, $2)
+         where id = $1
+           and project_id = $4
+           and ($3 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
+         returning message_seq, message_at",
+    )
+    .bind(message.thread_id.as_str())
+    .bind(message.created_at.0)
+    .bind(while_busy)
+    .bind(scope.as_str())
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((seq, created_at)) = found else {
+        return Ok(None);
+    };
+    write_message(tx, scope, message, seq, created_at).await?;
+    Ok(Some(Timestamp(created_at)))
+}
+
+/// Inserts a run. Returns false if the thread does not exist, or is locked and the run does not wait.
+async fn insert_run(tx: &mut Transaction<Db>, fixed_time: Option<i64>, new: &NewRun<'_>) -> Result<bool, Error> {
+    let spec = &new.run.spec;
+    // 0: leased, 1: due, 2: waiting.
+    let (start, lease) = match new.start {
+        Start::Leased(lease) => (0_i64, seconds(lease)),
+        Start::Due => (1, 0),
+        Start::Waiting => (2, 0),
+    };
+    let waits = new.start == Start::Waiting;
+    let mut context_max_seq = count(new.messages);
+    if let Some(thread) = new.thread {
+        let active_run = (!waits).then_some(&spec.id);
+        insert_thread_row(tx, &spec.scope, thread, new.messages, active_run).await?;
+    } else {
+        let found: Option<(i64, i64)> = sqlx::query_as::<Db, _>(
+            "update threads
+             set active_run = case when $5 then active_run else $2 end,
+                 message_seq = message_seq + $3,
+                 message_at = max(message_at, $4)
+             where id = $1
+               and project_id = $6
+               and ($5 or active_run is null and not exists (select 1 from runs where thread_id = $1 and waits))
+             returning message_seq - $3, message_at",
+        )
+        .bind(spec.thread_id.as_str())
+        .bind(spec.id.as_str())
+        .bind(count(new.messages))
+        .bind(spec.created_at.0)
+        .bind(waits)
+        .bind(spec.scope.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some((seq, created_at)) = found else {
+            return Ok(false);
+        };
+        for (message, seq) in new.messages.iter().zip(seq + 1..) {
+            write_message(tx, &spec.scope, message, seq, created_at).await?;
+        }
+        context_max_seq += seq;
+    }
+    sqlx::query::<Db>(concat!(
+        "insert into runs
+             (id, project_id, thread_id, active, waits, version, created_at, expires_at, due_at, claims, attempts,
+              owner, sees_to, spec, state, metadata)
+         values ($1, $14, $2, $6 <> 2, $6 = 2, $3, $4, $5,
+                 case $6 when 0 then ",
+        lease_end!("$12", "$11"),
+        "        when 1 then ",
+        now!("$12"),
+        "        end,
+                 case $6 when 0 then 1 else 0 end, case $6 when 0 then 1 else 0 end, $13, $10, $7, $8, $9)"
+    ))
+    .bind(spec.id.as_str())
+    .bind(spec.thread_id.as_str())
+    .bind(FIRST_VERSION)
+    .bind(spec.created_at.0)
+    .bind(spec.expires_at.0)
+    .bind(start)
+    .bind(to_json(&**spec))
+    .bind(runs::state_column(new.run))
+    .bind(to_json(&new.run.metadata))
+    .bind(context_max_seq)
+    .bind(lease)
+    .bind(fixed_time)
+    .bind(new.owner)
+    .bind(spec.scope.as_str())
+    .execute(&mut *tx)
+    .await?;
+    Ok(true)
 }
 
 /// Inserts files of a vector store, in this order.

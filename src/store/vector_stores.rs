@@ -50,7 +50,7 @@ pub trait VectorStores {
     /// Stores a new vector store with files. Returns it as stored.
     ///
     /// # Errors
-    /// [`Error::NoFiles`], [`Error::Unsupported`] if a file cannot be searched.
+    /// [`Error::NoFiles`], [`Error::Invalid`] if a file cannot be searched.
     async fn create_vector_store(
         &self,
         scope: &Scope,
@@ -80,7 +80,7 @@ pub trait VectorStores {
     /// cancelled.
     ///
     /// # Errors
-    /// [`Error::NoFiles`], [`Error::Unsupported`] if the file cannot be searched, [`Error::VectorStoreExpired`].
+    /// [`Error::NoFiles`], [`Error::Invalid`] if the file cannot be searched, [`Error::VectorStoreExpired`].
     async fn add_store_file(
         &self,
         scope: &Scope,

@@ -591,7 +591,7 @@ both_stores!(null_means_absent_on_create_and_clears_on_modify, async |database: 
     assert_eq!(plain(run), plain(bare_run));
 
     let set = json!({"model": "m", "name": "n", "description": "d", "instructions": "i", "metadata": {"k": "v"},
-        "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}}});
+        "tool_resources": {"code_interpreter": {"file_ids": [client.upload().await]}}});
     let assistant = client.post("/v1/assistants", set.clone()).await;
     let path = format!("/v1/assistants/{}", assistant["id"].as_str().unwrap());
     assert_eq!(client.post(&path, json!({})).await, assistant, "absent parameters are unchanged");
@@ -604,10 +604,11 @@ both_stores!(null_means_absent_on_create_and_clears_on_modify, async |database: 
 both_stores!(null_does_not_clear_what_cannot_be_absent, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
+    let (file, store) = (client.upload().await, client.create_vector_store().await);
     let tools = json!([{"type": "code_interpreter"}, {"type": "file_search"}]);
     let body = json!({"model": "m", "tools": tools, "temperature": 0.5, "top_p": 0.5, "reasoning_effort": "low",
         "response_format": {"type": "json_object"},
-        "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}, "file_search": {"vector_store_ids": ["vs_1"]}}});
+        "tool_resources": {"code_interpreter": {"file_ids": [file]}, "file_search": {"vector_store_ids": [store]}}});
     let assistant = client.post("/v1/assistants", body).await;
     let path = format!("/v1/assistants/{}", assistant["id"].as_str().unwrap());
 
@@ -617,7 +618,7 @@ both_stores!(null_does_not_clear_what_cannot_be_absent, async |database: Databas
     let one = json!({"tool_resources": {"code_interpreter": {"file_ids": []}}, "tools": []});
     let modified = client.post(&path, one).await;
     assert_eq!(modified["tools"], json!([]), "an empty list clears");
-    let expected = json!({"code_interpreter": {"file_ids": []}, "file_search": {"vector_store_ids": ["vs_1"]}});
+    let expected = json!({"code_interpreter": {"file_ids": []}, "file_search": {"vector_store_ids": [store]}});
     assert_eq!(modified["tool_resources"], expected);
 
     client.post(&path, json!({"tools": tools})).await;
@@ -625,7 +626,7 @@ both_stores!(null_does_not_clear_what_cannot_be_absent, async |database: Databas
         .post(
             "/v1/threads",
             json!({"messages": [{"role": "user", "content": "x"}],
-        "tool_resources": {"file_search": {"vector_store_ids": ["vs_1"]}}, "metadata": {"k": "v"}}),
+        "tool_resources": {"file_search": {"vector_store_ids": [store]}}, "metadata": {"k": "v"}}),
         )
         .await;
     let path = format!("/v1/threads/{}", thread["id"].as_str().unwrap());

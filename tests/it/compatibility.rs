@@ -22,15 +22,14 @@ those of the service, unless noted.
 ";
 
 /// Notes on parameters that both descriptions have.
-const NOTES: [(&str, &str); 20] = [
+const NOTES: [(&str, &str); 19] = [
     (
         "tools",
         "functions and `file_search` are supported; `code_interpreter` is stored and returned, but not offered to the model; \
          at most 128, also on a run (service: 20)",
     ),
-    ("tool_resources", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
-    ("tool_resources.file_search.vector_stores", "rejected: vector stores are not supported yet"),
-    ("attachments", "stored and returned; no effect until `file_search` and `code_interpreter` are supported"),
+    ("tool_resources", "files and vector stores must exist"),
+    ("attachments", "added to the tool resources of the thread"),
     ("content", "text, `image_url` and `image_file`; an image file reaches the model as a data URL"),
     ("messages", "at most 1,000 (service: 32)"),
     ("additional_messages", "at most 1,000"),
@@ -106,14 +105,16 @@ fn parameters(document: &Value, operation: &Value) -> Vec<String> {
 }
 
 /// Parameters that have no effect yet, by the start of their path.
-const WITHOUT_EFFECT: [&str; 2] = ["tool_resources.code_interpreter", "attachments[]"];
+const WITHOUT_EFFECT: [&str; 1] = ["tool_resources.code_interpreter"];
 
 /// Returns the note on a parameter that both descriptions have. A nested thread has the notes of a thread.
 fn note(path: &str) -> &'static str {
     let path = path.strip_prefix("thread.").unwrap_or(path);
     match NOTES.iter().find(|(name, _)| *name == path) {
         Some((_, note)) => note,
-        None if WITHOUT_EFFECT.iter().any(|start| path.starts_with(start)) => "stored and returned; no effect yet",
+        None if WITHOUT_EFFECT.iter().any(|start| path.starts_with(start)) => {
+            "checked, stored and returned; no effect yet"
+        }
         None => "supported",
     }
 }
@@ -147,7 +148,7 @@ fn page(official: &Value, ours: &Value) -> String {
             }
             let known = parameters(ours, own);
             write!(tables, "\n### {name}\n\n| parameter | assistd |\n| --- | --- |\n").unwrap();
-            for member in theirs.into_iter().filter(|member| !member.contains("vector_stores[]")) {
+            for member in theirs {
                 // Unknown query parameters are ignored.
                 let is_known = known.contains(&member) || member == "include[]";
                 let what = if is_known { note(&member) } else { "rejected as unknown" };

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::both_stores;
 use crate::support::client::Client;
 use crate::support::database::Database;
-use crate::support::run::origin;
+use crate::support::run::{NOTHING, origin};
 use crate::support::server::Server;
 use crate::support::sse::{names, parse, text};
 use crate::support::upstream::{Answer, Upstream};
@@ -236,11 +236,11 @@ both_stores!(retrying_a_submission_of_tool_outputs_is_idempotent, async |databas
 both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |database: Database| {
     let run = {
         let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
-        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
-        let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
+        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(&ids, now).0;
+        let (thread, ..) = CreateThread::parse(json!({})).unwrap().into_thread(&ids, now);
         let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
         store
-            .create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)])
+            .create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)], &NOTHING)
             .await
             .unwrap();
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
@@ -250,6 +250,7 @@ both_stores!(a_run_fails_with_the_last_error_after_its_last_attempt, async |data
                 run: &run,
                 thread: None,
                 messages: &[],
+                new: &NOTHING,
                 owner: "",
                 active_runs_max: 0,
                 start: Start::Due,

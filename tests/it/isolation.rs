@@ -93,15 +93,19 @@ fn unknown_objects() -> Objects {
 
 /// A valid body of an operation; `None` if it has none.
 fn body_of(operation: &str, objects: &Objects) -> Option<Value> {
-    let assistant = &objects["assistant_id"];
+    let (assistant, file) = (&objects["assistant_id"], &objects["file_id"]);
+    let resources = json!({"code_interpreter": {"file_ids": [file]},
+        "file_search": {"vector_store_ids": [objects["vector_store_id"]]}});
+    let attachment = json!({"file_id": file, "tools": [{"type": "file_search"}, {"type": "code_interpreter"}]});
+    let message = json!({"role": "user", "content": "x", "attachments": [attachment]});
     match operation {
-        "createAssistant" => Some(json!({"model": "m"})),
-        "createThread" => Some(json!({})),
-        "createMessage" => Some(json!({"role": "user", "content": "x"})),
-        "createRun" => Some(json!({"assistant_id": assistant})),
-        "createThreadAndRun" => {
-            Some(json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "x"}]}}))
-        }
+        "createAssistant" => Some(json!({"model": "m", "tool_resources": resources})),
+        "createThread" => Some(json!({"messages": [message], "tool_resources": resources})),
+        "modifyAssistant" | "modifyThread" => Some(json!({"tool_resources": resources})),
+        "createMessage" => Some(message),
+        "createRun" => Some(json!({"assistant_id": assistant, "additional_messages": [message]})),
+        "createThreadAndRun" => Some(json!({"assistant_id": assistant, "tool_resources": resources,
+            "thread": {"messages": [message]}})),
         "createVectorStore" | "createVectorStoreFileBatch" => Some(json!({"file_ids": [objects["file_id"]]})),
         "createVectorStoreFile" => Some(json!({"file_id": objects["file_id"]})),
         "updateVectorStoreFileAttributes" => Some(json!({"attributes": {"changed": "yes"}})),
@@ -166,8 +170,15 @@ both_stores!(every_operation_answers_a_foreign_id_like_an_unknown_one, async |da
         if operation.id == "createRun" || operation.id == "createThreadAndRun" {
             names.push("assistant_id");
         }
-        if operation.id.starts_with("createVectorStore") {
+        let has_file =
+            ["createAssistant", "createThread", "createMessage", "createRun", "modifyAssistant", "modifyThread"];
+        if operation.id.starts_with("createVectorStore") || has_file.iter().any(|start| operation.id.starts_with(start))
+        {
             names.push("file_id");
+        }
+        let has_store = ["createAssistant", "createThread", "createThreadAndRun", "modifyAssistant", "modifyThread"];
+        if has_store.contains(&operation.id) {
+            names.push("vector_store_id");
         }
         for (foreign, never) in mixtures(&theirs, &ours, &names).iter().zip(mixtures(&unknown, &ours, &names)) {
             let Some(path) = path_of(&operation.path, foreign) else { continue };

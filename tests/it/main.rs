@@ -52,6 +52,7 @@ mod store;
 mod streaming;
 mod threads;
 mod tool_calls;
+mod tool_resources;
 mod uploads;
 mod upstreams;
 mod usage;

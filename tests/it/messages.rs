@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
+use crate::support::form::Form;
 use crate::support::server::Server;
 use crate::support::upstream::Upstream;
 
@@ -14,12 +15,14 @@ both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |databas
     let thread = client.create_thread("first").await;
     let path = format!("/v1/threads/{thread}/messages");
 
+    let form = Form::default().text("purpose", "assistants").file("file", "a.txt", b"words");
+    let file = form.send(client, "/v1/files").await.body["id"].clone();
     let created = client
         .post(
             &path,
             json!({"role": "user", "metadata": {"k": "v"},
                 "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}],
-                "attachments": [{"file_id": "file-1", "tools": [{"type": "file_search"}]}]}),
+                "attachments": [{"file_id": file, "tools": [{"type": "file_search"}]}]}),
         )
         .await;
 
@@ -48,7 +51,7 @@ both_stores!(a_message_is_created_retrieved_modified_and_deleted, async |databas
         json!([{"type": "text", "text": {"value": "look", "annotations": []}},
                {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}}])
     );
-    assert_eq!(created["attachments"], json!([{"file_id": "file-1", "tools": [{"type": "file_search"}]}]));
+    assert_eq!(created["attachments"], json!([{"file_id": file, "tools": [{"type": "file_search"}]}]));
     assert_eq!((&created["status"], &created["run_id"]), (&json!("completed"), &Value::Null));
 
     let item = format!("{path}/{}", created["id"].as_str().unwrap());

@@ -107,20 +107,20 @@ fn mutate(body: &mut Value, index: usize, mutation: &Mutation) {
     }
 }
 
-/// Valid bodies that use most parameters.
-fn valid_requests(assistant: &str) -> Vec<(&'static str, Value)> {
+/// Valid bodies that use most parameters, with this file and vector store.
+fn valid_requests(assistant: &str, file: &str, store: &str) -> Vec<(&'static str, Value)> {
     let metadata = json!({"a": "b"});
     let tools = json!([{"type": "code_interpreter"}, {"type": "file_search", "file_search": {"max_num_results": 3,
             "ranking_options": {"ranker": "auto", "score_threshold": 0.5}}},
         {"type": "function", "function": {"name": "f", "description": "d", "strict": true,
             "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}}]);
-    let tool_resources = json!({"code_interpreter": {"file_ids": ["file-1"]},
-        "file_search": {"vector_store_ids": ["vs_1"]}});
+    let tool_resources = json!({"code_interpreter": {"file_ids": [file]},
+        "file_search": {"vector_store_ids": [store]}});
     let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}});
     let message = json!({"role": "user", "content": [{"type": "text", "text": "Hi"},
             {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}},
-            {"type": "image_file", "image_file": {"file_id": "file-1"}}],
-        "attachments": [{"file_id": "file-1", "tools": [{"type": "file_search"}]}], "metadata": metadata});
+            {"type": "image_file", "image_file": {"file_id": file}}],
+        "attachments": [{"file_id": file, "tools": [{"type": "file_search"}]}], "metadata": metadata});
     let assistant_members = json!({"model": "m", "name": "n", "description": "d", "instructions": "i", "tools": tools,
         "tool_resources": tool_resources, "metadata": metadata, "temperature": 0.5, "top_p": 0.5,
         "response_format": format, "reasoning_effort": "low"});
@@ -192,7 +192,7 @@ both_stores!(mutated_requests_are_rejected_without_side_effects, async |database
     client.wait_for_status(&run, "completed").await;
     let (of_thread, run_id) = run.rsplit_once("/runs/").unwrap();
     let message = client.get(&format!("{of_thread}/messages")).await["data"][0]["id"].as_str().unwrap().to_owned();
-    let requests = valid_requests(&assistant);
+    let requests = valid_requests(&assistant, &client.upload().await, &client.create_vector_store().await);
     let mut runner = TestRunner::deterministic();
     let cases = (0..requests.len(), prop::collection::vec((any::<usize>(), mutations()), 1..3));
     let (mut accepted, mut rejected) = (0, 0);

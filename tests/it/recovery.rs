@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::run::origin;
+use crate::support::run::{NOTHING, origin};
 use crate::support::server::Server;
 use crate::support::sse::{names, parse};
 use crate::support::transition::commit;
@@ -21,11 +21,14 @@ use crate::support::upstream::{Answer, Upstream};
 /// Returns the run's path.
 async fn create_interrupted_run(database: &Database) -> String {
     let (store, ids, now) = (database.open().await, Ids::unique_everywhere(), Clock::system().now());
-    let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), now);
-    store.create_assistant(&Scope::default_project(), &assistant).await.unwrap();
-    let (thread, _) = CreateThread::parse(json!({})).unwrap().into_thread(ids.generate(), now);
+    let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(&ids, now).0;
+    store.create_assistant(&Scope::default_project(), &assistant, &NOTHING).await.unwrap();
+    let (thread, ..) = CreateThread::parse(json!({})).unwrap().into_thread(&ids, now);
     let hi = CreateMessage::parse(json!({"role": "user", "content": "Hi"})).unwrap();
-    store.create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)]).await.unwrap();
+    store
+        .create_thread(&Scope::default_project(), &thread, &[hi.into_message(&ids, &thread.id, now)], &NOTHING)
+        .await
+        .unwrap();
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
     let (run, _) = request.into_run(&ids, origin(&thread.id, &assistant, now));
     store
@@ -33,6 +36,7 @@ async fn create_interrupted_run(database: &Database) -> String {
             run: &run,
             thread: None,
             messages: &[],
+            new: &NOTHING,
             owner: "",
             active_runs_max: 0,
             start: Start::Due,

@@ -270,19 +270,19 @@ both_stores!(a_refusal_is_stored_as_a_refusal_content_part, async |database: Dat
 both_stores!(a_thread_and_its_run_are_created_in_one_request, async |database: Database| {
     let server = Server::start(&database, &Upstream::start().await).await;
     let client = &server.client;
-    let assistant = client.create_assistant().await;
+    let (assistant, file) = (client.create_assistant().await, client.upload().await);
 
     let run = client
         .post(
             "/v1/threads/runs",
             json!({"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}], "metadata": {"k": "v"}},
-                "tool_resources": {"code_interpreter": {"file_ids": ["file-1"]}}}),
+                "tool_resources": {"code_interpreter": {"file_ids": [file]}}}),
         )
         .await;
 
     let thread = run["thread_id"].as_str().unwrap();
     assert_eq!(client.get(&format!("/v1/threads/{thread}")).await["metadata"], json!({"k": "v"}));
-    assert_eq!(run["tool_resources"], json!({"code_interpreter": {"file_ids": ["file-1"]}}));
+    assert_eq!(run["tool_resources"], json!({"code_interpreter": {"file_ids": [file]}}));
     client.wait_for_status(&format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap()), "completed").await;
 });
 

@@ -83,12 +83,3 @@ both_stores!(a_malformed_id_is_rejected_with_the_parameter_name, async |database
     assert_eq!(error["message"], "Invalid 'thread_id': 'undefined'. Expected an ID that begins with 'thread'.");
     assert_eq!((&error["param"], &error["code"]), (&json!("thread_id"), &json!("invalid_value")));
 });
-
-both_stores!(creating_a_vector_store_is_rejected_instead_of_ignored, async |database: Database| {
-    let server = Server::start(&database, &Upstream::start().await).await;
-    let body = json!({"tool_resources": {"file_search": {"vector_stores": [{"file_ids": ["file-1"]}]}}});
-
-    let message = server.client.post_rejected("/v1/threads", body).await;
-
-    assert!(message.contains("vector stores are not supported yet"), "{message}");
-});

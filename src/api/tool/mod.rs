@@ -3,6 +3,7 @@
 mod call;
 mod choice;
 mod definition;
+mod new_resources;
 mod resources;
 
 pub use call::{
@@ -11,6 +12,10 @@ pub use call::{
 };
 pub use choice::{FunctionName, NamedTool, ToolChoice, ToolMode, tool_choice};
 pub use definition::{BareTool, FileSearch, Function, RankingOptions, Tool, tool};
+pub use new_resources::{
+    NewAttachments, NewFileSearchResourcesRequest, NewResources, NewToolResources, NewToolResourcesRequest,
+    NewVectorStore, THREAD_STORE_DAYS, VectorStoreRequest, new_tool_resources,
+};
 pub use resources::{
     CodeInterpreterRequest, CodeInterpreterResources, FileSearchResources, FileSearchResourcesRequest, ToolResources,
     ToolResourcesRequest, tool_resources,

@@ -2,7 +2,6 @@
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::api::error::Error;
 use crate::api::id::{FileId, VectorStoreId};
@@ -49,6 +48,62 @@ impl ToolResources {
     }
 }
 
+impl ToolResources {
+    /// Returns the vector store for the file search.
+    #[must_use]
+    pub fn vector_store(&self) -> Option<&VectorStoreId> {
+        self.file_search.as_ref().and_then(|search| search.vector_store_ids.first())
+    }
+
+    /// Replaces the vector store for the file search.
+    pub fn set_vector_store(&mut self, id: &VectorStoreId) {
+        self.file_search.get_or_insert_default().vector_store_ids = vec![id.clone()];
+    }
+
+    /// Returns the files for the code interpreter.
+    #[must_use]
+    pub fn code_files(&self) -> &[FileId] {
+        self.code_interpreter.as_ref().map_or(&[], |code| &code.file_ids)
+    }
+
+    /// Removes files for the code interpreter.
+    pub fn retain_code_files(&mut self, keep: impl Fn(&FileId) -> bool) {
+        if let Some(code) = &mut self.code_interpreter {
+            code.file_ids.retain(keep);
+        }
+    }
+
+    /// Adds files for the code interpreter that it does not have yet.
+    ///
+    /// # Errors
+    /// 400 if it would have too many.
+    pub fn add_code_files<'a>(&mut self, files: impl Iterator<Item = &'a FileId>) -> Result<(), Error> {
+        let new: Vec<FileId> = files.filter(|file| !self.code_files().contains(file)).cloned().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let files = &mut self.code_interpreter.get_or_insert_default().file_ids;
+        files.extend(new);
+        if files.len() > CODE_INTERPRETER_FILES_MAX {
+            let param = "tool_resources.code_interpreter.file_ids";
+            return Err(Error::invalid(format!(
+                "Invalid '{param}': array too long. Expected an array with maximum length {CODE_INTERPRETER_FILES_MAX}, but \
+                 got an array with length {} instead.",
+                files.len()
+            ))
+            .at(param)
+            .code("array_above_max_length"));
+        }
+        Ok(())
+    }
+
+    /// Returns whether it names nothing that must exist.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.code_files().is_empty() && self.vector_store().is_none()
+    }
+}
+
 /// Files for the code interpreter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CodeInterpreterResources {
@@ -80,19 +135,17 @@ request! {
     }
 }
 
+impl From<CodeInterpreterRequest> for CodeInterpreterResources {
+    fn from(request: CodeInterpreterRequest) -> Self {
+        Self { file_ids: request.file_ids.unwrap_or_default() }
+    }
+}
+
 request! {
     /// Vector stores for the file search.
     pub struct FileSearchResourcesRequest {
         optional vector_store_ids: Vec<VectorStoreId> = array(id(), 0, 1);
-        optional vector_stores: Vec<()> = array(custom(reject_unsupported, |_: &mut SchemaGenerator| json!(false)), 0, 1);
     }
-}
-
-/// Rejects `vector_stores`, because vector stores are not supported yet, and ignoring them would lose the client's files.
-fn reject_unsupported(_: Value, at: &At<'_>) -> Result<(), Error> {
-    Err(Error::invalid(format!("Invalid '{at}': vector stores are not supported yet."))
-        .at(at.to_string())
-        .code("unsupported_parameter"))
 }
 
 /// The rule for `tool_resources`.
@@ -102,9 +155,7 @@ pub fn tool_resources() -> impl Rule<Out = ToolResources> + Copy {
     let read = |value, at: &At<'_>| {
         let request = object::<ToolResourcesRequest>().read(value, at)?;
         Ok(ToolResources {
-            code_interpreter: request
-                .code_interpreter
-                .map(|given| CodeInterpreterResources { file_ids: given.file_ids.unwrap_or_default() }),
+            code_interpreter: request.code_interpreter.map(CodeInterpreterResources::from),
             file_search: request
                 .file_search
                 .map(|given| FileSearchResources { vector_store_ids: given.vector_store_ids.unwrap_or_default() }),

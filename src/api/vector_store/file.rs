@@ -308,8 +308,18 @@ impl CreateFileBatch {
     }
 }
 
+/// Returns 400 for two parameters of which a request can have one.
+#[must_use]
+pub fn mutually_exclusive(one: &str, other: &str) -> Error {
+    Error::invalid(format!(
+        "Mutually exclusive parameters. Ensure you are only providing one of: '{one}' or '{other}'."
+    ))
+    .code("mutually_exclusive_parameters")
+}
+
 /// Removes files that are listed again.
-pub(super) fn each_once(mut files: Vec<NewStoreFile>) -> Vec<NewStoreFile> {
+#[must_use]
+pub fn each_once(mut files: Vec<NewStoreFile>) -> Vec<NewStoreFile> {
     let mut seen = HashSet::new();
     files.retain(|file| seen.insert(file.file_id.clone()));
     files

@@ -24,7 +24,8 @@ pub use chunking::{ChunkingStrategy, StaticChunking, StaticChunkingSizes, Static
 pub use extension::{check_supported, extension, is_supported};
 pub use file::{
     CreateFileBatch, CreateVectorStoreFile, FileBatch, FileBatchObject, ModifyVectorStoreFile, NewStoreFile, StoreFile,
-    StoreFileError, StoreFileErrorCode, StoreFileObject, StoreFileState, StoreFileStatus, TextPart, no_file_error,
+    StoreFileError, StoreFileErrorCode, StoreFileObject, StoreFileState, StoreFileStatus, TextPart, each_once,
+    mutually_exclusive, no_file_error,
 };
 pub use filter::{Comparison, ComparisonRequest, CompoundRequest, Filter, filter};
 pub use index::{IndexSummary, IndexedGroup, VectorStoreIndex};

@@ -15,8 +15,7 @@ use crate::runs::file_search;
 const NOW: Timestamp = Timestamp(1_000);
 
 fn run(ids: &Ids) -> Run {
-    let assistant: Assistant =
-        CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
+    let assistant: Assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids, NOW).0;
     let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
     request.into_run(ids, RunOrigin::of(&ids.generate(), &assistant, NOW)).0
 }

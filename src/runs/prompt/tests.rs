@@ -26,7 +26,7 @@ fn of_model(tokens: usize) -> Budget {
 /// A run with the instructions "be kind" and these further members.
 fn progress(ids: &Ids, members: &Value) -> Progress {
     let assistant = json!({"model": "m", "instructions": "be kind"});
-    let assistant: Assistant = CreateAssistant::parse(assistant).unwrap().into_assistant(ids.generate(), NOW);
+    let assistant: Assistant = CreateAssistant::parse(assistant).unwrap().into_assistant(ids, NOW).0;
     let mut request = json!({"assistant_id": assistant.id});
     request.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
     let request = CreateRun::parse(request).unwrap();

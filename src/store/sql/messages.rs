@@ -4,8 +4,11 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 
 use super::page::{List, Parent, page, read};
-use super::{Backend, Db, Row};
+use super::resources::{attach_to_thread, find_files};
+use super::store_files::finish;
+use super::{Backend, Db, Row, insert_message};
 use crate::api::message::MessageState;
+use crate::api::tool::NewResources;
 use crate::api::{Message, MessageId, Metadata, Page, PageQuery, RunId, Scope, ThreadId, Timestamp};
 use crate::store::{ConversationCursor, ConversationPage, Error, Messages, from_json, to_json};
 
@@ -29,11 +32,48 @@ fn at(mut message: Message, created_at: Timestamp) -> Message {
     message
 }
 
+impl Backend {
+    /// Returns the message's time, or `None` if the thread is locked or does not exist.
+    async fn insert_message_with_files(
+        &self,
+        scope: &Scope,
+        message: &Message,
+        while_busy: bool,
+        new: &NewResources,
+    ) -> Result<Option<Timestamp>, Error> {
+        let (mut tx, time) = (self.begin().await?, self.fixed_time());
+        let outcome = async {
+            // Locked before the thread. A missing thread is reported before a missing file.
+            let found = find_files(&mut tx, time, scope, new).await;
+            if let Err(error @ (Error::Unavailable(_) | Error::Rejected(_))) = found {
+                return Err(error);
+            }
+            let Some(created_at) = insert_message(&mut tx, scope, message, while_busy).await? else { return Ok(None) };
+            let new = (new, &found?, message.created_at);
+            attach_to_thread(&mut tx, time, scope, &message.thread_id, new).await?;
+            Ok(Some(created_at))
+        }
+        .await;
+        finish(tx, outcome).await
+    }
+}
+
 #[async_trait]
 impl Messages for Backend {
-    async fn create_message(&self, scope: &Scope, message: Message, while_busy: bool) -> Result<Message, Error> {
+    async fn create_message(
+        &self,
+        scope: &Scope,
+        message: Message,
+        while_busy: bool,
+        new: &NewResources,
+    ) -> Result<Message, Error> {
         loop {
-            if let Some(created_at) = self.insert_message(scope, &message, while_busy).await? {
+            let inserted = if new.is_empty() {
+                self.insert_message(scope, &message, while_busy).await?
+            } else {
+                self.insert_message_with_files(scope, &message, while_busy, new).await?
+            };
+            if let Some(created_at) = inserted {
                 return Ok(at(message, created_at));
             }
             self.check_lock(scope, &message.thread_id).await?;

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
 use super::page::{List, Parent, page, read};
-use super::{Backend, CLAIM_RUN, Db, Row, messages, seconds};
+use super::resources::{attach_to_thread, check_resources, find_files};
+use super::store_files::finish;
+use super::threads::prepare_thread;
+use super::{Backend, CLAIM_RUN, Db, Row, insert_run, messages, seconds};
 use crate::api::run::RunState;
 use crate::api::usage::Usage;
 use crate::api::{
@@ -122,19 +125,24 @@ impl Runs for Backend {
         .await?;
         let assistant_body: Option<&str> = row.try_get("assistant")?;
         let thread_body: Option<&str> = row.try_get("thread")?;
-        Ok(RunContext {
+        let mut context = RunContext {
             assistant: assistant_body
                 .map(|body| from_json::<Assistant>("assistants", assistant.as_str(), body))
                 .transpose()?,
             thread: thread_body.map(|body| from_json::<Thread>("threads", thread, body)).transpose()?,
             has_messages: row.try_get("has_messages")?,
-        })
+        };
+        let of_assistant = context.assistant.iter_mut().map(|assistant| &mut assistant.tool_resources);
+        let of_thread = context.thread.iter_mut().map(|thread| &mut thread.tool_resources);
+        let mut resources: Vec<_> = of_assistant.chain(of_thread).collect();
+        self.remove_deleted_files(scope, &mut resources).await?;
+        Ok(context)
     }
 
     async fn create_run(&self, new: &NewRun<'_>) -> Result<(), Error> {
         let spec = &new.run.spec;
         loop {
-            match self.insert_run(new).await {
+            match self.try_to_insert_run(new).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(Error::Rejected(sqlx::Error::Database(error))) if error.is_unique_violation() => {
@@ -388,6 +396,40 @@ impl RunEngine for Backend {
 }
 
 impl Backend {
+    /// Inserts a run and what is created with it. Returns false if the thread does not exist, or is locked and the run does
+    /// not wait.
+    async fn try_to_insert_run(&self, new: &NewRun<'_>) -> Result<bool, Error> {
+        let spec = &new.run.spec;
+        let of_thread = new.thread.is_some_and(|thread| !thread.tool_resources.is_empty());
+        let has_resources = !new.new.is_empty() || of_thread || !spec.tool_resources.is_empty();
+        if new.active_runs_max == 0 && !has_resources {
+            return self.insert_run(new).await;
+        }
+        let (mut tx, time, scope) = (self.begin().await?, self.fixed_time(), &spec.scope);
+        let outcome = async {
+            if let Some(thread) = new.thread {
+                let thread = prepare_thread(&mut tx, time, scope, thread, new.new).await?;
+                check_resources(&mut tx, time, scope, &spec.tool_resources, None).await?;
+                if new.active_runs_max > 0 {
+                    check_active_runs(&mut tx, new).await?;
+                }
+                return insert_run(&mut tx, time, &NewRun { thread: Some(&thread), ..*new }).await;
+            }
+            let found = find_files(&mut tx, time, scope, new.new).await?;
+            if new.active_runs_max > 0 {
+                check_active_runs(&mut tx, new).await?;
+            }
+            let is_inserted = insert_run(&mut tx, time, new).await?;
+            if is_inserted && !new.new.is_empty() {
+                let new = (new.new, &found, spec.created_at);
+                attach_to_thread(&mut tx, time, scope, &spec.thread_id, new).await?;
+            }
+            Ok(is_inserted)
+        }
+        .await;
+        finish(tx, outcome).await
+    }
+
     /// Undoes the claim of an unreadable run, so that a server with a newer release can claim it.
     async fn undo_claim(&self, row: &Row) -> Result<(), Error> {
         sqlx::query::<Db>(

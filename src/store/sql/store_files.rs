@@ -73,12 +73,12 @@ impl FoundFiles {
         tx: &mut Transaction<Db>,
         fixed_time: Option<i64>,
         scope: &Scope,
-        files: &[NewStoreFile],
+        ids: &[&FileId],
     ) -> Result<Self, Error> {
-        if files.is_empty() {
+        if ids.is_empty() {
             return Ok(Self(HashMap::new()));
         }
-        let ids: Vec<&str> = files.iter().map(|file| file.file_id.as_str()).collect();
+        let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
         // Only the ID restricts the rows in SQL: with more conditions, Postgres may expect so few rows that it reads the list
         // again for each of them.
         let rows = sqlx::query::<Db>(concat!(
@@ -107,15 +107,20 @@ impl FoundFiles {
         Ok(Self(names))
     }
 
-    /// Checks that all files exist and can be searched.
-    pub fn check(&self, files: &[NewStoreFile]) -> Result<(), Error> {
-        let missing: Vec<FileId> =
-            files.iter().map(|file| &file.file_id).filter(|id| !self.0.contains_key(id.as_str())).cloned().collect();
-        if !missing.is_empty() {
-            return Err(Error::NoFiles(missing));
+    /// Checks that all files exist.
+    pub fn check_exist(&self, ids: &[&FileId]) -> Result<(), Error> {
+        let mut missing: Vec<FileId> = Vec::new();
+        for id in ids.iter().filter(|id| !self.0.contains_key(id.as_str())) {
+            if !missing.contains(id) {
+                missing.push((*id).clone());
+            }
         }
-        // In the order of the request.
-        check_supported(files.iter().map(|file| self.filename(&file.file_id))).map_err(Error::Unsupported)
+        if missing.is_empty() { Ok(()) } else { Err(Error::NoFiles(missing)) }
+    }
+
+    /// Checks that files, which exist, can be searched.
+    pub fn check_supported<'a>(&self, files: impl Iterator<Item = &'a NewStoreFile>) -> Result<(), Error> {
+        check_supported(files.map(|file| self.filename(&file.file_id))).map_err(Error::Invalid)
     }
 
     fn filename(&self, id: &FileId) -> &str {

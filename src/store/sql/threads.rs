@@ -4,8 +4,13 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 
 use super::page::{List, page, project, read};
-use super::{Backend, Db, Row};
+use super::resources::{check_resources, find_files, store_new};
+use super::store_files::finish;
+use super::{Backend, Db, Row, insert_thread};
+use crate::api::rule::Patch;
+use crate::api::tool::NewResources;
 use crate::api::{Message, ModifyThread, Page, PageQuery, RunId, Scope, Thread, ThreadId};
+use crate::store::pool::Transaction;
 use crate::store::{Error, Threads, from_json, to_json};
 
 const TABLE: &str = "threads";
@@ -14,10 +19,42 @@ fn from_row(row: &Row) -> Result<Thread, Error> {
     from_json(TABLE, row.try_get("id")?, row.try_get("body")?)
 }
 
+/// Stores what is created with a new thread. Returns the thread with the files that its messages attach.
+pub(super) async fn prepare_thread(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    thread: &Thread,
+    new: &NewResources,
+) -> Result<Thread, Error> {
+    let found = find_files(tx, fixed_time, scope, new).await?;
+    let mut thread = thread.clone();
+    check_resources(&mut *tx, fixed_time, scope, &thread.tool_resources, new.vector_store.as_ref()).await?;
+    store_new(tx, fixed_time, scope, &mut thread.tool_resources, (new, &found, thread.created_at)).await?;
+    Ok(thread)
+}
+
 #[async_trait]
 impl Threads for Backend {
-    async fn create_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
-        self.insert_thread(scope, thread, messages).await
+    async fn create_thread(
+        &self,
+        scope: &Scope,
+        thread: &Thread,
+        messages: &[Message],
+        new: &NewResources,
+    ) -> Result<Thread, Error> {
+        if new.is_empty() && thread.tool_resources.is_empty() {
+            self.insert_thread(scope, thread, messages).await?;
+            return Ok(thread.clone());
+        }
+        let mut tx = self.begin().await?;
+        let outcome = async {
+            let thread = prepare_thread(&mut tx, self.fixed_time(), scope, thread, new).await?;
+            insert_thread(&mut tx, scope, &thread, messages).await?;
+            Ok(thread)
+        }
+        .await;
+        finish(tx, outcome).await
     }
 
     async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>, Error> {
@@ -26,7 +63,10 @@ impl Threads for Backend {
             .bind(scope.as_str())
             .fetch_optional(self.reader())
             .await?;
-        row.as_ref().map(from_row).transpose()
+        let Some(row) = row else { return Ok(None) };
+        let mut thread = from_row(&row)?;
+        self.remove_deleted_files(scope, &mut [&mut thread.tool_resources]).await?;
+        Ok(Some(thread))
     }
 
     async fn list_threads(&self, scope: &Scope, query: &PageQuery) -> Result<Page<Thread>, Error> {
@@ -34,7 +74,10 @@ impl Threads for Backend {
         let rows =
             page(self, &List { table: TABLE, columns: "id, body", body: "body", filter: &filter, parent: None }, query)
                 .await?;
-        read(self, &rows, from_row)
+        let mut page = read(self, &rows, from_row)?;
+        let mut resources: Vec<_> = page.data.iter_mut().map(|thread| &mut thread.tool_resources).collect();
+        self.remove_deleted_files(scope, &mut resources).await?;
+        Ok(page)
     }
 
     async fn modify_thread(
@@ -50,6 +93,9 @@ impl Threads for Backend {
                 .fetch_optional(self.reader())
                 .await?;
             let Some(row) = row else { return Ok(None) };
+            if let Patch::Set(resources) = &change.tool_resources {
+                check_resources(self.reader(), self.fixed_time(), scope, resources, None).await?;
+            }
             let mut thread = from_row(&row)?;
             change.clone().apply(&mut thread);
             let sql = "update threads set body = $3, version = $2 + 1
@@ -62,6 +108,7 @@ impl Threads for Backend {
                 .execute(self.writer())
                 .await?;
             if done.rows_affected() == 1 {
+                self.remove_deleted_files(scope, &mut [&mut thread.tool_resources]).await?;
                 return Ok(Some(thread));
             }
         }

@@ -45,16 +45,14 @@ fn remove_at(expires_at: Option<Timestamp>) -> Option<i64> {
     expires_at.map(|at| at.0.saturating_add(EXPIRED_KEPT_S))
 }
 
-/// Inserts a vector store and its files. Returns the vector store as stored.
+/// Inserts a vector store with files that were found. Returns the vector store as stored.
 pub(super) async fn insert_vector_store(
     tx: &mut Transaction<Db>,
     fixed_time: Option<i64>,
     scope: &Scope,
     store: &VectorStore,
-    files: &[NewStoreFile],
+    files: (&[NewStoreFile], &FoundFiles),
 ) -> Result<VectorStore, Error> {
-    let found = FoundFiles::find(tx, fixed_time, scope, files).await?;
-    found.check(files)?;
     sqlx::query::<Db>(
         "insert into vector_stores
              (id, project_id, created_at, status, version, purged_version, last_active_at, expires_at, remove_at, body)
@@ -69,14 +67,27 @@ pub(super) async fn insert_vector_store(
     .bind(to_json(&store.settings))
     .execute(&mut *tx)
     .await?;
-    let added = add_files(tx, fixed_time, scope, &store.id, store.created_at, (files, &found)).await?;
+    let added = add_files(tx, fixed_time, scope, &store.id, store.created_at, files).await?;
     let mut stored = store.clone();
     stored.file_counts.add(StoreFileStatus::InProgress, added.len() as u64);
     Ok(stored)
 }
 
+/// Finds files for the file search. The check is left to the caller, which may have to check something else before.
+async fn find(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    files: &[NewStoreFile],
+) -> Result<(FoundFiles, Result<(), Error>), Error> {
+    let ids: Vec<&FileId> = files.iter().map(|file| &file.file_id).collect();
+    let found = FoundFiles::find(tx, fixed_time, scope, &ids).await?;
+    let check = found.check_exist(&ids).and_then(|()| found.check_supported(files.iter()));
+    Ok((found, check))
+}
+
 /// Adds files to a vector store, which is a use of it. Returns the IDs of the rows; `None` if the vector store does not exist.
-pub(super) async fn add_files_to_store(
+async fn add_files_to_store(
     tx: &mut Transaction<Db>,
     fixed_time: Option<i64>,
     scope: &Scope,
@@ -85,16 +96,29 @@ pub(super) async fn add_files_to_store(
     files: &[NewStoreFile],
 ) -> Result<Option<Vec<String>>, Error> {
     // Before the vector store, which is the order of locks.
-    let found = FoundFiles::find(tx, fixed_time, scope, files).await?;
+    let (found, check) = find(tx, fixed_time, scope, files).await?;
+    let added = add_found_files(tx, fixed_time, scope, store, now, (files, &found)).await?;
+    // The vector store comes first in the order of checks. The caller rolls the addition back.
+    if added.is_some() { check.map(|()| added) } else { Ok(None) }
+}
+
+/// Adds files that were found to a vector store, like [`add_files_to_store`].
+pub(super) async fn add_found_files(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    store: &VectorStoreId,
+    now: Timestamp,
+    files: (&[NewStoreFile], &FoundFiles),
+) -> Result<Option<Vec<String>>, Error> {
     let Some(row) = lock_store(tx, fixed_time, scope, store).await? else { return Ok(None) };
     if row.is_expired {
         return Err(Error::VectorStoreExpired(store.clone()));
     }
-    found.check(files)?;
     let last_active_at = row.last_active_at.max(row.now);
     let expires_at = row.settings.expires_at(Timestamp(last_active_at));
     write_store(tx, store, last_active_at, expires_at, &row.settings).await?;
-    add_files(tx, fixed_time, scope, store, now, (files, &found)).await.map(Some)
+    add_files(tx, fixed_time, scope, store, now, files).await.map(Some)
 }
 
 /// The locked row of a vector store.
@@ -402,7 +426,12 @@ impl VectorStores for Backend {
         files: &[NewStoreFile],
     ) -> Result<VectorStore, Error> {
         let mut tx = self.begin().await?;
-        let outcome = insert_vector_store(&mut tx, self.fixed_time(), scope, store, files).await;
+        let outcome = async {
+            let (found, check) = find(&mut tx, self.fixed_time(), scope, files).await?;
+            check?;
+            insert_vector_store(&mut tx, self.fixed_time(), scope, store, (files, &found)).await
+        }
+        .await;
         finish(tx, outcome).await
     }
 

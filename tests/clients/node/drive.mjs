@@ -17,12 +17,14 @@ import runs from './cases/runs.mjs';
 import streaming from './cases/streaming.mjs';
 import threads from './cases/threads.mjs';
 import toolCalls from './cases/tool_calls.mjs';
+import vectorStores from './cases/vector_stores.mjs';
 
 const tests = {
   ...assistants,
   ...threads,
   ...fileSearch,
   ...files,
+  ...vectorStores,
   ...runs,
   ...streaming,
   ...toolCalls,

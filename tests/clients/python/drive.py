@@ -28,6 +28,7 @@ from cases.streamed_tool_calls import StreamedFunctionCall  # noqa: E402, F401
 from cases.streaming import StreamedRun  # noqa: E402, F401
 from cases.threads import MessageTest, ThreadTest  # noqa: E402, F401
 from cases.tool_calls import PolledFunctionCall  # noqa: E402, F401
+from cases.vector_stores import VectorStoreTest  # noqa: E402, F401
 
 
 class ZContract(Case):

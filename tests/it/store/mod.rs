@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::both_stores;
 use crate::support::database::Database;
-use crate::support::run::origin;
+use crate::support::run::{NOTHING, origin};
 use crate::support::transition;
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -41,11 +41,11 @@ fn ids() -> &'static Ids {
 }
 
 fn assistant(name: &str) -> Assistant {
-    CreateAssistant::parse(json!({"model": "m", "name": name})).unwrap().into_assistant(ids().generate(), NOW)
+    CreateAssistant::parse(json!({"model": "m", "name": name})).unwrap().into_assistant(ids(), NOW).0
 }
 
 fn thread() -> Thread {
-    CreateThread::parse(json!({})).unwrap().into_thread(ids().generate(), NOW).0
+    CreateThread::parse(json!({})).unwrap().into_thread(ids(), NOW).0
 }
 
 fn message(thread: &Thread, text: &str, at: Timestamp) -> Message {
@@ -66,7 +66,7 @@ async fn open(database: &Database) -> (Arc<dyn Store>, Arc<Clock>) {
 }
 
 fn new_run(run: &Run, start: Start) -> NewRun<'_> {
-    NewRun { run, thread: None, messages: &[], owner: "", active_runs_max: 0, start }
+    NewRun { run, thread: None, messages: &[], new: &NOTHING, owner: "", active_runs_max: 0, start }
 }
 
 async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
@@ -76,7 +76,7 @@ async fn create(store: &Arc<dyn Store>, run: &Run) -> Result<(), Error> {
 /// Creates a thread and a run on it.
 async fn create_run(store: &Arc<dyn Store>, owner: &str) -> Run {
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let run = run(&thread);
     store.create_run(&NewRun { owner, ..new_run(&run, Start::Due) }).await.unwrap();
     run
@@ -129,9 +129,9 @@ both_stores!(stored_values_are_returned_unchanged, async |database: Database| {
     let store = database.open().await;
     let assistant = assistant("NUL \u{0} and \u{1F600}");
     let thread = thread();
-    store.create_assistant(&scope(), &assistant).await.unwrap();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
-    let message = store.create_message(&scope(), message(&thread, "NUL \u{0}", NOW), false).await.unwrap();
+    store.create_assistant(&scope(), &assistant, &NOTHING).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
+    let message = store.create_message(&scope(), message(&thread, "NUL \u{0}", NOW), false, &NOTHING).await.unwrap();
     let run = run(&thread);
     create(&store, &run).await.unwrap();
 
@@ -144,7 +144,7 @@ both_stores!(stored_values_are_returned_unchanged, async |database: Database| {
 both_stores!(rows_with_equal_times_are_listed_in_insertion_order, async |database: Database| {
     let store = database.open().await;
     for number in 0..30 {
-        store.create_assistant(&scope(), &assistant(&number.to_string())).await.unwrap();
+        store.create_assistant(&scope(), &assistant(&number.to_string()), &NOTHING).await.unwrap();
     }
 
     let names = |page: assistd::api::Page<Assistant>| -> Vec<String> {
@@ -161,9 +161,9 @@ both_stores!(rows_with_equal_times_are_listed_in_insertion_order, async |databas
 both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     for number in 0..7 {
-        store.create_message(&scope(), message(&thread, &number.to_string(), NOW), false).await.unwrap();
+        store.create_message(&scope(), message(&thread, &number.to_string(), NOW), false, &NOTHING).await.unwrap();
     }
     let list = async |query: PageQuery| {
         let page = store.list_messages(&scope(), &thread.id, None, &query).await.unwrap();
@@ -196,10 +196,13 @@ both_stores!(pages_have_no_gaps_or_repeats_in_both_directions, async |database: 
 both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)]).await.unwrap();
+    store
+        .create_thread(&scope(), &thread, &[message(&thread, "0", NOW), message(&thread, "1", NOW)], &NOTHING)
+        .await
+        .unwrap();
 
-    store.create_message(&scope(), message(&thread, "2", Timestamp(2_000)), false).await.unwrap();
-    let behind = store.create_message(&scope(), message(&thread, "3", Timestamp(500)), false).await.unwrap();
+    store.create_message(&scope(), message(&thread, "2", Timestamp(2_000)), false, &NOTHING).await.unwrap();
+    let behind = store.create_message(&scope(), message(&thread, "3", Timestamp(500)), false, &NOTHING).await.unwrap();
     let run = run(&thread);
     let late = [message(&thread, "4", Timestamp(400))];
     store.create_run(&NewRun { messages: &late, ..new_run(&run, Start::Due) }).await.unwrap();
@@ -216,7 +219,7 @@ both_stores!(a_clock_that_is_behind_does_not_reorder_messages, async |database: 
 both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
 
     let attempts = (0..100).map(|_| {
         let (store, run) = (store.clone(), run(&thread));
@@ -231,27 +234,27 @@ both_stores!(only_one_of_a_hundred_concurrent_runs_is_created, async |database: 
     for (outcome, _) in rejected {
         assert!(matches!(&outcome, Err(Error::ThreadBusy(run)) if run == winner), "{outcome:?}");
     }
-    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false).await;
+    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false, &NOTHING).await;
     assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == *winner));
 });
 
 both_stores!(a_finished_run_unlocks_its_thread, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let first = run(&thread);
     create(&store, &first).await.unwrap();
 
     commit(&store, &first, FIRST_VERSION, deadline()).await.unwrap();
 
-    store.create_message(&scope(), message(&thread, "x", NOW), false).await.unwrap();
+    store.create_message(&scope(), message(&thread, "x", NOW), false, &NOTHING).await.unwrap();
     create(&store, &run(&thread)).await.unwrap();
 });
 
 both_stores!(a_write_with_a_stale_version_changes_nothing, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let run = run(&thread);
     let id = &run.spec.id;
     create(&store, &run).await.unwrap();
@@ -422,7 +425,7 @@ both_stores!(a_row_written_by_a_newer_release_is_ignored, async |database: Datab
 both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let run = run(&thread);
     let question = [message(&thread, "x", NOW)];
     let new = NewRun { messages: &question, ..new_run(&run, Start::Due) };
@@ -431,7 +434,7 @@ both_stores!(creating_the_same_run_twice_is_idempotent, async |database: Databas
     store.create_run(&new).await.unwrap();
 
     assert_eq!(conversation(&store, &thread).await.len(), 1);
-    let with_thread = CreateThread::parse(json!({})).unwrap().into_thread(ids().generate(), NOW).0;
+    let with_thread = CreateThread::parse(json!({})).unwrap().into_thread(ids(), NOW).0;
     let run = self::run(&with_thread);
     let new = NewRun { thread: Some(&with_thread), ..new_run(&run, Start::Leased(LEASE)) };
     store.create_run(&new).await.unwrap();
@@ -457,7 +460,7 @@ both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, asyn
     let thread = thread();
     let texts: Vec<String> = (0..20).map(|number| format!("{number:02} {}", "x".repeat(1_000))).collect();
     let messages: Vec<Message> = texts.iter().map(|text| message(&thread, text, NOW)).collect();
-    store.create_thread(&scope(), &thread, &messages).await.unwrap();
+    store.create_thread(&scope(), &thread, &messages, &NOTHING).await.unwrap();
     let run = run(&thread);
 
     for (rows, bytes, first_page) in [(7, usize::MAX, 7), (100, 4_000, 4), (100, 1, 1)] {
@@ -485,11 +488,11 @@ both_stores!(the_prompt_context_is_read_in_pages_bounded_by_rows_and_bytes, asyn
 both_stores!(a_page_of_large_messages_ends_early, async |database: Database| {
     let (store, _clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     for _ in 0..4 {
         let mut large = message(&thread, "x", NOW);
         large.content = vec![assistd::api::message::Content::text("x".repeat(12 * 1024 * 1024))];
-        store.create_message(&scope(), large, false).await.unwrap();
+        store.create_message(&scope(), large, false, &NOTHING).await.unwrap();
     }
 
     let first = store.list_messages(&scope(), &thread.id, None, &query(10, Order::Ascending)).await.unwrap();
@@ -509,7 +512,7 @@ async fn writes_that_fail_on_a_full_disk_are_not_acknowledged() {
     let (store, _clock) = open(&database).await;
     let run = create_run(&store, "").await;
     let thread = run.spec.thread_id.clone();
-    let written = store.create_message(&scope(), message_on(&thread, "x"), true).await.unwrap();
+    let written = store.create_message(&scope(), message_on(&thread, "x"), true, &NOTHING).await.unwrap();
     disk.fill();
 
     let mut rejected = 0;
@@ -549,11 +552,11 @@ fn message_on(thread: &assistd::api::ThreadId, text: &str) -> Message {
 both_stores!(concurrent_messages_are_ordered_consistently, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
 
     let created = (0..50).map(|number| {
         let (store, message) = (store.clone(), message(&thread, &number.to_string(), Timestamp(1_000 - number % 7)));
-        tokio::spawn(async move { store.create_message(&scope(), message, false).await.unwrap() })
+        tokio::spawn(async move { store.create_message(&scope(), message, false, &NOTHING).await.unwrap() })
     });
     futures_util::future::join_all(created).await;
 
@@ -568,7 +571,7 @@ both_stores!(concurrent_modifications_all_take_effect, async |database: Database
     use assistd::api::ModifyAssistant;
     let store = database.open().await;
     let assistant = assistant("before");
-    store.create_assistant(&scope(), &assistant).await.unwrap();
+    store.create_assistant(&scope(), &assistant, &NOTHING).await.unwrap();
     let changes = [json!({"name": "after"}), json!({"description": "new"}), json!({"model": "other"})];
 
     let changes = changes.map(|change| {
@@ -590,7 +593,7 @@ both_stores!(deleting_a_thread_deletes_its_messages_and_runs, async |database: D
     let store = database.open().await;
     let (deleted, other) = (thread(), thread());
     for thread in [&deleted, &other] {
-        store.create_thread(&scope(), thread, &[message(thread, "x", NOW)]).await.unwrap();
+        store.create_thread(&scope(), thread, &[message(thread, "x", NOW)], &NOTHING).await.unwrap();
     }
     let run = run(&deleted);
     create(&store, &run).await.unwrap();
@@ -603,7 +606,10 @@ both_stores!(deleting_a_thread_deletes_its_messages_and_runs, async |database: D
     assert_eq!(store.run(&scope(), &deleted.id, &run.spec.id).await.unwrap(), None);
     assert_eq!(claim(&store).await, None);
     assert!(matches!(commit(&store, &run, FIRST_VERSION, Input::Claimed).await, Err(Error::Stale)));
-    assert!(matches!(store.create_message(&scope(), message(&deleted, "x", NOW), false).await, Err(Error::NoThread)));
+    assert!(matches!(
+        store.create_message(&scope(), message(&deleted, "x", NOW), false, &NOTHING).await,
+        Err(Error::NoThread)
+    ));
     assert_eq!(conversation(&store, &other).await.len(), 1);
 });
 
@@ -611,7 +617,7 @@ both_stores!(message_metadata_survives_a_concurrent_text_update, async |database
     use assistd::api::Metadata;
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let queued = run(&thread);
     create(&store, &queued).await.unwrap();
     let mut progress = Progress::new(queued);
@@ -636,7 +642,7 @@ both_stores!(message_metadata_survives_a_concurrent_text_update, async |database
 both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let (store, clock) = open(&database).await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[], &NOTHING).await.unwrap();
     let runs: Vec<Run> = (0..4).map(|_| run(&thread)).collect();
     create(&store, &runs[0]).await.unwrap();
     for run in &runs[1..] {
@@ -661,7 +667,7 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
     let claimed = claim(&store).await.unwrap();
     assert_eq!(claimed.versioned.run.spec.id, runs[2].spec.id);
     assert_eq!(claim(&store).await, None, "the next run still waits");
-    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false).await;
+    let rejected = store.create_message(&scope(), message(&thread, "x", NOW), false, &NOTHING).await;
     assert!(matches!(rejected, Err(Error::ThreadBusy(run)) if run == runs[2].spec.id));
 
     clock.advance(4_000);
@@ -673,12 +679,12 @@ both_stores!(waiting_runs_are_promoted_in_order, async |database: Database| {
 both_stores!(a_run_answers_the_messages_that_existed_when_it_was_created, async |database: Database| {
     let store = database.open().await;
     let thread = thread();
-    store.create_thread(&scope(), &thread, &[message(&thread, "1", NOW)]).await.unwrap();
+    store.create_thread(&scope(), &thread, &[message(&thread, "1", NOW)], &NOTHING).await.unwrap();
     let (first, second) = (run(&thread), run(&thread));
     create(&store, &first).await.unwrap();
     let question = [message(&thread, "2", NOW)];
     store.create_run(&NewRun { messages: &question, ..new_run(&second, Start::Waiting) }).await.unwrap();
-    store.create_message(&scope(), message(&thread, "3", NOW), true).await.unwrap();
+    store.create_message(&scope(), message(&thread, "3", NOW), true, &NOTHING).await.unwrap();
     let read = async |run: &Run, newest: u32| context(&store, run, newest).await.iter().map(text).collect::<String>();
 
     assert_eq!(read(&first, 99).await, "1");

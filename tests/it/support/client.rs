@@ -8,6 +8,7 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
 use super::contract;
+use super::form::Form;
 use super::sse::{self, Event};
 
 /// A response of the server.
@@ -112,6 +113,17 @@ impl Client {
     /// Reads a whole stream.
     pub async fn stream(&self, path: &str, body: Value) -> Vec<Event> {
         sse::parse(&self.open_stream(path, body).await.text().await.unwrap())
+    }
+
+    /// Uploads a small text file; returns its ID.
+    pub async fn upload(&self) -> String {
+        let form = Form::default().text("purpose", "assistants").file("file", "a.txt", b"words");
+        form.send(self, "/v1/files").await.body["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Creates an empty vector store; returns its ID.
+    pub async fn create_vector_store(&self) -> String {
+        self.post("/v1/vector_stores", json!({})).await["id"].as_str().unwrap().to_owned()
     }
 
     pub async fn create_assistant(&self) -> String {

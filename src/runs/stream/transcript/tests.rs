@@ -24,7 +24,7 @@ struct Sim {
 impl Sim {
     fn new() -> Self {
         let ids = Ids::counting();
-        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(ids.generate(), NOW);
+        let assistant = CreateAssistant::parse(json!({"model": "m"})).unwrap().into_assistant(&ids, NOW).0;
         let request = CreateRun::parse(json!({"assistant_id": assistant.id})).unwrap();
         let (run, _) = request.into_run(&ids, RunOrigin::of(&ids.generate(), &assistant, NOW));
         let now = Snapshot {
