@@ -466,6 +466,23 @@ both_stores!(files_whose_removal_was_forgotten_are_not_found, async |database: D
     }
 });
 
+both_stores!(an_index_is_current_although_the_newest_change_was_forgotten, async |database: Database| {
+    let world = World::new(&database).await;
+    world.add("a", json!({}), &["refund"]).await;
+    let b = world.add("b", json!({}), &["refund"]).await;
+    assert!(world.store.delete_store_file(&scope(), &world.id, &b).await.unwrap());
+    world.clock.advance(2 * assistd::store::TOMBSTONE_KEPT_S);
+    while world.store.remove_store_data(100).await.unwrap() {}
+    let server = world.server();
+    assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["a"]));
+
+    // The row of the remaining file is hidden from later reads: only an index that is built again would miss it.
+    database.execute("update vector_store_files set changed_version = 0").await;
+
+    assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["a"]));
+    assert_eq!(names(&world.search(&world.server(), "refund").await), BTreeSet::new());
+});
+
 both_stores!(without_the_embedding_model_words_decide_and_the_reason_is_known, async |database: Database| {
     let world = World::new(&database).await;
     world.add("a", json!({}), &[TEXTS[0]]).await;

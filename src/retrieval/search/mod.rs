@@ -408,16 +408,12 @@ impl Inner {
                 }
                 Snapshot::empty(model.clone(), &state)
             };
-            let advanced = self.advance(scope, id, snapshot).await;
+            let advanced = self.advance(scope, id, snapshot, &state).await;
             drop(build);
             match advanced {
-                Ok(Searched::Parts) => return Ok(Searched::Parts),
-                Ok(Searched::Index(snapshot)) => {
-                    // Removals may have been forgotten before they were read.
+                Ok(searched) => return Ok(searched),
+                Err(Failure::Forgotten) => {
                     state = self.store.store_state(scope, id).await?.ok_or_else(|| Error::NoStore(id.clone()))?;
-                    if snapshot.can_advance(&state) {
-                        return Ok(Searched::Index(snapshot));
-                    }
                 }
                 Err(Failure::NewModel(found)) => model = Some(found),
                 Err(Failure::Store(error)) => return Err(error.into()),
@@ -428,8 +424,15 @@ impl Inner {
 
     /// Makes all changes since a snapshot. The snapshots on the way are stored, so that a search that is cancelled has not
     /// worked in vain.
-    async fn advance(&self, scope: &Scope, id: &VectorStoreId, mut snapshot: Snapshot) -> Result<Searched, Failure> {
+    async fn advance(
+        &self,
+        scope: &Scope,
+        id: &VectorStoreId,
+        mut snapshot: Snapshot,
+        state: &StoreState,
+    ) -> Result<Searched, Failure> {
         let key = Self::key(scope, id);
+        let before = snapshot.clone();
         let started = std::time::Instant::now();
         let model = snapshot.model.clone();
         let vectors = match &model {
@@ -440,9 +443,9 @@ impl Inner {
         loop {
             let page = changes.next(&|file| snapshot.index.find(file.id.as_str()).is_some()).await?;
             let Some(page) = page else { break };
-            let before = snapshot.index;
+            let changed = snapshot.index;
             let (index, bytes) = tokio::task::spawn_blocking(move || {
-                let index = before.apply(page.changes);
+                let index = changed.apply(page.changes);
                 let bytes = index.bytes();
                 (index, bytes)
             })
@@ -450,6 +453,7 @@ impl Inner {
             .map_err(|_| store::Error::timed_out())?;
             snapshot.index = index;
             if let Some(version) = page.version {
+                self.check_removals(scope, id, &before).await?;
                 snapshot.version = version;
                 self.cache.put(&key, Arc::new(snapshot.clone()));
             }
@@ -462,6 +466,9 @@ impl Inner {
                 return Ok(Searched::Parts);
             }
         }
+        self.check_removals(scope, id, &before).await?;
+        // The row of the newest change may have been removed, so that no change has the version of the state.
+        snapshot.version = snapshot.version.max(state.version);
         let snapshot = Arc::new(snapshot);
         self.cache.put(&key, snapshot.clone());
         tracing::debug!(
@@ -469,6 +476,13 @@ impl Inner {
             duration_ms = started.elapsed().as_millis(), "updated an index"
         );
         Ok(Searched::Index(snapshot))
+    }
+
+    /// Fails if removals after a snapshot may have been forgotten before they were read. The version that the changes lead to
+    /// does not show this, so it must be called after they were read, and before what they lead to is used.
+    async fn check_removals(&self, scope: &Scope, id: &VectorStoreId, before: &Snapshot) -> Result<(), Failure> {
+        let state = self.store.store_state(scope, id).await?;
+        if state.is_none_or(|state| before.can_advance(&state)) { Ok(()) } else { Err(Failure::Forgotten) }
     }
 
     /// Returns the model of the embeddings that most chunks have, among those of the configured model.

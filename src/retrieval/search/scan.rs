@@ -28,8 +28,8 @@ impl Parts<'_> {
             let page = match self.changes.next(&|file| !is_wanted(&file.attributes)).await {
                 Ok(Some(page)) => page,
                 Err(Failure::Store(error)) => return Err(error.into()),
-                // No model is wanted beside the given one, so a new one does not happen.
-                Ok(None) | Err(Failure::NewModel(_)) => return Ok(None),
+                // No model is wanted beside the given one, and nothing is known before, so the others do not happen.
+                Ok(None) | Err(Failure::NewModel(_) | Failure::Forgotten) => return Ok(None),
             };
             let is_added = |change: &Change<FileFacts>| matches!(change, Change::Add(_));
             let added: Vec<_> = page.changes.into_iter().filter(is_added).collect();

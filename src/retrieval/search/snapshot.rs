@@ -113,6 +113,8 @@ pub(super) enum Failure {
     Store(store::Error),
     /// A file has embeddings of this model, which are wanted.
     NewModel(String),
+    /// Removals may have been forgotten before they were read: the index must be built anew.
+    Forgotten,
 }
 
 impl From<store::Error> for Failure {
