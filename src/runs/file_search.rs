@@ -3,16 +3,18 @@
 //! The passages that a run has found are numbered from 1, over all its searches, in the order in which the model reads
 //! them. Neighbouring chunks of a file are one passage.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use super::citations::Source;
-use crate::api::ToolCallId;
 use crate::api::run::RunSpec;
 use crate::api::run_step::RunStep;
 use crate::api::tool::{CalledFileSearch, CalledRankingOptions, CalledTool, FileSearch, FileSearchResult, Tool};
 use crate::api::vector_store::HybridWeights;
+use crate::api::{FileId, ToolCallId, VectorStoreId};
+use crate::retrieval::rank::{FoundChunk, Passage, merge_neighbours};
 
 /// The name of the function, unless a function of the client has it.
 const NAME: &str = "file_search";
@@ -120,19 +122,19 @@ impl Passages {
     /// Returns the passages of the searches in these steps.
     #[must_use]
     pub fn of(steps: &[RunStep]) -> Self {
-        let mut passages = Self::default();
+        let mut all = Self::default();
         let mut search = 0;
         for call in steps.iter().filter(|step| !step.is_open()).flat_map(RunStep::tool_calls) {
             let CalledTool::FileSearch { file_search } = &call.tool else { continue };
-            let start = passages.sources.len();
-            for (passage, (first, text)) in merge_neighbours(&file_search.results).into_iter().enumerate() {
-                let (file_id, file_name) = (first.file_id.clone(), first.file_name.clone());
-                passages.sources.push(Source { file_id, file_name, text, search, passage });
+            let start = all.sources.len();
+            for (passage, found) in passages(&file_search.results).into_iter().enumerate() {
+                let (file_id, file_name) = (found.file.id.clone(), found.file.name.to_owned());
+                all.sources.push(Source { file_id, file_name, text: found.text, search, passage });
             }
-            passages.by_call.push((call.id.clone(), start..passages.sources.len()));
+            all.by_call.push((call.id.clone(), start..all.sources.len()));
             search += 1;
         }
-        passages
+        all
     }
 
     /// Returns the passages, in the order of their numbers.
@@ -162,33 +164,29 @@ impl Passages {
     }
 }
 
-/// Merges neighbouring chunks of the same file. Returns the first result of each passage and its text; the passages are in
-/// the order of their best results.
-fn merge_neighbours(results: &[FileSearchResult]) -> Vec<(&FileSearchResult, String)> {
-    let mut order: Vec<usize> = (0..results.len()).collect();
-    order.sort_by(|a, b| {
-        let key = |index: &usize| (results[*index].file_id.as_str(), results[*index].chunk, *index);
-        key(a).cmp(&key(b))
-    });
-    let mut passages: Vec<(usize, usize, String)> = Vec::new();
-    let mut last: Option<&FileSearchResult> = None;
-    for index in order {
-        let result = &results[index];
-        let before = last.filter(|last| last.file_id == result.file_id);
-        match (before, passages.last_mut()) {
-            // The same chunk in two vector stores.
-            (Some(before), Some(passage)) if before.chunk == result.chunk => passage.0 = passage.0.min(index),
-            (Some(before), Some(passage)) if before.chunk + 1 == result.chunk => {
-                let start = result.text.floor_char_boundary(result.overlap_bytes as usize);
-                passage.2.push_str(&result.text[start..]);
-                passage.0 = passage.0.min(index);
-            }
-            _ => passages.push((index, index, result.text.clone())),
-        }
-        last = Some(result);
+/// Returns the passages of search results. A chunk that two vector stores have is in one of them.
+fn passages(results: &[FileSearchResult]) -> Vec<Passage<ResultFile<'_>>> {
+    let mut seen = HashSet::new();
+    let distinct = results.iter().filter(|result| seen.insert((&result.file_id, &result.text)));
+    merge_neighbours(distinct.map(found_chunk).collect())
+}
+
+fn found_chunk(result: &FileSearchResult) -> FoundChunk<ResultFile<'_>> {
+    FoundChunk {
+        file: ResultFile { id: &result.file_id, name: &result.file_name, store: result.vector_store_id.as_ref() },
+        number: result.chunk,
+        text: result.text.clone(),
+        overlap_bytes: result.overlap_bytes as usize,
+        score: result.score,
     }
-    passages.sort_by_key(|(best, _, _)| *best);
-    passages.into_iter().map(|(_, first, text)| (&results[first], text)).collect()
+}
+
+/// The file of a result. Two vector stores may divide it in different ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ResultFile<'a> {
+    id: &'a FileId,
+    name: &'a str,
+    store: Option<&'a VectorStoreId>,
 }
 
 #[cfg(test)]
@@ -216,8 +214,10 @@ mod tests {
     #[test]
     fn neighbouring_chunks_are_one_passage() {
         let ids = Ids::counting();
-        let (one, other) = (ids.generate(), ids.generate());
-        let result = |file: &crate::api::FileId, chunk, overlap_bytes, text: &str| FileSearchResult {
+        let (one, other): (FileId, FileId) = (ids.generate(), ids.generate());
+        let (store, second): (VectorStoreId, VectorStoreId) = (ids.generate(), ids.generate());
+        let result_of = |store: &VectorStoreId, file: &FileId, chunk, overlap_bytes, text: &str| FileSearchResult {
+            vector_store_id: Some(store.clone()),
             file_id: file.clone(),
             file_name: "f".to_owned(),
             score: 0.5,
@@ -226,16 +226,20 @@ mod tests {
             overlap_bytes,
             text: text.to_owned(),
         };
+        let result =
+            |file: &FileId, chunk, overlap_bytes, text: &str| result_of(&store, file, chunk, overlap_bytes, text);
         let results = [
             result(&one, 3, 2, "cd ef"),
             result(&other, 0, 0, "other"),
             result(&one, 2, 0, "ab cd"),
             result(&one, 7, 0, "far"),
-            result(&one, 3, 2, "cd ef"),
+            // The same chunk in another vector store, and one that is divided in another way.
+            result_of(&second, &one, 3, 2, "cd ef"),
+            result_of(&second, &one, 4, 0, "cd"),
         ];
 
-        let texts: Vec<String> = merge_neighbours(&results).into_iter().map(|(_, text)| text).collect();
+        let texts: Vec<String> = passages(&results).into_iter().map(|passage| passage.text).collect();
 
-        assert_eq!(texts, ["ab cd ef", "other", "far"]);
+        assert_eq!(texts, ["ab cd ef", "other", "far", "cd"]);
     }
 }

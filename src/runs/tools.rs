@@ -195,6 +195,7 @@ fn result(hit: Hit) -> FileSearchResult {
     FileSearchResult {
         file_id: hit.file_id,
         file_name: hit.filename,
+        vector_store_id: Some(hit.store),
         score: hit.score,
         attributes: hit.attributes,
         chunk: hit.number,

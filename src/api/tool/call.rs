@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::definition::RankingOptions;
-use crate::api::id::{FileId, ToolCallId};
+use crate::api::id::{FileId, ToolCallId, VectorStoreId};
 use crate::api::vector_store::Attributes;
 
 /// A function call that requires an output.
@@ -147,6 +147,9 @@ pub struct FileSearchResult {
     pub file_id: FileId,
     /// Its name.
     pub file_name: String,
+    /// The vector store in which it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vector_store_id: Option<VectorStoreId>,
     /// The score, 0 to 1.
     pub score: f64,
     /// The attributes of the file in the vector store.
@@ -219,6 +222,7 @@ mod tests {
         let result = FileSearchResult {
             file_id: ids.generate(),
             file_name: "a.txt".to_owned(),
+            vector_store_id: Some(ids.generate()),
             score: 0.5,
             attributes: Attributes::default(),
             chunk: 3,

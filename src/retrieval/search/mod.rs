@@ -22,7 +22,7 @@ use self::questions::{EmbeddedQueries, Questions};
 use self::snapshot::{Changes, Failure, FileFacts, Snapshot, Vectors, model_name};
 use super::index::{self, Candidate, QueryVector};
 use super::lexical::LexicalQuery;
-use super::rank::{DEPTH, FoundChunk, Ranked, merge_queries, rank};
+use super::rank::{DEPTH, Ranked, merge_queries, rank};
 use crate::api::organization::usage::CallOrigin;
 use crate::api::vector_store::{Attributes, Filter, HybridWeights};
 use crate::api::{ApiKeyId, FileId, Scope, VectorStoreId};
@@ -119,20 +119,6 @@ pub struct Hit {
     pub text: String,
     /// Leading bytes of the text that the chunk before has as well.
     pub overlap_bytes: usize,
-}
-
-impl Hit {
-    /// Returns the hit as a chunk that can be merged with its neighbours.
-    #[must_use]
-    pub fn into_found_chunk(self) -> FoundChunk<(VectorStoreId, FileId)> {
-        FoundChunk {
-            file: (self.store, self.file_id),
-            number: self.number,
-            text: self.text,
-            overlap_bytes: self.overlap_bytes,
-            score: self.score,
-        }
-    }
 }
 
 /// The result of a search.
