@@ -120,7 +120,7 @@ async fn run(args: &Args) -> Result<()> {
     } else if path.join("corpus.jsonl.gz").exists() {
         Some(Collection::load(&path)?)
     } else {
-        println!("SKIPPED: quality, because there is no collection at {}", path.display());
+        println!("SKIPPED: quality: no collection found at {}", path.display());
         None
     };
     let embeddings = EmbeddingServer::start(collection.as_ref()).await?;

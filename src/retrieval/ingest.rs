@@ -50,7 +50,7 @@ const STORED_TEXT_BYTES: usize = 1024 * 1024;
 /// How much background computations yield to others, so that they do not slow down runs.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
-/// What clients are told about an error that has its cause in this server. The cause is in the log.
+/// The message for clients of an error whose cause is in this server. The log has the cause.
 const SERVER_ERROR: &str =
     "The server had an error processing this file. Retry it, or contact the operator of the server.";
 

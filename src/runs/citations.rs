@@ -1,7 +1,7 @@
 //! Turns the references that a model writes to its sources into marks. Pure.
 //!
-//! The passages that a run has found are numbered from 1, and the model is told to cite them as `[n]`. Models write these
-//! references in many forms:
+//! The passages that a run has found are numbered from 1, and the model is instructed to cite them as `[n]`. Models write
+//! these references in many forms:
 //!
 //! | form | example |
 //! | --- | --- |

@@ -129,7 +129,7 @@ impl Progress {
     /// Appends a mark that refers to a file to the text part of the message.
     ///
     /// # Panics
-    /// If there is no message, like [`Progress::append`].
+    /// Like [`Progress::append`], if the run has no message.
     pub fn append_mark(&mut self, mark: &Mark) {
         self.append(&mark.text);
         let content = &mut self.message.as_mut().expect("TextStarted has created the message").content;
@@ -152,7 +152,7 @@ impl Progress {
     /// Appends to the refusal part of the message, and creates the part if necessary.
     ///
     /// # Panics
-    /// If there is no message, like [`Progress::append`].
+    /// Like [`Progress::append`], if the run has no message.
     pub fn append_refusal(&mut self, text: &str) {
         let content = &mut self.message.as_mut().expect("TextStarted has created the message").content;
         match content.iter_mut().find_map(refusal_part) {

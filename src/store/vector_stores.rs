@@ -350,7 +350,7 @@ pub trait SearchData {
     /// Returns the state of a vector store.
     async fn store_state(&self, scope: &Scope, id: &VectorStoreId) -> Result<Option<StoreState>, Error>;
     /// Returns the files that were changed after the version `since`, in the order of (`changed_version`, `seq`): about
-    /// `limit`, but always all changes of a version. An empty list: there are no more.
+    /// `limit`, but always all changes of a version. Returns an empty list after the last change.
     async fn changed_files(&self, store: &VectorStoreId, since: i64, limit: u32) -> Result<Vec<IndexedFile>, Error>;
     /// Returns chunks of these files in the order of their keys, after the key `after`: about `bytes_max` bytes, but at least
     /// one chunk, if there is one.

@@ -323,7 +323,7 @@ both_stores!(a_file_that_is_deleted_while_it_is_processed_is_gone, async |databa
     server.client.delete(&format!("/v1/files/{doomed}")).await;
     embeddings.answer(1_000);
 
-    // The worker goes on.
+    // The worker continues.
     let other = upload(&server.client, "b.txt", b"Paris").await;
     let second = beside.create(&[other]).await;
     assert_eq!(beside.settled(&second).await, 1);

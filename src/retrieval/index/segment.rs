@@ -11,7 +11,7 @@ use crate::retrieval::lexical::{ANALYSES, analysis_index, read_varint, write_var
 const BUILDER_ENTRIES_MAX: usize = if cfg!(test) { 16 * 1024 } else { 2 * 1024 * 1024 };
 /// Maximum number of chunks of a segment that a builder makes: an entry has 24 bits for the chunk.
 const BUILDER_CHUNKS_MAX: usize = 1 << 20;
-/// Largest number of occurrences that is told apart; more do not change a score noticeably.
+/// Maximum number of occurrences that is stored. More do not change a score noticeably.
 pub(super) const COUNT_MAX: u32 = 255;
 
 /// A file, or a part of one, in a segment.

@@ -179,7 +179,7 @@ pub struct LexicalQuery {
 impl LexicalQuery {
     /// Analyzes a query for a collection with these languages.
     ///
-    /// Words that carry no meaning in the language, or in the query's own, are left out, unless there are no others.
+    /// Stop words of the language, and of the query's own language, are ignored, unless the query has only stop words.
     #[must_use]
     pub fn new(text: &str, analyses: Analyses) -> Self {
         let own = detect(text);

@@ -91,7 +91,7 @@ impl Questions {
     /// Returns the embeddings of queries, from memory or from the model.
     ///
     /// # Errors
-    /// Those of the model; [`llm::Error::Unavailable`] if it does not answer in time, or if there is no model.
+    /// Those of the model; [`llm::Error::Unavailable`] if it does not answer in time, or if no model is configured.
     pub(super) async fn embed(
         &self,
         scope: &Scope,

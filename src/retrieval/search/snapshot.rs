@@ -143,7 +143,7 @@ impl<'a> Changes<'a> {
         Self { store, id, vectors, since, files: HashMap::new(), after: None, next_version: since }
     }
 
-    /// Returns the next page, or `None` if there are no more changes.
+    /// Returns the next page of changes, or `None` after the last one.
     ///
     /// The chunks of a file are read unless `is_known` says that the file is in the index: the chunks of a file never
     /// change.

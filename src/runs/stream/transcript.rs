@@ -488,17 +488,22 @@ impl Transcript {
         Ok(())
     }
 
+    /// Sends the end of a step that has ended and is open in the stream.
+    fn send_step_end(&mut self, step: &RunStep, events: &mut Events) {
+        let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
+        if let (Some(sent), Some(event)) = (sent, step_end(step)) {
+            sent.is_open = false;
+            events.push(StreamEvent::Step(event, step.clone()));
+        }
+    }
+
     /// Sends a step of built-in tools that has waited for the end of another step.
     fn send_waiting_step(&mut self, now: &Snapshot, step: &RunStep, events: &mut Events) {
         if self.before(&step.id).is_some() || self.steps.iter().any(|sent| sent.id == step.id) {
             return;
         }
         self.send_calls(now, step, events);
-        let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
-        if let (Some(sent), Some(event)) = (sent, step_end(step)) {
-            sent.is_open = false;
-            events.push(StreamEvent::Step(event, step.clone()));
-        }
+        self.send_step_end(step, events);
     }
 
     /// Sends the new parts of a step's calls.
@@ -542,9 +547,8 @@ impl Transcript {
             }
         }
         // The calls are incomplete at the token limit, and the message of the run follows.
-        if sent.is_open && step.turn.is_none() && matches!(step.state, StepState::Completed { .. }) {
-            sent.is_open = false;
-            events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
+        if step.turn.is_none() && matches!(step.state, StepState::Completed { .. }) {
+            self.send_step_end(step, events);
         }
     }
 
@@ -556,9 +560,8 @@ impl Transcript {
             let growth = CallGrowth::BuiltIn(call.without_results());
             events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
         }
-        if sent.is_open && matches!(step.state, StepState::Completed { .. }) {
-            sent.is_open = false;
-            events.push(StreamEvent::Step(StepEvent::Completed, step.clone()));
+        if matches!(step.state, StepState::Completed { .. }) {
+            self.send_step_end(step, events);
         }
     }
 
@@ -590,11 +593,7 @@ impl Transcript {
         let steps = &now.progress.steps;
         let by_kind = steps.iter().filter(|step| step.creates_message());
         for step in by_kind.chain(steps.iter().filter(|step| !step.creates_message())) {
-            let sent = self.steps.iter_mut().find(|sent| sent.id == step.id && sent.is_shown && sent.is_open);
-            if let (Some(sent), Some(event)) = (sent, step_end(step)) {
-                sent.is_open = false;
-                events.push(StreamEvent::Step(event, step.clone()));
-            }
+            self.send_step_end(step, events);
         }
         if let Some(event) = run_end(&run.state) {
             for step in steps.iter().filter(|step| step.calls_built_in_tools()) {

@@ -14,6 +14,7 @@ use assistd::store::{
 };
 
 use super::*;
+use crate::support::ingest;
 
 const DAY_S: i64 = 86_400;
 const MODEL: &str = "minilm@2";
@@ -22,18 +23,9 @@ fn other() -> Scope {
     Scope::of(ProjectId::from_stored("proj_other"))
 }
 
+/// Stores a file of the default project; returns its ID.
 async fn create_file(store: &Arc<dyn Store>, filename: &str) -> FileId {
-    let file = File {
-        id: ids().generate(),
-        created_at: NOW,
-        purpose: Purpose::Assistants,
-        filename: filename.to_owned(),
-        bytes: 3,
-        expires_at: None,
-    };
-    store.create_pending_file(&scope(), &file.id, NOW, LEASE).await.unwrap();
-    assert!(store.finish_file(&scope(), &file).await.unwrap());
-    file.id
+    ingest::create_file(store, ids().generate(), NOW, filename).await
 }
 
 async fn create_files<const N: usize>(store: &Arc<dyn Store>) -> [FileId; N] {

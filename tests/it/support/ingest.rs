@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use assistd::api::file::Purpose;
+use assistd::api::{File, FileId, Scope, Timestamp};
 use assistd::clock::Clock;
 use assistd::store::{self, ClaimedStoreFile, CompletedFile, NewChunk, Store};
 
@@ -14,6 +16,16 @@ const LEASE: Duration = Duration::from_mins(1);
 /// Opens the store of a running server.
 pub async fn open(database: &Database, clock: &Arc<Clock>) -> Arc<dyn Store> {
     store::open_beside_server(&database.settings(), clock.clone()).await.unwrap()
+}
+
+/// Stores a file of the default project; returns its ID.
+pub async fn create_file(store: &Arc<dyn Store>, id: FileId, now: Timestamp, filename: &str) -> FileId {
+    let scope = Scope::default_project();
+    let filename = filename.to_owned();
+    let file = File { id, created_at: now, purpose: Purpose::Assistants, filename, bytes: 3, expires_at: None };
+    store.create_pending_file(&scope, &file.id, now, LEASE).await.unwrap();
+    assert!(store.finish_file(&scope, &file).await.unwrap());
+    file.id
 }
 
 /// Claims the next file.
