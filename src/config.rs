@@ -120,6 +120,7 @@ pub struct Settings {
     pub citations: CitationStyle,
     pub citation_quotes: bool,
     pub search_cache_bytes_max: usize,
+    pub search_memory_chunks_max: usize,
     pub search_embedding_weight: f64,
     pub search_rewrite_model: String,
     pub log: String,
@@ -432,6 +433,7 @@ impl Settings {
         let embedding = self.search_embedding_weight;
         search::Settings {
             cache_bytes_max: self.search_cache_bytes_max,
+            memory_chunks_max: (self.search_memory_chunks_max > 0).then_some(self.search_memory_chunks_max),
             weights: HybridWeights { embedding, text: 1.0 - embedding },
             rewrite_model: (!self.search_rewrite_model.is_empty()).then(|| self.search_rewrite_model.clone()),
         }

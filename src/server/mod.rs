@@ -206,7 +206,7 @@ impl Server {
         tasks.spawn(connections::serve(listener, http::router(app), bounds, connections_max, closing.clone()));
         Ok(Self {
             address,
-            store: database.display_name(),
+            store: store_name(&*database),
             files: files.blobs().display_name().to_owned(),
             model,
             model_name,
@@ -386,6 +386,16 @@ fn ingestion(
     };
     let jobs = dependencies.store.clone();
     Worker::new(Arc::new(Ingester::new(dependencies, settings, queue.clone())), jobs, queue, work)
+}
+
+/// Returns the display name of the store, for the banner, with what finds vectors in it.
+fn store_name(store: &dyn Store) -> String {
+    let name = store.display_name();
+    match store.vector_search() {
+        Some(extension) => format!("{name} ({extension})"),
+        None if store.is_shared() => format!("{name} (without pgvector)"),
+        None => name,
+    }
 }
 
 /// Returns the client of the embedding model, if there is one, and its description for the banner. `found` is an embedding

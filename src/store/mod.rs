@@ -22,6 +22,7 @@ mod ledger;
 mod organization;
 mod pool;
 mod postgres;
+mod segments;
 mod sqlite;
 mod unreadable;
 mod vector_stores;
@@ -46,6 +47,7 @@ pub use files::{BlobId, BlobKind, Blobs, Files, Uploads};
 pub use jobs::{JobKind, Jobs, Lease};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
+pub use segments::{FIRST_BLOCK, IndexClaim, IndexSegment, NearestChunks, Segments, VectorsIn};
 pub use sqlite::Synchronous;
 pub use vector_stores::{
     ChunkKey, ChunkText, ChunkToEmbed, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedChunk, IndexedFile,
@@ -489,7 +491,18 @@ impl<T: Assistants + Threads + Messages + Runs + Files + Uploads + VectorStores 
 /// The whole storage interface.
 #[async_trait]
 pub trait Store:
-    Objects + RunEngine + Blobs + Jobs + Ingestion + SearchData + AccessData + Budgets + Ledger + Organization
+    Objects
+    + RunEngine
+    + Blobs
+    + Jobs
+    + Ingestion
+    + SearchData
+    + Segments
+    + NearestChunks
+    + AccessData
+    + Budgets
+    + Ledger
+    + Organization
 {
     /// Checks that the database responds and can write.
     async fn check(&self) -> Result<(), Error>;
@@ -603,6 +616,6 @@ fn from_json<T: serde::de::DeserializeOwned>(table: &'static str, id: &str, text
 }
 
 /// Writes a JSON column.
-fn to_json<T: serde::Serialize>(value: &T) -> String {
+fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("plain values with string keys always serialize to JSON")
 }

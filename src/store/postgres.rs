@@ -108,6 +108,8 @@ mod ledger;
 mod messages;
 #[path = "sql/page.rs"]
 mod page;
+#[path = "pgvector.rs"]
+mod pgvector;
 #[path = "sql/projects.rs"]
 mod projects;
 #[path = "sql/resources.rs"]
@@ -116,6 +118,8 @@ mod resources;
 mod runs;
 #[path = "sql/search_data.rs"]
 mod search_data;
+#[path = "sql/segments.rs"]
+mod segments;
 #[path = "sql/service_accounts.rs"]
 mod service_accounts;
 #[path = "sql/store_files.rs"]
@@ -128,6 +132,7 @@ mod uploads;
 mod vector_stores;
 
 use ingestion::ChunkOwner;
+use pgvector::remove_vectors;
 use runs::Written;
 use store_files::NewRow;
 
@@ -315,6 +320,8 @@ pub struct Backend {
     display_name: String,
     clock: Arc<Clock>,
     unreadable: Unreadable,
+    /// What finds vectors in the database, if anything does.
+    vector_search: Option<String>,
 }
 
 impl Backend {
@@ -331,9 +338,10 @@ impl Backend {
         let mut first = connect(&options, settings, &display_name).await?;
         // Uses an advisory lock, so that several servers can start concurrently.
         migrations().run(&mut first).await.map_err(Error::Migration)?;
+        let vector_search = pgvector::prepare(&mut first).await;
         first.close().await?;
         let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
-        let backend = Self { pool, options, display_name, clock, unreadable: Unreadable::default() };
+        let backend = Self { pool, options, display_name, clock, unreadable: Unreadable::default(), vector_search };
         backend.synchronize_clock().await?;
         Ok(backend)
     }
@@ -698,6 +706,20 @@ async fn insert_chunks(
     .bind(chunks.iter().map(|chunk| chunk.terms.as_slice()).collect::<Vec<_>>())
     .bind(chunks.iter().map(|chunk| chunk.content_hash.as_slice()).collect::<Vec<_>>())
     .bind(chunks.iter().map(|chunk| chunk.embedding.as_deref()).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+/// Stores parts of a segment.
+async fn insert_segment_parts(tx: &mut Transaction<Db>, segment: &str, parts: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+    sqlx::query::<Db>(
+        "insert into vector_store_segment_parts (segment_id, number, data)
+         select $1, number, data from unnest($2::bigint[], $3::bytea[]) as new (number, data)",
+    )
+    .bind(segment)
+    .bind(parts.iter().map(|(number, _)| i64::from(*number)).collect::<Vec<_>>())
+    .bind(parts.iter().map(|(_, data)| data.as_slice()).collect::<Vec<_>>())
     .execute(&mut *tx)
     .await?;
     Ok(())

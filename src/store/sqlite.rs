@@ -16,7 +16,10 @@ use tokio::sync::Mutex;
 
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
-use super::{Commit, Error, FIRST_VERSION, NewChunk, NewRun, Opener, SavedText, Settings, Start, Store, to_json};
+use super::{
+    ChunkKey, Commit, Error, FIRST_VERSION, NearestChunks, NewChunk, NewRun, Opener, SavedText, Settings, Start, Store,
+    to_json,
+};
 use crate::api::organization::usage::DAY_S;
 use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
@@ -107,6 +110,8 @@ mod resources;
 mod runs;
 #[path = "sql/search_data.rs"]
 mod search_data;
+#[path = "sql/segments.rs"]
+mod segments;
 #[path = "sql/service_accounts.rs"]
 mod service_accounts;
 #[path = "sql/store_files.rs"]
@@ -283,6 +288,12 @@ impl Backend {
 
     async fn begin(&self) -> Result<Transaction<Db>, Error> {
         Ok(self.writer.begin("begin immediate").await?)
+    }
+
+    /// SQLite has no vectors: nothing to remove.
+    #[expect(clippy::unused_async, reason = "as in Postgres")]
+    async fn drop_vector_indexes(&self, _: &str) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {
@@ -661,6 +672,24 @@ async fn insert_chunks(
     Ok(())
 }
 
+/// Stores parts of a segment.
+async fn insert_segment_parts(tx: &mut Transaction<Db>, segment: &str, parts: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+    for (number, data) in parts {
+        sqlx::query::<Db>("insert into vector_store_segment_parts (segment_id, number, data) values ($1, $2, $3)")
+            .bind(segment)
+            .bind(i64::from(*number))
+            .bind(data.as_slice())
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
+}
+
+/// SQLite has no vectors: nothing to remove.
+async fn remove_vectors(_: &mut Transaction<Db>, _: &[&str]) -> Result<(), Error> {
+    Ok(())
+}
+
 /// Stores the embeddings of chunks of a file.
 async fn update_embeddings(
     tx: &mut Transaction<Db>,
@@ -757,6 +786,25 @@ async fn write_step(tx: &mut Transaction<Db>, scope: &Scope, step: &RunStep) -> 
     .execute(&mut *tx)
     .await?;
     Ok(())
+}
+
+#[async_trait]
+impl NearestChunks for Backend {
+    fn vector_search(&self) -> Option<&str> {
+        None
+    }
+
+    async fn add_vectors(&self, _: &VectorStoreId, _: usize, _: &[(ChunkKey, Vec<f32>)]) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn index_vectors(&self, _: &VectorStoreId, _: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn nearest_chunks(&self, _: &VectorStoreId, _: &[f32], _: u32) -> Result<Option<Vec<ChunkKey>>, Error> {
+        Ok(None)
+    }
 }
 
 #[async_trait]

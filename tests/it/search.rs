@@ -16,7 +16,7 @@ use assistd::retrieval::index::{self, Change, Facts, IndexChunk, IndexFile, Quer
 use assistd::retrieval::lexical::{Analyzer, Language, LexicalQuery};
 use assistd::retrieval::rank::{DEFAULT_WEIGHTS, DEPTH, rank};
 use assistd::retrieval::search::{self, Found, Hit, LexicalOnly, Query, Retrieval};
-use assistd::store::{CompletedFile, NewChunk, Store};
+use assistd::store::{CompletedFile, IndexClaim, IndexSegment, NewChunk, Store, VectorsIn};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -109,7 +109,7 @@ impl Embedder for Words {
 }
 
 fn settings(cache_bytes_max: usize) -> search::Settings {
-    search::Settings { cache_bytes_max, weights: DEFAULT_WEIGHTS, rewrite_model: None }
+    search::Settings { cache_bytes_max, memory_chunks_max: None, weights: DEFAULT_WEIGHTS, rewrite_model: None }
 }
 
 struct World {
@@ -271,8 +271,13 @@ both_stores!(scores_are_those_of_the_formulas_on_each_database, async |database:
         let statistics = index.statistics(&lexical);
         for embedder in [None, Some(world.embedder.clone() as Arc<dyn Embedder>)] {
             let vector = embedder.as_ref().and_then(|_| QueryVector::new(&world.embedder.vector(text)));
-            let query =
-                index::Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth: DEPTH };
+            let query = index::Query {
+                lexical: &lexical,
+                statistics: &statistics,
+                vector: vector.as_ref(),
+                depth: DEPTH,
+                nearest: &[],
+            };
             let candidates = index.candidates(&query, None);
             let expected: Vec<(&str, f64, f64, Option<f64>)> = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0)
                 .into_iter()
@@ -451,6 +456,194 @@ both_stores!(files_whose_removal_was_forgotten_are_not_found, async |database: D
     for server in [server, other, world.server()] {
         assert_eq!(names(&world.search(&server, "refund").await), BTreeSet::from(["b", "c"]));
     }
+});
+
+/// Returns the published segments.
+async fn segments(database: &Database) -> String {
+    database
+        .text("select coalesce(min(id) || ' of ' || count(*), '') from vector_store_segments where remove_at is null")
+        .await
+}
+
+/// Searches until the index of the vector store was written to the database: until there is one segment, and it is not
+/// `before`. Returns it.
+async fn write_index(world: &World, database: &Database, server: &Retrieval, before: &str) -> String {
+    // Long enough for the server to write it again.
+    world.clock.advance(61);
+    for _ in 0..1_000 {
+        world.search(server, "refund").await;
+        let segments = segments(database).await;
+        if segments.ends_with(" of 1") && segments != before {
+            return segments;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the segments are {}", segments(database).await);
+}
+
+both_stores!(an_index_in_the_database_has_the_same_results, async |database: Database| {
+    let world = World::new(&database).await;
+    let with = |memory_chunks_max| search::Settings { memory_chunks_max, ..settings(64 << 20) };
+    let embedder = || Some(world.embedder.clone() as Arc<dyn Embedder>);
+    let (in_memory, stored) =
+        (world.server_of(embedder(), with(Some(1_000))), world.server_of(embedder(), with(Some(5))));
+    let compare = async |servers: &[&Retrieval]| {
+        let newer = json!({"type": "gt", "key": "n", "value": 3});
+        for request in [
+            json!({"query": "refund of an order"}),
+            json!({"query": "number", "max_num_results": 3}),
+            json!({"query": ["When is the bank open on sundays?", "gift cards"], "max_num_results": 50}),
+            json!({"query": "nothing of the kind"}),
+            json!({"query": "return of an order", "filters": newer}),
+            json!({"query": "number", "ranking_options": {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}}),
+            json!({"query": "days", "ranking_options": {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}}),
+        ] {
+            let expected = world.search_with(&in_memory, request.clone()).await;
+            for server in servers {
+                assert_eq!(world.search_with(server, request.clone()).await.hits, expected.hits, "{request}");
+            }
+        }
+    };
+    let mut files = Vec::new();
+    for (number, text) in TEXTS.iter().enumerate() {
+        files.push(world.add(&number.to_string(), json!({"n": number}), &[text, "Refunds.", TEXTS[0]]).await);
+    }
+    compare(&[&stored]).await;
+    let first = write_index(&world, &database, &stored, "").await;
+    let finds_vectors = database.url.starts_with("postgres") && std::env::var_os("ASSISTD_TEST_PGVECTOR").is_some();
+    assert_eq!(world.store.vector_search().is_some(), finds_vectors);
+    if finds_vectors {
+        let vectors = database.text("select count(*)::text from vector_store_vectors").await;
+        assert_eq!(vectors, (3 * TEXTS.len()).to_string());
+    }
+
+    // Other servers use what the first one has written.
+    let (second, words_only) = (world.server_of(embedder(), with(Some(5))), world.server_of(None, with(Some(5))));
+    compare(&[&stored, &second]).await;
+    let by_words = world.search(&world.server_of(None, with(None)), "refund of an order").await;
+    assert_eq!(world.search(&words_only, "refund of an order").await.hits, by_words.hits);
+    assert_eq!(segments(&database).await, first);
+
+    // Later changes are found, whether the file is in the segment or not.
+    world.add("new", json!({"n": 9}), &["A refund of another order.", "Sundays."]).await;
+    assert!(world.store.delete_store_file(&scope(), &world.id, &files[5]).await.unwrap());
+    let attributes = serde_json::from_value(json!({"n": 10})).unwrap();
+    world.store.modify_store_file(&scope(), &world.id, &files[0], &attributes).await.unwrap().unwrap();
+    compare(&[&stored, &second, &world.server_of(embedder(), with(Some(5)))]).await;
+
+    // A segment whose files were removed is replaced; a server that has it in memory notices.
+    for file in &files[1..] {
+        world.store.delete_store_file(&scope(), &world.id, file).await.unwrap();
+    }
+    for (number, text) in TEXTS.iter().take(4).enumerate() {
+        world.add(&format!("late{number}"), json!({"n": number}), &[text, "An order."]).await;
+    }
+    compare(&[&stored, &second]).await;
+    write_index(&world, &database, &stored, &first).await;
+    while world.store.remove_store_data(100).await.unwrap() {}
+    compare(&[&second, &stored, &world.server_of(embedder(), with(Some(5)))]).await;
+
+    // Nothing is left of a deleted vector store.
+    assert!(world.store.delete_vector_store(&scope(), &world.id).await.unwrap());
+    world.clock.advance(DAY_S);
+    while world.store.remove_store_data(100).await.unwrap() {}
+    for table in ["segments", "segment_parts", "index_claims", "chunks"] {
+        let rows = database.text(&format!("select cast(count(*) as text) from vector_store_{table}")).await;
+        assert_eq!(rows, "0", "{table}");
+    }
+    if world.store.vector_search().is_some() {
+        assert_eq!(database.text("select cast(count(*) as text) from vector_store_vectors").await, "0");
+    }
+});
+
+both_stores!(the_nearest_vectors_are_found_among_many_that_are_not_allowed, async |database: Database| {
+    let world = World::new(&database).await;
+    let with = |memory_chunks_max| search::Settings { memory_chunks_max, ..settings(64 << 20) };
+    let embedder = || Some(world.embedder.clone() as Arc<dyn Embedder>);
+    let (in_memory, stored) = (world.server_of(embedder(), with(None)), world.server_of(embedder(), with(Some(100))));
+    let text = |chunk: usize| format!("w{} w{} w{}", chunk % 7, chunk % 11, chunk % 13);
+    let mut files = Vec::new();
+    for number in 0..40 {
+        let texts: Vec<String> = (number * 25..(number + 1) * 25).map(text).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        files.push(world.add(&number.to_string(), json!({"n": number}), &texts).await);
+    }
+    let is_written = async || !segments(&database).await.is_empty();
+    while !is_written().await {
+        world.search(&stored, "w1").await;
+    }
+
+    // The vectors of removed files are still in the database.
+    for file in &files[8..] {
+        world.store.delete_store_file(&scope(), &world.id, file).await.unwrap();
+    }
+    for request in [
+        json!({"query": "w1 w2 w3"}),
+        json!({"query": "w6 w10 w12", "filters": {"type": "lt", "key": "n", "value": 2}}),
+        json!({"query": "w5", "ranking_options": {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}}),
+    ] {
+        let expected = world.search_with(&in_memory, request.clone()).await;
+        let found = world.search_with(&stored, request.clone()).await;
+        assert_eq!(found.hits, expected.hits, "{request}");
+        assert!(found.hits.iter().all(|hit| hit.vector.is_some()));
+    }
+});
+
+both_stores!(an_index_that_does_not_fit_into_memory_is_written_to_the_database, async |database: Database| {
+    let world = World::new(&database).await;
+    // Room for the files and lengths, but not for the lists.
+    let small = world.server_with(48 << 10);
+    let words: Vec<String> = (0..4_000).map(|word| format!("w{word}")).collect();
+    for number in 0..12 {
+        let text = words[number * 300..(number + 1) * 300].join(" ") + " refund";
+        world.add(&number.to_string(), json!({"n": number}), &[&text, "order"]).await;
+    }
+    let expected = world.search(&world.server(), "refund order w301").await;
+
+    assert_eq!(world.search(&small, "refund order w301").await.hits, expected.hits);
+    write_index(&world, &database, &small, "").await;
+
+    assert_eq!(world.search(&small, "refund order w301").await.hits, expected.hits);
+    let memory = database.text("select cast(max(length(body)) as text) from vector_store_segments").await;
+    assert!(memory.parse::<usize>().unwrap() < 4_096, "{memory} bytes are kept in memory");
+});
+
+both_stores!(an_unfinished_segment_is_not_used_and_removed, async |database: Database| {
+    let world = World::new(&database).await;
+    let id = &world.id;
+    let claim = |owner: &str| IndexClaim { store: id.clone(), owner: owner.to_owned() };
+    let segment = |id: &str| IndexSegment {
+        id: id.to_owned(),
+        embedding_model: None,
+        vectors: VectorsIn::Blocks,
+        chunks: 1,
+        body: vec![1, 0],
+    };
+    let (first, second) = (claim("first"), claim("second"));
+    assert!(world.store.claim_index(&first, LEASE).await.unwrap());
+    assert!(!world.store.claim_index(&second, LEASE).await.unwrap(), "one server writes at a time");
+    world.store.add_segment(&first, &segment("lost"), &[(0, vec![1]), (4_096, vec![2])]).await.unwrap();
+
+    // The first server is lost.
+    world.clock.advance(2 * 600);
+    assert!(world.store.claim_index(&second, LEASE).await.unwrap());
+    let late = world.store.publish_segments(&first, &["lost".to_owned()], &[]).await;
+    assert!(matches!(late, Err(assistd::store::Error::Stale)), "{late:?}");
+    assert_eq!(world.store.segments(id).await.unwrap(), []);
+    world.store.add_segment(&second, &segment("good"), &[(7, vec![3]), (4_096, vec![4])]).await.unwrap();
+    world.store.publish_segments(&second, &["good".to_owned()], &[]).await.unwrap();
+    world.clock.advance(DAY_S);
+    while world.store.remove_store_data(100).await.unwrap() {}
+
+    assert_eq!(world.store.segments(id).await.unwrap(), [segment("good")]);
+    let parts = database.text("select cast(count(*) as text) from vector_store_segment_parts").await;
+    assert_eq!(parts, "2", "those of the lost segment are removed");
+    let good = ["good".to_owned()];
+    let parts = world.store.segment_parts(&good, &[6, 7]).await.unwrap().unwrap();
+    assert_eq!(parts, [(("good".to_owned(), 7), vec![3])].into());
+    assert_eq!(world.store.vector_blocks("good", None, 9).await.unwrap(), [(4_096, vec![4])]);
+    let missing = world.store.segment_parts(&["good".to_owned(), "lost".to_owned()], &[7]).await.unwrap();
+    assert_eq!(missing, None);
 });
 
 both_stores!(an_index_is_current_although_the_newest_change_was_forgotten, async |database: Database| {

@@ -8,6 +8,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `segment.rs` | the inverted lists of some files; builds and merges them |
+//! | `stored.rs` | segments whose lists and vectors are in a database |
 //! | `vectors.rs` | the vectors of a segment, compared exactly |
 //! | `score.rs` | BM25 |
 //! | `top.rs` | finds the largest of many scores |
@@ -17,6 +18,7 @@
 
 mod score;
 mod segment;
+mod stored;
 mod top;
 mod vectors;
 
@@ -27,12 +29,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use score::Statistics;
-use segment::{Builder, FileRange, Segment, totals};
+use segment::{Builder, FileRange, Lists, Segment, totals};
+pub use stored::{Nearest, PartNumber, SegmentId, StoredForm, StoredSegment, parts_of};
 use top::{Classes, keep_first};
 use vectors::Vectors;
 pub use vectors::{DIMENSIONS_MAX, QueryVector, from_f16_bytes, to_f16_bytes};
 
-use super::lexical::{ANALYSES, Analyses, Language, LexicalQuery, Terms};
+use super::lexical::{ANALYSES, Analyses, Language, LexicalQuery, QueryTerm, Terms};
 
 /// Number of segments of similar size that are merged into one.
 const MERGED_SEGMENTS: usize = 8;
@@ -122,6 +125,13 @@ pub struct FileLocation {
     file: u32,
 }
 
+/// The location of a chunk in an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkLocation {
+    segment: u32,
+    chunk: u32,
+}
+
 /// A query for the candidates of an index.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
@@ -133,6 +143,8 @@ pub struct Query<'a> {
     pub vector: Option<&'a QueryVector>,
     /// How many of the best chunks by words, and by the embedding, are candidates.
     pub depth: usize,
+    /// Chunks of stored segments with their scores by the embedding. They compete with those of the other segments.
+    pub nearest: &'a [(ChunkLocation, f32)],
 }
 
 /// The chunks of a vector store.
@@ -189,6 +201,8 @@ fn spans<'a>(files: impl Iterator<Item = &'a FileRange>) -> Arc<[Span]> {
 #[derive(Debug)]
 struct SegmentView<F> {
     segment: Arc<Segment>,
+    /// If the segment's lists are stored: its ID, and those of its lists that were read.
+    stored: Option<(SegmentId, Arc<Lists>)>,
     /// The live chunks.
     spans: Arc<[Span]>,
     /// For each file of the segment, its facts; `None` for a removed one.
@@ -198,24 +212,28 @@ struct SegmentView<F> {
     /// For each way to analyze, the number of words of the live chunks.
     words: [u64; ANALYSES],
     has_removed: bool,
+    /// Whether the fields above are those of the live files.
+    is_counted: bool,
 }
 
 impl<F> Clone for SegmentView<F> {
     fn clone(&self) -> Self {
-        Self { segment: self.segment.clone(), spans: self.spans.clone(), files: self.files.clone(), ..*self }
+        let (segment, stored) = (self.segment.clone(), self.stored.clone());
+        Self { segment, stored, spans: self.spans.clone(), files: self.files.clone(), ..*self }
     }
 }
 
 impl<F> SegmentView<F> {
     fn new(segment: Segment, files: Vec<Option<Facts<F>>>) -> Self {
-        let has_removed = files.iter().any(Option::is_none);
         let mut view = Self {
             segment: Arc::new(segment),
+            stored: None,
             spans: Arc::default(),
             files: Arc::new(files),
             chunks: [0; ANALYSES],
             words: [0; ANALYSES],
-            has_removed,
+            has_removed: false,
+            is_counted: false,
         };
         view.count();
         view
@@ -223,30 +241,33 @@ impl<F> SegmentView<F> {
 
     /// Computes what follows from the live files.
     fn count(&mut self) {
+        self.is_counted = true;
+        self.has_removed = self.files.iter().any(Option::is_none);
         (self.chunks, self.words) = totals(&self.segment, &|file| self.files[file].is_some());
         self.spans = self.allowed_spans(&|_| true);
+    }
+
+    fn lists(&self) -> &Lists {
+        self.stored.as_ref().map_or(&self.segment.lists, |(_, lists)| lists)
     }
 
     fn live_chunks(&self) -> usize {
         usize::try_from(self.chunks.iter().sum::<u64>()).unwrap_or(usize::MAX)
     }
 
-    /// Replaces the facts of a file, or removes it. Returns `false` if this segment does not have it.
-    fn set(&mut self, key: &str, facts: Option<&Facts<F>>) -> bool {
-        let found: Vec<usize> = self.segment.find(key).filter(|file| self.files[*file].is_some()).collect();
+    /// Replaces the facts of a file, or removes it. A file of a stored segment is live from the first time on.
+    fn set(&mut self, key: &str, facts: Option<&Facts<F>>) {
+        let is_settable = |file: &usize| self.files[*file].is_some() || self.stored.is_some();
+        let found: Vec<usize> = self.segment.find(key).filter(is_settable).collect();
         if found.is_empty() {
-            return false;
+            return;
         }
-        let mut files = Vec::clone(&self.files);
+        // Copies the files only for the first change since the index was copied.
+        let files = Arc::make_mut(&mut self.files);
         for file in found {
+            self.is_counted &= files[file].is_some() && facts.is_some();
             files[file] = facts.cloned();
         }
-        self.files = Arc::new(files);
-        if facts.is_none() {
-            self.has_removed = true;
-            self.count();
-        }
-        true
     }
 
     /// Returns the chunks of the live files that are allowed.
@@ -286,6 +307,7 @@ impl<F> StoreIndex<F> {
             }
         }
         added.finish(&mut index.segments);
+        index.segments.iter_mut().filter(|view| !view.is_counted).for_each(SegmentView::count);
         index.merge_segments();
         index
     }
@@ -353,7 +375,8 @@ impl<F> StoreIndex<F> {
         for view in &self.segments {
             let is_live = |file: usize| view.files[file].is_some();
             let is_live = view.has_removed.then_some(&is_live as &dyn Fn(usize) -> bool);
-            let documents = query.terms.iter().map(|term| view.segment.document_count(term.term, is_live)).collect();
+            let documents = |term: &QueryTerm| view.segment.document_count(view.lists(), term.term, is_live);
+            let documents = query.terms.iter().map(documents).collect();
             statistics.add(&Statistics { chunks: view.chunks, words: view.words, documents });
         }
         statistics
@@ -364,7 +387,7 @@ impl<F> StoreIndex<F> {
     #[must_use]
     pub fn candidates(&self, query: &Query<'_>, is_allowed: Option<&dyn Fn(&F) -> bool>) -> Vec<Candidate> {
         let search = Search::new(self, query, is_allowed);
-        let mut found = search.best_by_vector();
+        let mut found = search.best_by_vector(query.nearest);
         found.extend(search.best_by_words());
         // The sort is stable: of a chunk that was found twice, the score by vector stays.
         found.sort_by_key(|found| found.chunk);
@@ -372,12 +395,12 @@ impl<F> StoreIndex<F> {
         found.into_iter().map(|found| search.candidate(found)).collect()
     }
 
-    /// Merges segments of similar size, and those of which more than half was removed.
+    /// Merges segments of similar size, and those of which more than half was removed. Leaves stored ones unchanged.
     fn merge_segments(&mut self) {
-        self.segments.retain(|view| view.live_chunks() > 0 || view.files.iter().any(Option::is_some));
+        self.segments.retain(|view| view.stored.is_some() || view.files.iter().any(Option::is_some));
         for index in 0..self.segments.len() {
             let view = &self.segments[index];
-            if view.live_chunks() * 2 < view.segment.chunks() {
+            if view.stored.is_none() && view.live_chunks() * 2 < view.segment.chunks() {
                 self.segments[index] = merged(std::slice::from_ref(view));
             }
         }
@@ -391,8 +414,9 @@ impl<F> StoreIndex<F> {
     /// are smaller than the others of the run.
     fn mergeable(&self) -> Option<Range<usize>> {
         let class = |view: &SegmentView<F>| (view.live_chunks() + 1).ilog(MERGED_SEGMENTS);
-        let small: Vec<bool> =
-            self.segments.iter().map(|view| view.live_chunks() <= MERGED_CHUNKS_MAX / MERGED_SEGMENTS).collect();
+        let is_small =
+            |view: &SegmentView<F>| view.stored.is_none() && view.live_chunks() <= MERGED_CHUNKS_MAX / MERGED_SEGMENTS;
+        let small: Vec<bool> = self.segments.iter().map(is_small).collect();
         let classes: Vec<u32> = self.segments.iter().map(class).collect();
         (0..self.segments.len()).find_map(|start| {
             let largest = classes[start];
@@ -482,7 +506,7 @@ impl<'a, F> Search<'a, F> {
         for (view, start) in index.segments.iter().zip(&starts) {
             let scores = &mut scores[*start..start + view.segment.chunks()];
             for (term, weight) in query.lexical.terms.iter().zip(&weights) {
-                view.segment.add_scores(term.term, weight, scores);
+                view.segment.add_scores(view.lists(), term.term, weight, scores);
             }
         }
         let allowed = |view: &SegmentView<F>| match is_allowed {
@@ -536,7 +560,7 @@ impl<'a, F> Search<'a, F> {
         best
     }
 
-    fn best_by_vector(&self) -> Vec<Found> {
+    fn best_by_vector(&self, nearest: &[(ChunkLocation, f32)]) -> Vec<Found> {
         let Some(vector) = self.vector else { return Vec::new() };
         let (starts, total) = starts(self.index.segments.iter().map(|view| view.segment.vectors.rows() as usize));
         let mut estimates = vec![0.0; total];
@@ -552,7 +576,11 @@ impl<'a, F> Search<'a, F> {
         // The best have at least this score: as many estimates are at least `bound`, and no error is larger.
         let error_max = self.index.segments.iter().map(|view| view.segment.vectors.error_max()).fold(0.0, f32::max);
         let score_min = bound - error_max;
-        let mut best = Vec::new();
+        let stored = |(location, score): &(ChunkLocation, f32)| {
+            let chunk = (location.segment as usize, location.chunk);
+            Found { chunk, score: *score, is_by_vector: true }
+        };
+        let mut best: Vec<Found> = nearest.iter().map(stored).collect();
         for ((segment_index, span), range) in spans().zip(ranges) {
             let segment = self.segment(segment_index);
             for ((chunk, row), estimate) in span.chunks.clone().zip(span.rows.clone()).zip(&estimates[range]) {

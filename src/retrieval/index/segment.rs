@@ -51,14 +51,65 @@ pub(super) struct Segment {
     pub(super) lengths: Vec<u32>,
     /// For each chunk: see [`analysis_index`].
     analyses: Vec<u8>,
+    pub(super) lists: Lists,
+    pub(super) vectors: Vectors,
+}
+
+/// Inverted lists.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Lists {
     /// The terms, sorted.
     terms: Vec<u32>,
     /// For each term, the number of chunks that have it, and the end of its list in `postings`.
-    lists: Vec<(u32, u32)>,
+    ends: Vec<(u32, u32)>,
     /// For each term, its chunks in ascending order: the difference to the chunk before, times two, plus one if the term
     /// occurs once in the chunk; otherwise the number of occurrences follows. Both as varint.
     postings: Vec<u8>,
-    pub(super) vectors: Vectors,
+}
+
+impl Lists {
+    /// Adds the list of a term, which must be greater than those before: the number of its chunks, and the list.
+    pub(super) fn push(&mut self, term: u32, chunks: u32, list: &[u8]) {
+        self.postings.extend_from_slice(list);
+        self.end_list(term, chunks);
+    }
+
+    /// Completes the list of a term that was written to `postings`.
+    fn end_list(&mut self, term: u32, chunks: u32) {
+        self.terms.push(term);
+        self.ends.push((chunks, count_u32(self.postings.len())));
+    }
+
+    /// Returns each term with the number of its chunks and its list.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, u32, &[u8])> {
+        self.terms.iter().enumerate().map(|(index, term)| (*term, self.ends[index].0, self.bytes_of(index)))
+    }
+
+    fn bytes_of(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].1 as usize);
+        &self.postings[start..self.ends[index].1 as usize]
+    }
+
+    /// Returns the number of chunks with a term, and the chunks.
+    fn find(&self, term: u32) -> Option<(u32, Postings<'_>)> {
+        let index = self.terms.binary_search(&term).ok()?;
+        Some((self.ends[index].0, self.at(index)))
+    }
+
+    fn at(&self, index: usize) -> Postings<'_> {
+        Postings { bytes: self.bytes_of(index), chunk: 0 }
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.terms.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.postings.shrink_to_fit();
+    }
+
+    /// Returns the allocated memory, in bytes.
+    fn bytes(&self) -> usize {
+        4 * self.terms.capacity() + 8 * self.ends.capacity() + self.postings.capacity()
+    }
 }
 
 impl Segment {
@@ -85,35 +136,25 @@ impl Segment {
         size_of::<Self>()
             + keys
             + self.files.capacity() * size_of::<FileRange>()
-            + 4 * (self.by_key.capacity() + self.numbers.capacity() + self.lengths.capacity() + self.terms.capacity())
+            + 4 * (self.by_key.capacity() + self.numbers.capacity() + self.lengths.capacity())
             + self.analyses.capacity()
-            + 8 * self.lists.capacity()
-            + self.postings.capacity()
+            + self.lists.bytes()
             + self.vectors.bytes()
     }
 
-    /// Returns the number of chunks with a term, and the chunks.
-    fn postings(&self, term: u32) -> Option<(u32, Postings<'_>)> {
-        let index = self.terms.binary_search(&term).ok()?;
-        Some((self.lists[index].0, self.list(index)))
-    }
-
-    fn list(&self, index: usize) -> Postings<'_> {
-        let start = index.checked_sub(1).map_or(0, |before| self.lists[before].1 as usize);
-        Postings { bytes: &self.postings[start..self.lists[index].1 as usize], chunk: 0 }
-    }
-
-    /// Returns the number of chunks with a term in files that `is_live` accepts; `None` accepts all.
-    pub(super) fn document_count(&self, term: u32, is_live: Option<&dyn Fn(usize) -> bool>) -> u64 {
-        let Some((count, postings)) = self.postings(term) else { return 0 };
+    /// Returns the number of chunks with a term in files that `is_live` accepts; `None` accepts all. `lists` are those of
+    /// this segment.
+    pub(super) fn document_count(&self, lists: &Lists, term: u32, is_live: Option<&dyn Fn(usize) -> bool>) -> u64 {
+        let Some((count, postings)) = lists.find(term) else { return 0 };
         let Some(is_live) = is_live else { return u64::from(count) };
         let mut files = FileCursor { segment: self, file: 0 };
         postings.filter(|(chunk, _)| is_live(files.file_of(*chunk))).count() as u64
     }
 
-    /// Adds the weight of a term to the scores of its chunks; `scores` has a place for each chunk of the segment.
-    pub(super) fn add_scores(&self, term: u32, weight: &TermWeight, scores: &mut [f32]) {
-        let Some((_, postings)) = self.postings(term) else { return };
+    /// Adds the weight of a term to the scores of its chunks; `scores` has a place for each chunk of the segment, and `lists`
+    /// are those of this segment.
+    pub(super) fn add_scores(&self, lists: &Lists, term: u32, weight: &TermWeight, scores: &mut [f32]) {
+        let Some((_, postings)) = lists.find(term) else { return };
         for (chunk, count) in postings {
             let chunk = chunk as usize;
             scores[chunk] += weight.of(self.analyses[chunk], count, self.lengths[chunk]);
@@ -166,14 +207,14 @@ impl Segment {
     fn merge_lists(&mut self, segments: &[&Self], moved: &[Vec<u32>]) {
         let mut heads = vec![0; segments.len()];
         loop {
-            let terms = heads.iter().zip(segments).filter_map(|(head, segment)| segment.terms.get(*head));
+            let terms = heads.iter().zip(segments).filter_map(|(head, segment)| segment.lists.terms.get(*head));
             let Some(term) = terms.min().copied() else { break };
-            let mut list = ListWriter::new(&mut self.postings);
+            let mut list = ListWriter::new(&mut self.lists.postings);
             for ((head, segment), moved) in heads.iter_mut().zip(segments).zip(moved) {
-                if segment.terms.get(*head) != Some(&term) {
+                if segment.lists.terms.get(*head) != Some(&term) {
                     continue;
                 }
-                for (chunk, count) in segment.list(*head) {
+                for (chunk, count) in segment.lists.at(*head) {
                     let chunk = moved[chunk as usize];
                     if chunk != u32::MAX {
                         list.push(chunk, count);
@@ -183,8 +224,7 @@ impl Segment {
             }
             if list.chunks > 0 {
                 let chunks = list.chunks;
-                self.terms.push(term);
-                self.lists.push((chunks, count_u32(self.postings.len())));
+                self.lists.end_list(term, chunks);
             }
         }
     }
@@ -198,10 +238,72 @@ impl Segment {
         self.numbers.shrink_to_fit();
         self.lengths.shrink_to_fit();
         self.analyses.shrink_to_fit();
-        self.terms.shrink_to_fit();
         self.lists.shrink_to_fit();
-        self.postings.shrink_to_fit();
         self.vectors.shrink_to_fit();
+    }
+}
+
+/// Version of [`Segment::to_bytes`].
+const VERSION: u8 = 1;
+
+impl Segment {
+    /// Encodes the files and the chunks, without the lists and the vectors: the version as one byte, the number of files,
+    /// and for each file its key (its length and the bytes), its order (8 bytes, little-endian), its analysis and the number
+    /// of its chunks; for each chunk its number and its length. Numbers are varints.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        write_varint(&mut bytes, count_u32(self.files.len()));
+        for file in &self.files {
+            write_varint(&mut bytes, count_u32(file.key.len()));
+            bytes.extend_from_slice(file.key.as_bytes());
+            bytes.extend_from_slice(&file.order.to_le_bytes());
+            write_varint(&mut bytes, file.analysis.into());
+            write_varint(&mut bytes, file.chunks.end - file.chunks.start);
+            for chunk in file.chunk_range() {
+                write_varint(&mut bytes, self.numbers[chunk]);
+                write_varint(&mut bytes, self.lengths[chunk]);
+            }
+        }
+        bytes
+    }
+
+    /// Decodes what [`Segment::to_bytes`] encoded. Returns `None` if it has another version or is damaged.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (version, mut bytes) = bytes.split_first()?;
+        if *version != VERSION {
+            return None;
+        }
+        let mut segment = Self::default();
+        for _ in 0..read_varint(&mut bytes)? {
+            let length = usize::try_from(read_varint(&mut bytes)?).ok()?;
+            let (key, rest) = bytes.split_at_checked(length)?;
+            let (order, rest) = rest.split_first_chunk()?;
+            bytes = rest;
+            let analysis =
+                u8::try_from(read_varint(&mut bytes)?).ok().filter(|index| usize::from(*index) < ANALYSES)?;
+            let start = count_u32(segment.numbers.len());
+            for _ in 0..read_varint(&mut bytes)? {
+                segment.numbers.push(read_varint(&mut bytes)?);
+                segment.lengths.push(read_varint(&mut bytes)?);
+                segment.analyses.push(analysis);
+            }
+            segment.files.push(FileRange {
+                key: std::str::from_utf8(key).ok()?.into(),
+                order: i64::from_le_bytes(*order),
+                analysis,
+                chunks: start..count_u32(segment.numbers.len()),
+                rows: 0..0,
+            });
+        }
+        segment.finish();
+        bytes.is_empty().then_some(segment)
+    }
+
+    /// Returns the chunk with a number of the file with this index.
+    pub(super) fn chunk(&self, file: usize, number: u32) -> Option<u32> {
+        let chunks = self.files.get(file)?.chunk_range();
+        let index = self.numbers[chunks.clone()].binary_search(&number).ok()?;
+        Some(count_u32(chunks.start + index))
     }
 }
 
@@ -333,17 +435,13 @@ impl Builder {
         let Self { mut segment, mut entries } = self;
         entries.sort_unstable();
         for of_term in entries.chunk_by(|left, right| left >> 32 == right >> 32) {
-            let mut list = ListWriter::new(&mut segment.postings);
+            let mut list = ListWriter::new(&mut segment.lists.postings);
             for entry in of_term {
                 let [_, _, _, _, high, middle, low, count] = entry.to_be_bytes();
                 list.push(u32::from_be_bytes([0, high, middle, low]), u32::from(count));
             }
-            segment.terms.push(count_u32(usize::try_from(of_term[0] >> 32).unwrap_or_default()));
-            segment.lists.push((list.chunks, 0));
-            let end = count_u32(segment.postings.len());
-            if let Some(last) = segment.lists.last_mut() {
-                last.1 = end;
-            }
+            let chunks = list.chunks;
+            segment.lists.end_list(count_u32(usize::try_from(of_term[0] >> 32).unwrap_or_default()), chunks);
         }
         segment.finish();
         segment

@@ -118,7 +118,7 @@ fn search(
     let lexical = LexicalQuery::new(query, index.analyses());
     let statistics = index.statistics(&lexical);
     let vector = QueryVector::new(vector);
-    let query = Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth };
+    let query = Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth, nearest: &[] };
     let is_allowed = |of: &u32| group.is_none_or(|group| group == *of);
     let candidates = index.candidates(&query, group.is_some().then_some(&is_allowed as &dyn Fn(&u32) -> bool));
     let entry = |candidate: Candidate| {
@@ -253,7 +253,7 @@ proptest! {
         let mut statistics = Statistics::new(&lexical);
         entries.chunks(size).for_each(|entries| statistics.add(&part(entries).statistics(&lexical)));
         let vector = QueryVector::new(&vector);
-        let query = Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth };
+        let query = Query { lexical: &lexical, statistics: &statistics, vector: vector.as_ref(), depth, nearest: &[] };
         let mut in_parts = BTreeMap::new();
         for entries in entries.chunks(size) {
             let part = part(entries);
@@ -265,6 +265,90 @@ proptest! {
         for (place, scores) in &found {
             prop_assert_eq!(in_parts.get(place), Some(scores));
         }
+    }
+
+    #[test]
+    fn a_stored_index_has_the_same_candidates(
+        steps in prop::collection::vec(step(), 1..30),
+        words in prop::collection::vec(0..WORDS.len(), 1..5),
+        vector in prop::collection::vec(-1.0_f32..1.0, DIMENSIONS),
+        group in prop::option::of(0..3_u32),
+        depth in 1_usize..20,
+        stored_steps in 0_usize..30,
+    ) {
+        // The files of the first steps are stored; the later steps change the index.
+        let (first, later) = steps.split_at(stored_steps.min(steps.len()));
+        let (stored, _) = perform(first.to_vec());
+        let (index, files) = perform([first, later].concat());
+        let expected = search(&index, &text(&words), &vector, group, depth);
+
+        let form = stored.to_stored();
+        prop_assert_eq!(form.chunks, stored.chunks());
+        let id = SegmentId::new("a");
+        let mut read = StoreIndex::new(Some(DIMENSIONS)).with_stored(id.clone(), &form.body).unwrap();
+        prop_assert_eq!(read.chunks(), 0, "no file is live yet");
+        let change = |(key, file): (&usize, &File)| {
+            let entry = entry(*key, file);
+            if read.has_chunks(&entry.key) {
+                Change::Replace { key: entry.key, facts: entry.facts }
+            } else {
+                Change::Add(entry)
+            }
+        };
+        let changes: Vec<_> = files.iter().map(change).collect();
+        read = read.apply(changes);
+        prop_assert_eq!(read.chunks(), index.chunks());
+
+        let query = text(&words);
+        let lexical = LexicalQuery::new(&query, read.analyses());
+        let needed = parts_of(std::slice::from_ref(&lexical));
+        let parts = form.lists.into_iter().filter(|(part, _)| needed.contains(part));
+        let parts = parts.map(|(part, data)| ((id.clone(), part), data)).collect();
+        read = read.with_lists(std::slice::from_ref(&lexical), &parts);
+        let statistics = read.statistics(&lexical);
+        let is_allowed = |of: &u32| group.is_none_or(|group| group == *of);
+        let is_allowed = group.is_some().then_some(&is_allowed as &dyn Fn(&u32) -> bool);
+        let vector = QueryVector::new(&vector).map(Arc::new);
+        let mut nearest = Vec::new();
+        if let Some(vector) = &vector {
+            let mut search = Nearest::new(vector.clone(), depth);
+            for block in &form.vectors {
+                search.read(&read, &id, block, is_allowed);
+            }
+            for location in search.into_chunks() {
+                let (key, number) = read.chunk_key(location).unwrap();
+                prop_assert_eq!(read.locate_stored(key, number, is_allowed), Some(location));
+                let key: usize = key.trim_start_matches("key").parse().unwrap();
+                let embedding = to_f16_bytes(files[&key].chunks[number as usize].1.as_ref().unwrap()).unwrap();
+                nearest.push((location, vector.score(&embedding).unwrap()));
+            }
+        }
+        let query = Query {
+            lexical: &lexical, statistics: &statistics, vector: vector.as_deref(), depth, nearest: &nearest,
+        };
+        let candidates = read.candidates(&query, is_allowed);
+        prop_assert_eq!(candidates.len(), expected.len());
+        for candidate in candidates {
+            let key = read.file(candidate.file).unwrap().1.trim_start_matches("key").parse().unwrap();
+            let (words, vector) = expected[&(key, candidate.number)];
+            prop_assert_eq!(candidate.lexical.to_bits(), words.to_bits());
+            // Those that were found by words have no score by the embedding yet.
+            prop_assert!(candidate.vector == vector || candidate.vector.is_none() && read.is_stored(candidate.file));
+        }
+    }
+
+    #[test]
+    fn damaged_segments_are_not_used(steps in prop::collection::vec(step(), 1..10), at in any::<usize>(), byte in any::<u8>()) {
+        let (index, _) = perform(steps);
+        let form = index.to_stored();
+        let body = &form.body;
+        let id = SegmentId::new("a");
+        // Any result is right, but a panic.
+        let mut changed = body.clone();
+        changed[at % body.len()] = byte;
+        let _ = StoreIndex::<u32>::new(None).with_stored(id.clone(), &changed);
+        let cut = at % body.len();
+        prop_assert!(StoreIndex::<u32>::new(None).with_stored(id, &body[..cut]).is_none());
     }
 
     #[test]

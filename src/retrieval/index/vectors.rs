@@ -13,6 +13,8 @@ pub const DIMENSIONS_MAX: usize = 64 * 1024;
 const VALUE_MAX: f32 = 32_512.0;
 /// Number of values that are multiplied at a time. Vectors are padded with zeros to a multiple of it.
 const BLOCK: usize = 32;
+/// Number of values whose products are summed in 32 bits: each is at most 128 · 32,767.
+const PART: usize = 512;
 /// Allowance for rounding in the bound of an error.
 const ROUNDING: f32 = 1.001;
 
@@ -44,6 +46,56 @@ impl QueryVector {
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
+
+    /// Returns the embedding, scaled to length 1.
+    #[must_use]
+    pub fn values(&self) -> Vec<f32> {
+        self.values[..self.dimensions].iter().map(|value| f32::from(*value) * self.scale).collect()
+    }
+
+    /// Returns the score of an embedding that [`to_f16_bytes`] encoded, which is the same as in an index. `None`: it cannot
+    /// be compared with this one.
+    #[must_use]
+    pub fn score(&self, embedding: &[u8]) -> Option<f32> {
+        let mut vectors = Vectors::new(self.dimensions);
+        vectors.push(embedding);
+        (vectors.rows() == 1).then(|| vectors.score(0, self))
+    }
+}
+
+/// A vector as it is stored in a block: what is needed to estimate its score.
+pub(super) struct StoredRow<'a> {
+    /// The chunk in its segment.
+    pub(super) chunk: u32,
+    scale: f32,
+    error: f32,
+    high: &'a [u8],
+}
+
+impl<'a> StoredRow<'a> {
+    /// Reads the rows that [`Vectors::write_row`] wrote. The last one is left out if it is incomplete.
+    pub(super) fn read_all(block: &'a [u8], dimensions: usize) -> impl Iterator<Item = Self> {
+        block.chunks_exact(row_bytes(dimensions)).filter_map(|row| {
+            let (chunk, row) = row.split_first_chunk()?;
+            let (scale, row) = row.split_first_chunk()?;
+            let (error, high) = row.split_first_chunk()?;
+            let (scale, error) = (f32::from_le_bytes(*scale), f32::from_le_bytes(*error));
+            Some(Self { chunk: u32::from_le_bytes(*chunk), scale, error, high })
+        })
+    }
+
+    /// Returns the estimated score, and its largest error.
+    pub(super) fn estimate(&self, query: &QueryVector) -> (f32, f32) {
+        let sum = product(self.high, &query.values, |value| i16::from(i8::from_le_bytes([value])));
+        #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
+        let score = sum as f32 * (256.0 * query.scale * self.scale);
+        (score, self.error)
+    }
+}
+
+/// Returns the size of a stored row, in bytes.
+pub(super) fn row_bytes(dimensions: usize) -> usize {
+    12 + dimensions.next_multiple_of(BLOCK)
 }
 
 /// Encodes an embedding for storage: as little-endian 16-bit floats, scaled to length 1.
@@ -198,9 +250,19 @@ impl Vectors {
         let factor = 256.0 * query.scale;
         for ((score, vector), scale) in scores.iter_mut().zip(vectors).zip(&self.scales[start..end]) {
             #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
-            let sum = product(vector, &query.values) as f32;
+            let sum = product(vector, &query.values, i16::from) as f32;
             *score = sum * (factor * scale);
         }
+    }
+
+    /// Appends a row and its chunk, as [`StoredRow::read_all`] reads them.
+    pub(super) fn write_row(&self, row: u32, chunk: u32, block: &mut Vec<u8>) {
+        let row = row as usize;
+        block.extend_from_slice(&chunk.to_le_bytes());
+        block.extend_from_slice(&self.scales[row].to_le_bytes());
+        block.extend_from_slice(&self.errors[row].to_le_bytes());
+        let high = &self.high[row * self.stride..(row + 1) * self.stride];
+        block.extend(high.iter().map(|value| value.to_le_bytes()[0]));
     }
 
     /// Returns the largest error of the estimate of a row.
@@ -217,8 +279,8 @@ impl Vectors {
     pub(super) fn score(&self, row: u32, query: &QueryVector) -> f32 {
         let start = row as usize * self.stride;
         let bytes = start..start + self.stride;
-        let high = product(&self.high[bytes.clone()], &query.values);
-        let low = product(&self.low[bytes], &query.values);
+        let high = product(&self.high[bytes.clone()], &query.values, i16::from);
+        let low = product(&self.low[bytes], &query.values, i16::from);
         let unit = f64::from(self.scales[row as usize]) * f64::from(query.scale);
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a score between -1 and 1")]
         let score = ((256 * high + low) as f64 * unit) as f32;
@@ -226,22 +288,24 @@ impl Vectors {
     }
 }
 
-/// Returns the sum of the products of two vectors, whose length is a multiple of [`BLOCK`].
+/// Returns the sum of the products of two vectors of equal length, which is a multiple of [`BLOCK`].
 ///
-/// The sum of a block is at most 32 · 128 · 32,767, which fits into 32 bits. Written so that the compiler uses the instruction
-/// that multiplies pairs of 16-bit numbers and adds them (`pmaddwd`).
-fn product(left: &[i8], right: &[i16]) -> i64 {
+/// The inner loop has a fixed number of products, and its sums have 32 bits, so that the compiler uses the instruction that
+/// multiplies pairs of 16-bit numbers and adds them (`pmaddwd`).
+fn product<T: Copy>(left: &[T], right: &[i16], widen: impl Fn(T) -> i16) -> i64 {
     let mut sum = 0;
-    for (left, right) in left.as_chunks::<BLOCK>().0.iter().zip(right.as_chunks::<BLOCK>().0) {
-        let mut widened = [0_i16; BLOCK];
-        for (widened, value) in widened.iter_mut().zip(left) {
-            *widened = i16::from(*value);
+    for (left, right) in left.chunks(PART).zip(right.chunks(PART)) {
+        let mut of_part = 0;
+        for (left, right) in left.as_chunks::<BLOCK>().0.iter().zip(right.as_chunks::<BLOCK>().0) {
+            let mut widened = [0_i16; BLOCK];
+            for (widened, value) in widened.iter_mut().zip(left) {
+                *widened = widen(*value);
+            }
+            for (left, right) in widened.iter().zip(right) {
+                of_part += i32::from(*left) * i32::from(*right);
+            }
         }
-        let mut of_block = 0;
-        for (left, right) in widened.iter().zip(right) {
-            of_block += i32::from(*left) * i32::from(*right);
-        }
-        sum += i64::from(of_block);
+        sum += i64::from(of_part);
     }
     sum
 }

@@ -38,6 +38,8 @@ struct Entry {
     is_too_large: bool,
     /// When the vector store was last marked as used by this server.
     touched_at: Option<Timestamp>,
+    /// When this server last began to write the index to the database.
+    stored_at: Option<Timestamp>,
 }
 
 /// What is known of an index.
@@ -53,6 +55,11 @@ pub(super) enum Cached {
 impl Cache {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, entries: Mutex::default() }
+    }
+
+    /// Returns the maximum memory of all indexes, in bytes.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -119,6 +126,28 @@ impl Cache {
         if bytes < self.bytes_max / 10 * 9 {
             entries.entry(key).is_too_large = false;
         }
+    }
+
+    /// Removes an index from memory: it is read again for the next search.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut entries = self.lock();
+        let entry = entries.entry(key);
+        entry.snapshot = None;
+        entry.is_too_large = false;
+        let before = std::mem::replace(&mut entry.bytes, ENTRY_BYTES);
+        entries.bytes = entries.bytes - before + ENTRY_BYTES;
+    }
+
+    /// Reports whether to write an index to the database, if that is tried at most every `interval_s`, and assumes that it is
+    /// then done.
+    pub(super) fn must_store(&self, key: &Key, now: Timestamp, interval_s: i64) -> bool {
+        let mut entries = self.lock();
+        let entry = entries.entry(key);
+        let is_due = entry.stored_at.is_none_or(|at| now.0 - at.0 >= interval_s);
+        if is_due {
+            entry.stored_at = Some(now);
+        }
+        is_due
     }
 
     /// Reports whether a vector store must be marked as used, if that is needed every `interval_s`, and assumes that it is

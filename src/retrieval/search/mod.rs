@@ -1,8 +1,12 @@
 //! Searches vector stores.
 //!
 //! A search reads the versions of its vector stores from the database, and brings their indexes in memory up to date
-//! (`snapshot.rs`, `cache.rs`), so it finds what was committed before it on any server. If an index does not fit into the
-//! cache, the stored chunks are read in parts instead (`scan.rs`): slower, with the same scores.
+//! (`snapshot.rs`, `cache.rs`), so it finds what was committed before it on any server.
+//!
+//! The index of a large vector store is written to the database in the background (`writer.rs`). Then memory has only the
+//! files and lengths of its chunks, and a search reads the inverted lists of its words, and finds vectors in the database
+//! (`stored.rs`). Until that is done, an index that does not fit into the cache is searched by reading the chunks in parts
+//! (`scan.rs`): slower. The scores are the same in all cases.
 //!
 //! If a vector store has embeddings, those of the queries are requested (`questions.rs`). If that fails, words decide alone,
 //! and [`Found::lexical_only`] says why.
@@ -11,16 +15,19 @@ mod cache;
 mod questions;
 mod scan;
 mod snapshot;
+mod stored;
+mod writer;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use self::cache::{Cache, Cached, Key};
 use self::questions::{EmbeddedQueries, Questions};
 use self::snapshot::{Changes, Failure, FileFacts, Snapshot, Vectors, model_name};
-use super::index::{self, Candidate, QueryVector};
+use super::index::{self, Candidate, ChunkLocation, QueryVector, StoreIndex};
 use super::lexical::LexicalQuery;
 use super::rank::{DEPTH, Ranked, merge_queries, rank};
 use crate::api::organization::usage::CallOrigin;
@@ -32,6 +39,8 @@ use crate::store::{self, StoreState};
 
 /// Searches in fewer chunks than this take less time than handing them to another thread.
 const INLINE_CHUNKS: usize = 2_000;
+/// Maximum number of chunks of an index in memory, if the database finds vectors: from about this size on, that is faster.
+const MEMORY_CHUNKS_MAX: usize = 50_000;
 /// Number of indexes that are built from the first change at a time.
 const BUILDS_MAX: usize = 4;
 /// Number of vector stores that are searched in parts at a time.
@@ -46,6 +55,9 @@ const TOUCH_EVERY_S: i64 = 30;
 pub struct Settings {
     /// Maximum memory of all indexes, in bytes.
     pub cache_bytes_max: usize,
+    /// Maximum number of chunks of a vector store whose index is in memory as a whole. `None`: 50,000 if the database finds
+    /// vectors, otherwise as many as fit.
+    pub memory_chunks_max: Option<usize>,
     /// The weights of a search that names none.
     pub weights: HybridWeights,
     /// The model that rewrites queries. `None`: they are searched for as they are.
@@ -169,7 +181,11 @@ struct Inner {
     clock: Arc<Clock>,
     questions: Questions,
     weights: HybridWeights,
-    cache: Cache,
+    cache: Arc<Cache>,
+    /// See [`Settings::memory_chunks_max`].
+    memory_chunks_max: usize,
+    /// The tasks that write indexes to the database. They end with this value.
+    writers: Mutex<JoinSet<()>>,
     builds: Semaphore,
     scans: Semaphore,
     /// Searches in large indexes at a time: more than the processors would only take more memory.
@@ -213,10 +229,15 @@ impl Retrieval {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
             questions: Questions::new(store.clone(), models, embedder, settings.rewrite_model),
+            memory_chunks_max: settings.memory_chunks_max.unwrap_or(match store.vector_search() {
+                Some(_) => MEMORY_CHUNKS_MAX,
+                None => usize::MAX,
+            }),
             store,
             clock,
             weights: settings.weights,
-            cache: Cache::new(settings.cache_bytes_max),
+            cache: Arc::new(Cache::new(settings.cache_bytes_max)),
+            writers: Mutex::default(),
             builds: Semaphore::new(BUILDS_MAX),
             scans: Semaphore::new(SCANS_MAX),
             computations: Arc::new(Semaphore::new(processors)),
@@ -255,6 +276,9 @@ impl Retrieval {
             queries: queries.clone(),
         });
         let model = embedded.as_ref().map(|embedded| embedded.model.as_str());
+        for (id, searched) in stores.iter().zip(&searched) {
+            inner.write_if_large(scope, id, searched, model);
+        }
         let best = inner.best(scope, stores, &searched, &question, model).await?;
         let (hits, touched) = tokio::join!(inner.hits(stores, &searched, best), inner.touch(scope, stores));
         if let Err(error) = touched {
@@ -285,24 +309,38 @@ struct Question {
 }
 
 impl Question {
-    fn vector(&self, query: usize) -> Option<&QueryVector> {
-        self.vectors.as_ref()?.get(query)?.as_deref()
+    fn vector(&self, query: usize) -> Option<&Arc<QueryVector>> {
+        self.vectors.as_ref()?.get(query)?.as_ref()
     }
 
     /// Returns the candidates of each query in an index.
     fn candidates(&self, store: usize, snapshot: &Snapshot) -> Vec<Vec<Located>> {
-        let index = &snapshot.index;
-        let matches = self.filter.as_ref().map(|filter| |facts: &FileFacts| filter.matches(&facts.attributes));
-        let is_allowed = matches.as_ref().map(|matches| matches as &dyn Fn(&FileFacts) -> bool);
-        let of_query = |(number, text): (usize, &String)| {
-            let lexical = LexicalQuery::new(text, index.analyses());
-            let statistics = index.statistics(&lexical);
-            let query =
-                index::Query { lexical: &lexical, statistics: &statistics, vector: self.vector(number), depth: DEPTH };
-            let candidates = index.candidates(&query, is_allowed);
+        let of_query = |(number, lexical): (usize, &LexicalQuery)| {
+            let candidates = self.candidates_of(number, lexical, &snapshot.index, &[]);
             candidates.into_iter().map(|candidate| Located { store, candidate, facts: None }).collect()
         };
-        self.queries.iter().enumerate().map(of_query).collect()
+        self.lexical(&snapshot.index).iter().enumerate().map(of_query).collect()
+    }
+
+    /// Returns the words of the queries, for an index.
+    fn lexical(&self, index: &StoreIndex<FileFacts>) -> Vec<LexicalQuery> {
+        self.queries.iter().map(|text| LexicalQuery::new(text, index.analyses())).collect()
+    }
+
+    /// Returns the candidates of a query. `nearest` are chunks of stored segments with their scores by the embedding.
+    fn candidates_of(
+        &self,
+        query: usize,
+        lexical: &LexicalQuery,
+        index: &StoreIndex<FileFacts>,
+        nearest: &[(ChunkLocation, f32)],
+    ) -> Vec<Candidate> {
+        let matches = self.filter.as_ref().map(|filter| |facts: &FileFacts| filter.matches(&facts.attributes));
+        let is_allowed = matches.as_ref().map(|matches| matches as &dyn Fn(&FileFacts) -> bool);
+        let statistics = index.statistics(lexical);
+        let vector = self.vector(query).map(|vector| &**vector);
+        let query = index::Query { lexical, statistics: &statistics, vector, depth: DEPTH, nearest };
+        index.candidates(&query, is_allowed)
     }
 
     /// Returns the best of all candidates, which are given for each query.
@@ -392,7 +430,9 @@ impl Inner {
                 if model.is_none() {
                     model = self.stored_model(scope, id).await?;
                 }
-                Snapshot::empty(model.clone(), &state)
+                let mut empty = Snapshot::empty(model.clone(), &state);
+                empty.add_segments(&self.store.segments(id).await?, self.store.vector_search().is_some());
+                empty
             };
             let advanced = self.advance(scope, id, snapshot, &state).await;
             drop(build);
@@ -427,7 +467,7 @@ impl Inner {
         };
         let mut changes = Changes::new(&*self.store, id, vectors, snapshot.version);
         loop {
-            let page = changes.next(&|file| snapshot.index.find(file.id.as_str()).is_some()).await?;
+            let page = changes.next(&|file| snapshot.index.has_chunks(file.id.as_str())).await?;
             let Some(page) = page else { break };
             let changed = snapshot.index;
             let (index, bytes) = tokio::task::spawn_blocking(move || {
@@ -503,7 +543,7 @@ impl Inner {
             match searched {
                 Searched::Index(snapshot) => {
                     has_chunks |= snapshot.index.chunks() > 0;
-                    has_vectors |= snapshot.index.vectors() > 0;
+                    has_vectors |= snapshot.has_vectors();
                 }
                 Searched::Parts => {
                     has_chunks = true;
@@ -528,7 +568,7 @@ impl Inner {
             }
         }
         let is_found = |searched: &Searched| match searched {
-            Searched::Index(snapshot) => snapshot.index.vectors() > 0,
+            Searched::Index(snapshot) => snapshot.has_vectors(),
             Searched::Parts => true,
         };
         if !searched.iter().any(is_found) {
@@ -550,9 +590,11 @@ impl Inner {
         let mut snapshots = Vec::new();
         for (number, (id, searched)) in stores.iter().zip(searched).enumerate() {
             match searched {
-                Searched::Index(snapshot) => snapshots.push((number, snapshot.clone())),
+                Searched::Index(snapshot) if snapshot.segments.is_empty() => snapshots.push((number, snapshot.clone())),
+                Searched::Index(snapshot) => {
+                    from_parts.push(self.search_stored(scope, id, number, snapshot.clone(), question, model).await?);
+                }
                 Searched::Parts => {
-                    let _permit = self.scans.acquire().await.ok();
                     from_parts.push(self.scan(scope, id, number, question, model).await?);
                 }
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::snapshot::{Changes, Failure, FileFacts, Vectors};
+use super::stored::blocking;
 use super::{Error, Inner, Located, Question};
 use crate::api::vector_store::{Attributes, IndexSummary};
 use crate::api::{Scope, VectorStoreId};
@@ -64,6 +65,7 @@ impl Inner {
         question: &Arc<Question>,
         model: Option<&str>,
     ) -> Result<Vec<Vec<Located>>, Error> {
+        let _permit = self.scans.acquire().await.ok();
         let summary = self.store.index_summary(scope, id).await?.ok_or_else(|| Error::NoStore(id.clone()))?;
         let analyses = analyses(&summary);
         let vectors = model.map_or(Vectors::None { wanted: None }, Vectors::Of);
@@ -96,8 +98,13 @@ impl Inner {
             candidates = blocking(move || {
                 for (query, all) in candidates.iter_mut().enumerate() {
                     let vector = question.vector(query);
-                    let query =
-                        Query { lexical: &lexical[query], statistics: &statistics[query], vector, depth: DEPTH };
+                    let query = Query {
+                        lexical: &lexical[query],
+                        statistics: &statistics[query],
+                        vector: vector.map(|vector| &**vector),
+                        depth: DEPTH,
+                        nearest: &[],
+                    };
                     all.extend(part.candidates(&query, None).into_iter().map(|candidate| Located {
                         store: number,
                         candidate,
@@ -131,8 +138,4 @@ fn keep_best(all: &mut Vec<Located>) {
     }
     let mut kept = kept.into_iter();
     all.retain(|_| kept.next().unwrap_or(false));
-}
-
-async fn blocking<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    Ok(tokio::task::spawn_blocking(compute).await.map_err(|_| store::Error::timed_out())?)
 }

@@ -8,9 +8,9 @@ use serde_json::json;
 use crate::api::vector_store::Attributes;
 use crate::api::{FileId, StoreFileId, VectorStoreId};
 use crate::llm::tokens::json_bytes;
-use crate::retrieval::index::{Change, Facts, IndexChunk, IndexFile, StoreIndex};
+use crate::retrieval::index::{Change, Facts, IndexChunk, IndexFile, SegmentId, StoreIndex};
 use crate::retrieval::lexical::{Analyzer, Language, Terms};
-use crate::store::{self, ChunkKey, IndexedChunk, IndexedFile, StoreState};
+use crate::store::{self, ChunkKey, IndexSegment, IndexedChunk, IndexedFile, StoreState, VectorsIn};
 
 /// Changed files that are read at once.
 const FILES_PAGE: u32 = 1_000;
@@ -53,13 +53,48 @@ pub(super) struct Snapshot {
     pub(super) version: i64,
     /// It has no file that was removed before the vector store was purged up to this version.
     purged_version: i64,
+    /// The stored segments of the index, and where their vectors are; `None`: they have none.
+    pub(super) segments: Arc<[(SegmentId, Option<VectorsIn>)]>,
 }
 
 impl Snapshot {
     /// Creates the snapshot before the first change, for the state of the vector store at this time.
     pub(super) fn empty(model: Option<String>, state: &StoreState) -> Self {
         let dimensions = model.as_deref().and_then(dimensions);
-        Self { index: StoreIndex::new(dimensions), model, version: 0, purged_version: state.purged_version }
+        Self {
+            index: StoreIndex::new(dimensions),
+            model,
+            version: 0,
+            purged_version: state.purged_version,
+            segments: Arc::default(),
+        }
+    }
+
+    /// Adds those of the stored segments that can be used. Returns the IDs of the others. `finds_vectors`: whether the
+    /// database does.
+    pub(super) fn add_segments(&mut self, stored: &[IndexSegment], finds_vectors: bool) -> Vec<String> {
+        let (mut used, mut unused) = (self.segments.to_vec(), Vec::new());
+        for segment in stored {
+            let id = SegmentId::new(&segment.id);
+            // Without a model, their vectors are not needed.
+            let has_model = self.model.is_none() || self.model == segment.embedding_model;
+            let has_vectors = self.model.is_some() && segment.embedding_model.is_some();
+            let is_usable = has_model && (!has_vectors || segment.vectors == VectorsIn::Blocks || finds_vectors);
+            match is_usable.then(|| self.index.clone().with_stored(id.clone(), &segment.body)).flatten() {
+                Some(index) => {
+                    self.index = index;
+                    used.push((id, has_vectors.then_some(segment.vectors)));
+                }
+                None => unused.push(segment.id.clone()),
+            }
+        }
+        self.segments = used.into();
+        unused
+    }
+
+    /// Reports whether chunks are found by an embedding.
+    pub(super) fn has_vectors(&self) -> bool {
+        self.index.vectors() > 0 || self.segments.iter().any(|(_, vectors)| vectors.is_some())
     }
 
     /// Reports whether this has all changes of a state.
@@ -80,7 +115,7 @@ impl Snapshot {
 }
 
 /// Returns the dimensions of `model@dimensions`.
-fn dimensions(model: &str) -> Option<usize> {
+pub(super) fn dimensions(model: &str) -> Option<usize> {
     model.rsplit_once('@')?.1.parse().ok()
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row as _;
 
+use super::segments::discard_segments;
 use super::store_files::{TABLE, finish, raise_version};
-use super::{Backend, CLAIM_STORE_FILE, Db, Row, insert_chunks, seconds, update_embeddings};
+use super::{Backend, CLAIM_STORE_FILE, Db, Row, insert_chunks, remove_vectors, seconds, update_embeddings};
 use crate::api::vector_store::StoreFileError;
 use crate::api::{FileId, ProjectId, StoreFileId, VectorStoreId};
 use crate::store::pool::Transaction;
 use crate::store::{
-    ChunkToEmbed, ClaimedStoreFile, CompletedFile, Error, Ingestion, Lease, NewChunk, TOMBSTONE_KEPT_S, from_json,
-    to_json,
+    ChunkToEmbed, ClaimedStoreFile, CompletedFile, Error, Ingestion, Lease, NewChunk, Segments as _, TOMBSTONE_KEPT_S,
+    from_json, to_json,
 };
 
 /// Size of the chunks that one transaction stores, in bytes. More would delay other transactions on SQLite.
@@ -179,6 +180,8 @@ async fn remove_deleted_files(tx: &mut Transaction<Db>, fixed_time: Option<i64>,
     .bind(TOMBSTONE_KEPT_S)
     .execute(&mut *tx)
     .await?;
+    remove_vectors(tx, &emptied).await?;
+    remove_vectors(tx, &old).await?;
     remove_rows(tx, &old).await?;
     Ok(left <= 0 || i64::try_from(files.len()).is_ok_and(|count| count == FILES_REMOVED_MAX))
 }
@@ -246,6 +249,7 @@ async fn remove_stores(tx: &mut Transaction<Db>, fixed_time: Option<i64>, limit:
         if left <= 0 {
             return Ok(true);
         }
+        discard_segments(tx, fixed_time, id).await?;
         remove_empty_store(tx, id, status == "deleted" && deleted_at.saturating_add(TOMBSTONE_KEPT_S) <= *now).await?;
     }
     Ok(i64::try_from(stores.len()).is_ok_and(|count| count == STORES_REMOVED_MAX))
@@ -467,13 +471,26 @@ impl Ingestion for Backend {
     }
 
     async fn remove_store_data(&self, limit: u32) -> Result<bool, Error> {
+        let stores: Vec<(String,)> = sqlx::query_as::<Db, _>(concat!(
+            "select id from vector_stores where remove_at <= ",
+            now!("$1"),
+            " limit $2"
+        ))
+        .bind(self.fixed_time())
+        .bind(STORES_REMOVED_MAX)
+        .fetch_all(self.reader())
+        .await?;
+        for (id,) in &stores {
+            self.drop_vector_indexes(id).await?;
+        }
         let mut tx = self.begin().await?;
         let outcome = remove_stores(&mut tx, self.fixed_time(), limit).await;
         let more_stores = finish(tx, outcome).await?;
         let mut tx = self.begin().await?;
         let outcome = remove_deleted_files(&mut tx, self.fixed_time(), limit).await;
         let more_files = finish(tx, outcome).await?;
-        Ok(more_stores || more_files)
+        let more_segments = self.remove_segment().await?;
+        Ok(more_stores || more_files || more_segments)
     }
 }
 
