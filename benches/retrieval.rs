@@ -4,17 +4,23 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark uses the real clock, plain tasks and the environment")]
 
 #[path = "load/client.rs"]
-#[expect(dead_code, reason = "shared with the load benchmark, which also reads streams")]
+#[expect(dead_code, reason = "shared with the load benchmark, which also reads streams in parts")]
 mod client;
 #[path = "retrieval/collection.rs"]
 mod collection;
 #[path = "retrieval/embeddings.rs"]
 mod embeddings;
+#[path = "retrieval/ingest.rs"]
+mod ingest;
+#[path = "retrieval/model.rs"]
+mod model;
 #[path = "load/proc.rs"]
 #[expect(dead_code, reason = "shared with the load benchmark, which measures more")]
 mod proc;
 #[path = "retrieval/quality.rs"]
 mod quality;
+#[path = "retrieval/rounds.rs"]
+mod rounds;
 #[path = "retrieval/server.rs"]
 mod server;
 #[path = "retrieval/speed.rs"]
@@ -22,6 +28,8 @@ mod speed;
 #[path = "load/store.rs"]
 #[expect(dead_code, reason = "shared with the load benchmark, which measures more")]
 mod store;
+#[path = "retrieval/transfer.rs"]
+mod transfer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +59,9 @@ struct Args {
     /// Numbers of chunks of the vector stores whose searches are timed.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
     chunks: Vec<usize>,
+    /// Above this number of chunks, the index of a vector store is in the database; by default, as the servers decide.
+    #[arg(long)]
+    memory_chunks: Option<usize>,
     /// Number of concurrent clients.
     #[arg(long, default_value_t = 16)]
     clients: usize,
@@ -80,6 +91,12 @@ enum Measurement {
     Quality,
     /// Latency of searches.
     Speed,
+    /// Processing of files, beside runs.
+    Ingest,
+    /// Runs that search.
+    Rounds,
+    /// Upload and download of a large file.
+    Transfer,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,6 +159,7 @@ async fn run(args: &Args) -> Result<()> {
             server_binary: server_binary.clone(),
             folder: folder.path().to_owned(),
             embeddings: embeddings.address(),
+            memory_chunks: args.memory_chunks,
         };
         let measured = async {
             if let Some(collection) = &collection {
@@ -150,6 +168,15 @@ async fn run(args: &Args) -> Result<()> {
             if includes(Measurement::Speed) {
                 let measured = Duration::try_from_secs_f64(args.seconds)?;
                 speed::measure(&setup, &store, &args.chunks, args.clients, measured).await?;
+            }
+            if includes(Measurement::Ingest) {
+                ingest::measure(&setup, &store.create_database().await?).await?;
+            }
+            if includes(Measurement::Rounds) {
+                rounds::measure(&setup, &store.create_database().await?).await?;
+            }
+            if includes(Measurement::Transfer) {
+                transfer::measure(&setup, &store.create_database().await?).await?;
             }
             Ok::<_, Error>(())
         };

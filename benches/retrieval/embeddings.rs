@@ -1,4 +1,5 @@
-//! An embeddings server on loopback: the known embeddings of a collection, and hashed bags of words for other texts.
+//! A model server on loopback: the known embeddings of a collection, hashed bags of words for other texts, and a scripted chat
+//! model.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -30,10 +32,15 @@ impl EmbeddingServer {
         }
         let router = Router::new()
             .route("/v1/embeddings", post(embed))
+            .route("/v1/chat/completions", post(crate::model::complete))
             .route("/v1/models", get(async || axum::Json(json!({"object": "list", "data": []}))))
             .with_state(Arc::new(known));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
+        // Without this, small chunks of a stream are delayed.
+        let listener = listener.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(Self { address })
     }

@@ -30,8 +30,11 @@ const RANKINGS: [(&str, Option<Weights>, &str); 3] =
 /// Measures nDCG@10 and recall@10, and prints a table.
 pub async fn measure(setup: &Setup, database_url: &str, collection: &Collection) -> Result<()> {
     let server = Server::start(setup, database_url).await?;
-    let http = reqwest::Client::new();
-    let upload = |document| upload(&http, &server, document);
+    let http = http_client()?;
+    let upload = async |document: &Document| {
+        let text = format!("{}\n\n{}", document.title, document.text);
+        upload_text(&http, &server, &format!("{}.txt", document.id), &text).await
+    };
     let uploads = futures_util::stream::iter(collection.documents.iter().map(upload)).buffered(UPLOADS);
     let files: Vec<String> = uploads.try_collect().await?;
     let document_of: HashMap<&str, &str> = files
@@ -75,14 +78,19 @@ pub async fn measure(setup: &Setup, database_url: &str, collection: &Collection)
     Ok(())
 }
 
-/// Uploads a document as a text file, and returns the file ID.
-async fn upload(http: &reqwest::Client, server: &Server, document: &Document) -> Result<String> {
+/// Returns a client for requests with forms.
+pub fn http_client() -> Result<reqwest::Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(reqwest::Client::builder().no_proxy().build()?)
+}
+
+/// Uploads a text file, and returns the file ID.
+pub async fn upload_text(http: &reqwest::Client, server: &Server, name: &str, text: &str) -> Result<String> {
     let boundary = "retrieval-benchmark-boundary";
     let body = format!(
         "--{boundary}\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nassistants\r\n\
-         --{boundary}\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{}.txt\"\r\n\r\n{}\n\n{}\r\n\
-         --{boundary}--\r\n",
-        document.id, document.title, document.text
+         --{boundary}\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n\
+         --{boundary}--\r\n"
     );
     let request = http
         .post(format!("http://{}/v1/files", server.address))
@@ -93,7 +101,8 @@ async fn upload(http: &reqwest::Client, server: &Server, document: &Document) ->
     Ok(file["id"].as_str().ok_or("the file has no ID")?.to_owned())
 }
 
-async fn wait_until_processed(client: &mut Client, store: &str) -> Result<()> {
+/// Waits until all files of a vector store, given by its path, are processed.
+pub async fn wait_until_processed(client: &mut Client, store: &str) -> Result<()> {
     let (mut last, mut progress) = (Value::Null, Instant::now());
     loop {
         let found: Value = client.fetch_json(Method::GET, store, Bytes::new()).await?;

@@ -22,6 +22,8 @@ pub struct Setup {
     pub server_binary: PathBuf,
     pub folder: PathBuf,
     pub embeddings: SocketAddr,
+    /// The setting `search_memory_chunks_max`; `None`: its default.
+    pub memory_chunks: Option<usize>,
 }
 
 /// A running server. Its process is killed when this is dropped.
@@ -34,6 +36,11 @@ pub struct Server {
 impl Server {
     /// Starts a server with default settings on a database, with the embedding model.
     pub async fn start(setup: &Setup, database_url: &str) -> Result<Self> {
+        Self::start_with(setup, database_url, true).await
+    }
+
+    /// Starts a server with or without the embedding model.
+    pub async fn start_with(setup: &Setup, database_url: &str, has_embeddings: bool) -> Result<Self> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -51,7 +58,8 @@ impl Server {
             .env("ASSISTD_LISTEN", address.to_string())
             .env("ASSISTD_DATABASE_URL", database_url)
             .env("ASSISTD_UPSTREAM_URL", &url)
-            .env("ASSISTD_EMBEDDING_MODEL", MODEL)
+            .env("ASSISTD_EMBEDDING_MODEL", if has_embeddings { MODEL } else { "" })
+            .env("ASSISTD_SEARCH_MEMORY_CHUNKS_MAX", setup.memory_chunks.unwrap_or(0).to_string())
             .env("ASSISTD_DATA_DIR", setup.folder.join(format!("data-{number}")))
             .env("ASSISTD_LOG", "warn")
             .current_dir(&setup.folder)
@@ -76,6 +84,11 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Returns the peak of the resident memory since the last call, in MiB; `None` where that is unknown.
+    pub fn take_peak_mib(&self) -> Option<f64> {
+        proc::take_peak_kib(self.child.id()).map(|kib| kib / 1024.0)
     }
 
     /// Returns the resident memory of the server, in MiB; `None` where that is unknown.

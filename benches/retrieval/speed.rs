@@ -33,6 +33,8 @@ const WORDS: usize = 50_000;
 const QUERIES: usize = 200;
 /// Words of a query.
 const QUERY_WORDS: usize = 8;
+/// How long writing an index to the database can take.
+const WRITE_TIMEOUT: Duration = Duration::from_mins(20);
 /// The lease of a file, which is renewed by nobody.
 const LEASE: Duration = Duration::from_hours(1);
 /// Targets for the median, in milliseconds, by number of chunks.
@@ -41,8 +43,8 @@ const TARGETS: [(usize, &str); 3] = [(1_000, "≤ 3"), (10_000, "≤ 8"), (100_0
 /// Measures searches in vector stores of different sizes, and prints a table.
 pub async fn measure(setup: &Setup, store: &Store, sizes: &[usize], clients: usize, measured: Duration) -> Result<()> {
     println!(
-        "| chunks | first search, ms | 1 client: p50 / p95, ms | {clients} clients: p50 / p95, ms | searches/s | target p50 | \
-         memory, MiB |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| chunks | first search, ms | index to database, s | 1 client: p50 / p95, ms | {clients} clients: p50 / p95, ms | searches/s | target p50 | \
+         memory, MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for size in sizes {
         let url = store.create_database().await?;
@@ -58,13 +60,19 @@ pub async fn measure(setup: &Setup, store: &Store, sizes: &[usize], clients: usi
         for body in bodies.iter() {
             client.fetch(Method::POST, &path, body.clone()).await?;
         }
+        let written = written_index(&url, &id, setup.memory_chunks, *size).await?;
+        let written = written.map_or_else(String::new, |duration| format!("{:.0}", duration.as_secs_f64()));
+        // The server reads what it has written.
+        for body in bodies.iter() {
+            client.fetch(Method::POST, &path, body.clone()).await?;
+        }
         let alone = closed_loop(&server, &path, &bodies, 1, measured).await?;
         let together = closed_loop(&server, &path, &bodies, clients, measured).await?;
         let target = TARGETS.iter().find(|(chunks, _)| chunks == size).map_or("", |(_, target)| target);
         let per_second = f64::from(u32::try_from(together.len())?) / measured.as_secs_f64();
         let memory = server.memory_mib().map_or_else(String::new, |mib| format!("{mib:.0}"));
         println!(
-            "| {size} | {:.0} | {} | {} | {per_second:.0} | {target} | {memory} |",
+            "| {size} | {:.0} | {written} | {} | {} | {per_second:.0} | {target} | {memory} |",
             first.as_secs_f64() * 1e3,
             percentiles(alone),
             percentiles(together),
@@ -72,6 +80,34 @@ pub async fn measure(setup: &Setup, store: &Store, sizes: &[usize], clients: usi
     }
     println!();
     Ok(())
+}
+
+/// If the index of a vector store is to be in the database: waits until it is, and returns how long that took.
+async fn written_index(
+    url: &str,
+    id: &VectorStoreId,
+    memory_chunks: Option<usize>,
+    chunks: usize,
+) -> Result<Option<Duration>> {
+    let store = open(url).await?;
+    let default = store.vector_search().map_or(usize::MAX, |_| 50_000);
+    let mut written = None;
+    let in_memory = memory_chunks.unwrap_or(default);
+    if chunks > in_memory {
+        let started = Instant::now();
+        // A rest that is smaller than a segment stays in memory.
+        while store.segments(id).await?.iter().map(|segment| segment.chunks).sum::<u64>() + (in_memory as u64)
+            < chunks as u64
+        {
+            if started.elapsed() > WRITE_TIMEOUT {
+                return Err("the index was not written to the database".into());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        written = Some(started.elapsed());
+    }
+    store.close().await;
+    Ok(written)
 }
 
 /// Returns the latencies of the searches that clients make in this time, each one after the other.
@@ -122,7 +158,7 @@ fn body(number: usize) -> Bytes {
 }
 
 /// Makes up a text whose words are as unevenly common as in a natural language.
-fn text(random: &mut fastrand::Rng, words: usize) -> String {
+pub fn text(random: &mut fastrand::Rng, words: usize) -> String {
     let word = |random: &mut fastrand::Rng| {
         // By Zipf's law: the n-th word is n times less common than the first.
         let limit = f64::from(u32::try_from(WORDS).unwrap_or(u32::MAX));
@@ -132,8 +168,8 @@ fn text(random: &mut fastrand::Rng, words: usize) -> String {
     (0..words).map(|_| word(random)).collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a vector store with this number of chunks to a database, without a server.
-async fn fill(url: &str, chunks: usize) -> Result<VectorStoreId> {
+/// Opens a database, next to a server.
+async fn open(url: &str) -> Result<Arc<dyn store::Store>> {
     let clock = Arc::new(Clock::system());
     let settings = store::Settings {
         url: url.to_owned(),
@@ -142,7 +178,12 @@ async fn fill(url: &str, chunks: usize) -> Result<VectorStoreId> {
         start_timeout: Duration::from_mins(1),
         synchronous: Synchronous::Normal,
     };
-    let store = store::open(&settings, clock.clone()).await?;
+    Ok(store::open_beside_server(&settings, clock).await?)
+}
+
+/// Writes a vector store with this number of chunks to a database, without a server.
+async fn fill(url: &str, chunks: usize) -> Result<VectorStoreId> {
+    let (store, clock) = (open(url).await?, Clock::system());
     let (ids, scope, now) = (Ids::unique_everywhere(), Scope::default_project(), clock.now());
     let (new, _) = CreateVectorStore::parse(json!({})).map_err(Box::new)?.into_vector_store(&ids, now);
     let id = store.create_vector_store(&scope, &new, &[]).await?.id;
