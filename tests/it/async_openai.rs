@@ -5,9 +5,15 @@
 
 use async_openai::Client;
 use async_openai::config::OpenAIConfig;
+use async_openai::types::InputSource;
 use async_openai::types::assistants::{
     AssistantStreamEvent, CreateAssistantRequestArgs, CreateMessageRequestArgs, CreateRunRequestArgs,
-    CreateThreadRequestArgs, MessageRole, RunStatus,
+    CreateThreadRequestArgs, MessageAttachment, MessageAttachmentTool, MessageContent, MessageContentTextAnnotations,
+    MessageDeltaContent, MessageRole, RunStatus, RunStepDetailsToolCalls, StepDetails,
+};
+use async_openai::types::files::{CreateFileRequestArgs, FileInput, FilePurpose};
+use async_openai::types::vectorstores::{
+    CreateVectorStoreRequestArgs, VectorStoreSearchRequestArgs, VectorStoreStatus,
 };
 use futures_util::StreamExt;
 
@@ -177,4 +183,87 @@ both_stores!(async_openai_parses_every_event_type, async |database: Database| {
     let missing: Vec<_> = EVENTS.iter().filter(|(name, _)| !seen.contains(*name)).collect();
     assert!(missing.is_empty(), "not sent or not parsed: {missing:?}; seen: {seen:?}");
     assert_eq!(seen.len(), EVENTS.len());
+});
+
+both_stores!(async_openai_searches_files, async |database: Database| {
+    let foods = "The favorite food of several people: Ferdinand: tacos; Effie: pizza; Filip: cake";
+    let search = || Answer::Calls(vec![], vec![("file_search", r#"{"query": "favorite food of Filip"}"#)]);
+    let answer = || Answer::Tokens(vec!["It is cake ", "[", "1", "]."]);
+    let upstream = Upstream::scripted([search(), answer(), search(), answer()]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = client(&server);
+    let file = CreateFileRequestArgs::default()
+        .file(FileInput {
+            source: InputSource::VecU8 { filename: "foods.txt".to_owned(), vec: foods.as_bytes().to_vec() },
+        })
+        .purpose(FilePurpose::Assistants)
+        .build()
+        .unwrap();
+    let file = client.files().create(file).await.unwrap();
+    let request = CreateVectorStoreRequestArgs::default().file_ids(vec![file.id.clone()]).build().unwrap();
+    let mut store = client.vector_stores().create(request).await.unwrap();
+    while store.status != VectorStoreStatus::Completed {
+        store = client.vector_stores().retrieve(&store.id).await.unwrap();
+    }
+    assert_eq!((store.name, store.file_counts.completed), (None, 1));
+    let request = VectorStoreSearchRequestArgs::default().query("cake").max_num_results(5_u8).build().unwrap();
+    let found = client.vector_stores().search(&store.id, request).await.unwrap();
+    assert_eq!(found.data[0].filename, "foods.txt");
+
+    let assistant = serde_json::json!({
+        "model": "m", "tools": [{"type": "file_search"}],
+        "tool_resources": {"file_search": {"vector_store_ids": [store.id]}},
+    });
+    let assistant = client.assistants().create(serde_json::from_value(assistant).unwrap()).await.unwrap();
+    let thread = client.threads().create(CreateThreadRequestArgs::default().build().unwrap()).await.unwrap();
+    let question = CreateMessageRequestArgs::default()
+        .role(MessageRole::User)
+        .content("What does Filip like?")
+        .attachments(vec![MessageAttachment {
+            file_id: file.id.clone(),
+            tools: vec![MessageAttachmentTool::FileSearch],
+        }])
+        .build()
+        .unwrap();
+    client.threads().messages(&thread.id).create(question).await.unwrap();
+    let request = CreateRunRequestArgs::default().assistant_id(&assistant.id).build().unwrap();
+
+    let mut stream = client.threads().runs(&thread.id).create_stream(request.clone()).await.unwrap();
+    let mut text = String::new();
+    while let Some(event) = stream.next().await {
+        if let AssistantStreamEvent::ThreadMessageDelta(delta) = event.unwrap() {
+            for part in delta.delta.content.into_iter().flatten() {
+                if let MessageDeltaContent::Text(part) = part {
+                    text += part.text.unwrap().value.as_deref().unwrap_or_default();
+                }
+            }
+        }
+    }
+    assert_eq!(text, "It is cake \u{3010}4:0\u{2020}foods.txt\u{3011}.");
+
+    let mut run = client.threads().runs(&thread.id).create(request).await.unwrap();
+    while run.status != RunStatus::Completed {
+        assert!(matches!(run.status, RunStatus::Queued | RunStatus::InProgress), "{run:?}");
+        run = client.threads().runs(&thread.id).retrieve(&run.id).await.unwrap();
+    }
+    let steps = client.threads().runs(&thread.id).steps(&run.id).list().await.unwrap().data;
+    let searched = steps.iter().find_map(|step| match &step.step_details {
+        StepDetails::ToolCalls(calls) => match calls.tool_calls.as_slice() {
+            [RunStepDetailsToolCalls::FileSearch(call)] => call.file_search.results.clone(),
+            _ => None,
+        },
+        StepDetails::MessageCreation(_) => None,
+    });
+    let found = searched.unwrap();
+    assert_eq!(
+        (found.len(), found[0].file_name.as_str()),
+        (1, "foods.txt"),
+        "one passage, although two stores have it"
+    );
+    let messages = client.threads().messages(&thread.id).list().await.unwrap().data;
+    let MessageContent::Text(part) = &messages[0].content[0] else { panic!("{:?}", messages[0].content) };
+    let MessageContentTextAnnotations::FileCitation(citation) = &part.text.annotations[0] else {
+        panic!("{:?}", part.text.annotations)
+    };
+    assert_eq!(citation.file_citation.file_id, file.id);
 });

@@ -17,7 +17,14 @@ warnings.simplefilter("ignore", DeprecationWarning)
 
 from azure.ai.agents import AgentsClient  # noqa: E402
 from azure.ai.agents.aio import AgentsClient as AsyncAgentsClient  # noqa: E402
-from azure.ai.agents.models import AgentEventHandler, FunctionTool, MessageRole, ToolSet  # noqa: E402
+from azure.ai.agents.models import (  # noqa: E402
+    AgentEventHandler,
+    FilePurpose,
+    FileSearchTool,
+    FunctionTool,
+    MessageRole,
+    ToolSet,
+)
 from azure.core.credentials import AccessToken  # noqa: E402
 from azure.core.exceptions import ResourceNotFoundError  # noqa: E402
 from azure.core.pipeline.policies import SansIOHTTPPolicy  # noqa: E402
@@ -157,6 +164,38 @@ class AgentsClientTest(unittest.TestCase):
             stream.until_done()
         self.assertEqual((handler.states[-1], handler.unexpected, handler.is_done), ("completed", [], True))
         self.assertEqual(len(list(self.client.runs.list(thread_id=thread.id))), 1)
+
+    def test_searches_files(self):
+        foods = "The favorite food of several people:\n- Ferdinand: tacos\n- Effie: pizza\n- Filip: cake"
+        file = self.client.files.upload_and_poll(
+            file=("foods.txt", foods.encode()), purpose=FilePurpose.AGENTS, polling_interval=0.05
+        )
+        store = self.client.vector_stores.create_and_poll(file_ids=[file.id], name="Foods", polling_interval=0.05)
+        self.assertEqual((store.status, store.file_counts.completed), ("completed", 1))
+        tool = FileSearchTool(vector_store_ids=[store.id])
+        agent = self.client.create_agent(
+            model="search", name="n", tools=tool.definitions, tool_resources=tool.resources
+        )
+        thread = self.client.threads.create()
+        self.client.messages.create(thread_id=thread.id, role="user", content="What does Filip like? cake")
+        process = self.client.runs.create_and_process
+        run = process(thread_id=thread.id, agent_id=agent.id, polling_interval=0.05)
+        self.assertEqual(run.status, "completed", run)
+        steps = list(self.client.run_steps.list(thread_id=thread.id, run_id=run.id))
+        (call,) = [call for step in steps if step.type == "tool_calls" for call in step.step_details.tool_calls]
+        self.assertEqual(call.type, "file_search")
+        self.assertEqual([result.file_name for result in call.file_search.results], ["foods.txt"])
+        answer = self.client.messages.get_last_message_by_role(thread_id=thread.id, role=MessageRole.AGENT)
+        (annotation,) = answer.file_citation_annotations
+        self.assertEqual(annotation.file_citation.file_id, file.id)
+        handler = Handler()
+        with self.client.runs.stream(thread_id=thread.id, agent_id=agent.id, event_handler=handler) as stream:
+            stream.until_done()
+        self.assertEqual((handler.states[-1], handler.unexpected, handler.is_done), ("completed", [], True))
+        self.client.vector_stores.delete(store.id)
+        self.client.files.delete(file.id)
+        with self.assertRaises(ResourceNotFoundError):
+            self.client.files.get(file.id)
 
     def test_creates_a_run_asynchronously(self):
         async def flow():
