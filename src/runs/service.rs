@@ -233,8 +233,15 @@ impl RunService {
         };
         if let (Some(created), false) = (&mut thread, new.is_empty()) {
             // The files of its messages are attached.
-            if let Ok(Some(stored)) = self.dependencies.store.thread(&run.spec.scope, &created.id).await {
-                *created = stored;
+            match self.dependencies.store.thread(&run.spec.scope, &created.id).await {
+                Ok(Some(stored)) => *created = stored,
+                // It was deleted concurrently.
+                Ok(None) => {}
+                // The run is stored, so the request succeeds; only the event `thread.created` lacks the attached files.
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, thread.id = %created.id, "failed to read a new thread with its attached files");
+                }
             }
         }
         let (progress, lease) = if slot.is_some() { (started, FIRST_LEASE) } else { (queued, 0) };

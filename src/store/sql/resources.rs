@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use sqlx::Row as _;
-
 use super::store_files::FoundFiles;
 use super::vector_stores::{add_found_files, insert_vector_store};
 use super::{Backend, Db};
@@ -92,7 +90,26 @@ pub(super) async fn check_resources<'e>(
     if store.is_none() && files.is_empty() {
         return Ok(());
     }
-    let files: Vec<&str> = files.iter().map(FileId::as_str).collect();
+    let existing = existing_files(db, fixed_time, scope, files.iter(), store).await?;
+    let missing: Vec<FileId> = files.iter().filter(|id| !existing.contains(id.as_str())).cloned().collect();
+    if !missing.is_empty() {
+        return Err(Error::NoFiles(missing));
+    }
+    match store {
+        Some(store) if !existing.contains(store.as_str()) => Err(Error::NoVectorStores(vec![store.clone()])),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Returns those of the files, and of the vector store, that exist. One statement finds both.
+async fn existing_files<'e, 'f>(
+    db: impl sqlx::Executor<'e, Database = Db>,
+    fixed_time: Option<i64>,
+    scope: &Scope,
+    files: impl Iterator<Item = &'f FileId>,
+    store: Option<&VectorStoreId>,
+) -> Result<HashSet<String>, Error> {
+    let files: HashSet<&str> = files.map(FileId::as_str).collect();
     let rows: Vec<(String,)> = sqlx::query_as::<Db, _>(concat!(
         "select id from vector_stores where id = $1 and project_id = $2 and status = 'live'
          union all
@@ -109,16 +126,7 @@ pub(super) async fn check_resources<'e>(
     .bind(to_json(&files))
     .fetch_all(db)
     .await?;
-    let existing: HashSet<String> = rows.into_iter().map(|(id,)| id).collect();
-    let missing: Vec<FileId> =
-        resources.code_files().iter().filter(|id| !existing.contains(id.as_str())).cloned().collect();
-    if !missing.is_empty() {
-        return Err(Error::NoFiles(missing));
-    }
-    match store {
-        Some(store) if !existing.contains(store.as_str()) => Err(Error::NoVectorStores(vec![store.clone()])),
-        Some(_) | None => Ok(()),
-    }
+    Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
 impl Backend {
@@ -128,25 +136,11 @@ impl Backend {
         scope: &Scope,
         resources: &mut [&mut ToolResources],
     ) -> Result<(), Error> {
-        let files: HashSet<&str> =
-            resources.iter().flat_map(|resources| resources.code_files()).map(FileId::as_str).collect();
-        if files.is_empty() {
+        if resources.iter().all(|resources| resources.code_files().is_empty()) {
             return Ok(());
         }
-        let rows = sqlx::query::<Db>(concat!(
-            "select id from files
-             where project_id = $1 and status = 'processed' and (remove_at is null or remove_at > ",
-            now!("$2"),
-            ") and id in (",
-            json_texts!("$3"),
-            ")"
-        ))
-        .bind(scope.as_str())
-        .bind(self.fixed_time())
-        .bind(to_json(&files))
-        .fetch_all(self.reader())
-        .await?;
-        let existing = rows.iter().map(|row| row.try_get::<String, _>("id")).collect::<Result<HashSet<_>, _>>()?;
+        let files = resources.iter().flat_map(|resources| resources.code_files());
+        let existing = existing_files(self.reader(), self.fixed_time(), scope, files, None).await?;
         for resources in resources {
             resources.retain_code_files(|id| existing.contains(id.as_str()));
         }
