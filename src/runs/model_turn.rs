@@ -152,6 +152,11 @@ impl Driver {
                 biased;
                 interruption = &mut interrupted => {
                     drop(answer);
+                    // A message that does not exist yet is not started with the rest, because the run may have ended.
+                    if run.current.progress.message.is_some() {
+                        let rest = citer.finish();
+                        self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
+                    }
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Box::pin(self.resolve(interruption, run, usage)).await;
                 }
@@ -166,6 +171,8 @@ impl Driver {
                     return self.replied(run, turn, &route, &prompt_tokens).await;
                 }
                 Some(Err(error)) => {
+                    let rest = citer.finish();
+                    self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
@@ -178,6 +185,8 @@ impl Driver {
                     let written = progress.text().len() + progress.refusal().len() + turn.other_bytes();
                     if written > ANSWER_BYTES_MAX {
                         drop(answer);
+                        let rest = citer.finish();
+                        self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                         let usage = self.spent(run, &turn, &prompt_tokens).await?;
                         return Ok(too_long(run, usage));
                     }

@@ -286,3 +286,42 @@ both_stores!(citations_are_names_or_removed_by_a_setting, async |database: Datab
         server.stop().await;
     }
 });
+
+both_stores!(text_that_could_become_a_citation_is_kept_if_the_model_fails, async |database: Database| {
+    for (tokens, expected) in [
+        (vec!["Tacos", " [", "1"], "Tacos [1"),
+        (vec!["Tacos", " [1]"], "Tacos 【4:0†foods.txt】"),
+        (vec!["【4:0†foo"], "【4:0†foo"),
+    ] {
+        let upstream = Upstream::scripted([search("{\"query\":\"tacos\"}"), Answer::Disconnect(tokens)]).await;
+        let server = Server::start(&database, &upstream).await;
+        let client = &server.client;
+        let store = vector_store(client, &[("foods.txt", FOODS)]).await;
+        let assistant = assistant(client, Some(&store), &[]).await;
+
+        let (run, events) = stream_run(client, &assistant, "Food?").await;
+
+        assert_eq!(text(&events), expected);
+        assert_eq!(newest_text(client, &run).await["value"], expected);
+        assert_eq!(client.get(&run).await["status"], "failed");
+        server.stop().await;
+    }
+});
+
+both_stores!(text_that_could_become_a_citation_is_kept_if_the_run_is_cancelled, async |database: Database| {
+    let upstream = Upstream::scripted([search("{\"query\":\"tacos\"}"), Answer::Pause(vec!["Tacos [1"])]).await;
+    let server = Server::start(&database, &upstream).await;
+    let client = &server.client;
+    let store = vector_store(client, &[("foods.txt", FOODS)]).await;
+    let assistant = assistant(client, Some(&store), &[]).await;
+    let thread = client.create_thread("Food?").await;
+    let run = client.create_run(&assistant, &thread).await;
+    let messages = format!("/v1/threads/{thread}/messages");
+    // The message is created when the model has written the token, of which the end is held back.
+    while client.get(&messages).await["data"][0]["role"] != "assistant" {}
+
+    client.post(&format!("{run}/cancel"), json!({})).await;
+    client.wait_for_status(&run, "cancelled").await;
+
+    assert_eq!(newest_text(client, &run).await["value"], "Tacos [1");
+});
