@@ -46,6 +46,8 @@ const EMBEDDING_BATCH_MAX: usize = 256;
 const EMBEDDING_DIMENSIONS_MAX: usize = 8_192;
 /// Maximum number of files that are processed concurrently. Each uses a process, or memory for its text.
 const INGEST_CONCURRENCY_MAX: usize = 256;
+/// Minimum of `image_side_pixels_max`: models recognize nothing in smaller images.
+const IMAGE_SIDE_PIXELS_MIN: u32 = 64;
 /// Minimum of `head_bytes_max` that the HTTP library accepts, in bytes.
 const HEAD_BYTES_MIN: usize = 8_192;
 
@@ -115,6 +117,7 @@ pub struct Settings {
     pub prompt_bytes_max: usize,
     pub prompt_memory_bytes_max: usize,
     pub max_tool_rounds: usize,
+    pub image_side_pixels_max: u32,
     pub busy_thread: BusyThread,
     pub search_result_tokens_max: usize,
     pub citations: CitationStyle,
@@ -261,9 +264,7 @@ impl Settings {
             )));
         }
         self.check_search()?;
-        if self.max_concurrent_runs > 1_000_000 {
-            return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
-        }
+        self.check_runs()?;
         self.check_urls()?;
         let is_origin = |origin: &str| {
             let url = reqwest::Url::parse(origin).ok();
@@ -320,6 +321,19 @@ impl Settings {
         }
         if self.embedding_model.is_empty() && !self.embedding_url.expose().is_empty() {
             return Err(Error("embedding_url is set, and embedding_model is not; set both".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn check_runs(&self) -> Result<(), Error> {
+        if self.max_concurrent_runs > 1_000_000 {
+            return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
+        }
+        if (1..IMAGE_SIDE_PIXELS_MIN).contains(&self.image_side_pixels_max) {
+            return Err(Error(format!(
+                "image_side_pixels_max is {}; it must be 0 or at least {IMAGE_SIDE_PIXELS_MIN}",
+                self.image_side_pixels_max
+            )));
         }
         Ok(())
     }
@@ -475,6 +489,7 @@ impl Settings {
             busy_thread: self.busy_thread,
             prompt_bytes_max: self.prompt_bytes_max,
             prompt_memory_max: self.prompt_memory_bytes_max,
+            image_side_max: (self.image_side_pixels_max > 0).then_some(self.image_side_pixels_max),
             search_tokens_max: self.search_result_tokens_max,
             citations: self.citations,
             quotes_passages: self.citation_quotes,
@@ -635,6 +650,8 @@ mod tests {
         let large = [("ASSISTD_UPLOAD_BYTES_MAX", "100000000000"), ("ASSISTD_FILES_URL", "s3://bucket")];
         assert!(load(&large).unwrap_err().contains("with an S3 bucket"));
         assert!(load(&large[..1]).is_ok());
+        assert!(load(&[("ASSISTD_IMAGE_SIDE_PIXELS_MAX", "63")]).unwrap_err().contains("must be 0 or at least 64"));
+        assert!(load(&[("ASSISTD_IMAGE_SIDE_PIXELS_MAX", "64")]).is_ok());
         assert!(load(&[("ASSISTD_UPSTREAM_URL", "localhost:11434")]).unwrap_err().contains("is not the URL"));
     }
 }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::images::SCALED_AT_ONCE_MAX;
 use super::machine::{Effect, Input, Progress};
 use super::stream::Live;
 use super::transition::{self, Current, Initiator, Transitions};
@@ -28,6 +29,8 @@ pub struct Driver {
     pub(super) transitions: Transitions,
     /// Memory for the prompts that are large, in KiB; see [`super::model_turn`].
     pub(super) prompt_memory: Arc<Semaphore>,
+    /// Permits for images that are scaled down; see [`super::images`].
+    pub(super) scaled_images: Arc<Semaphore>,
     lease: Duration,
     queue: Arc<Queue>,
     /// The owner whose run was claimed last. The next claim starts after this owner.
@@ -121,8 +124,9 @@ impl Driver {
         queue: Arc<Queue>,
     ) -> Self {
         let prompt_memory = Arc::new(Semaphore::new(settings.prompt_memory_max / 1024));
+        let scaled_images = Arc::new(Semaphore::new(SCALED_AT_ONCE_MAX));
         let last_owner = std::sync::Mutex::default();
-        Self { dependencies, settings, transitions, prompt_memory, lease, queue, last_owner }
+        Self { dependencies, settings, transitions, prompt_memory, scaled_images, lease, queue, last_owner }
     }
 
     /// Makes the longest-waiting run of a thread due, if there is one. Called after the previous run has ended.

@@ -1,17 +1,28 @@
 //! Image files in prompts: replaces them by data URLs, because model servers cannot read the files.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::TryStreamExt as _;
 
 use super::drive::{DriveError, Driver};
-use crate::api::message::{Content, ImageFile, ImageUrl, Role};
+use super::scaling::{Scaled, scale_down};
+use crate::api::message::{Content, Detail, ImageFile, ImageUrl, Role};
 use crate::api::{Message, Scope};
 
 /// Maximum size of an image, in bytes.
 ///
 /// Source: API reference, "Images and vision": the limit of a request.
 const IMAGE_BYTES_MAX: u64 = 20 * 1024 * 1024;
+/// Maximum number of images that a server scales down at the same time: each needs a processor, and up to 450 MB of memory.
+pub(super) const SCALED_AT_ONCE_MAX: usize = 2;
+/// If less than this is left in a prompt, in bytes, no image is scaled down for it: the next one may not fit either.
+const SCALED_BYTES_MIN: usize = 128 * 1024;
+/// Maximum size of the longer side of an image with low detail that is scaled down, in pixels.
+///
+/// Source: API reference, "Images and vision": with low detail, the model receives 512 by 512 pixels.
+const LOW_DETAIL_SIDE_MAX: u32 = 512;
 
 impl Driver {
     /// Replaces the image files in the messages of users by data URLs of at most `bytes_left` bytes together, which is
@@ -49,7 +60,9 @@ impl Driver {
         let Some(file) = self.retry(|| store.file(scope, &image.file_id)).await? else {
             return Ok(Err("does not exist"));
         };
-        if file.bytes > IMAGE_BYTES_MAX || encoded_bytes(file.bytes) > bytes_max as u64 {
+        let side_max = self.settings.image_side_max.filter(|_| bytes_max >= SCALED_BYTES_MIN);
+        let is_small = encoded_bytes(file.bytes) <= bytes_max as u64;
+        if file.bytes > IMAGE_BYTES_MAX || (!is_small && side_max.is_none()) {
             return Ok(Err("is too large to be sent"));
         }
         let failed = |error: &dyn std::error::Error| {
@@ -66,7 +79,40 @@ impl Driver {
         let Some(media_type) = media_type(&bytes) else {
             return Ok(Err("is not a PNG, JPEG, GIF or WebP image"));
         };
-        Ok(Ok(format!("data:{media_type};base64,{}", STANDARD.encode(bytes))))
+        let bytes = Arc::new(bytes);
+        let (media_type, bytes) = match side_max {
+            None => (media_type, bytes),
+            Some(side_max) => match self.scale_image(bytes.clone(), side_max, image.detail).await? {
+                Scaled::Unchanged => (media_type, bytes),
+                Scaled::Smaller { media_type, bytes } => (media_type, Arc::new(bytes)),
+                Scaled::TooManyPixels => return Ok(Err("has too many pixels to be scaled down")),
+            },
+        };
+        if encoded_bytes(bytes.len() as u64) > bytes_max as u64 {
+            return Ok(Err("is too large to be sent"));
+        }
+        Ok(Ok(format!("data:{media_type};base64,{}", STANDARD.encode(&*bytes))))
+    }
+
+    /// Scales an image down on a thread for blocking tasks. Waits while other images are scaled.
+    async fn scale_image(&self, bytes: Arc<Vec<u8>>, side_max: u32, detail: Detail) -> Result<Scaled, DriveError> {
+        let side_max = match detail {
+            Detail::Low => side_max.min(LOW_DETAIL_SIDE_MAX),
+            Detail::Auto | Detail::High => side_max,
+        };
+        let permit = self.scaled_images.clone().acquire_owned().await.map_err(|_| DriveError::Stopping)?;
+        let scaling = tokio::task::spawn_blocking(move || {
+            // Released when the memory is free, even if the run was cancelled meanwhile.
+            let _permit = permit;
+            scale_down(&bytes, side_max)
+        });
+        Ok(scaling.await.unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to scale an image down; sending it unchanged"
+            );
+            Scaled::Unchanged
+        }))
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`citations`] | turns the references that the model writes into marks; pure |
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
 //! | `images` | image files in prompts |
+//! | `scaling` | scales images down; pure |
 //! | [`prompt`] | converts a thread to chat messages within a budget; pure |
 //! | [`stream`] | the event streams of runs |
 //! | [`upkeep`] | background loops: save text, detect changes by other servers, follow runs driven elsewhere |
@@ -24,6 +25,7 @@ mod images;
 pub mod machine;
 mod model_turn;
 pub mod prompt;
+mod scaling;
 pub mod service;
 pub mod stream;
 pub mod sweeper;
@@ -86,6 +88,9 @@ pub struct Settings {
     pub prompt_bytes_max: usize,
     /// Maximum total memory of all prompts larger than 256 KiB, in bytes. Further prompts wait.
     pub prompt_memory_max: usize,
+    /// Maximum size of the longer side of an image, in pixels; larger images are scaled down. `None`: images are sent
+    /// unchanged.
+    pub image_side_max: Option<u32>,
     /// Maximum number of tokens of the results of one file search.
     pub search_tokens_max: usize,
     /// How references to files are written in messages.

@@ -1,5 +1,7 @@
 //! Runs that are not streamed, and the requests to the model.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -462,6 +464,50 @@ both_stores!(image_files_reach_the_model_as_data_urls, async |database: Database
         note("[The image file-abc does not exist.]".to_owned()),
     ]);
     assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": sent}]));
+});
+
+both_stores!(large_image_files_are_scaled_down_if_a_setting_says_so, async |database: Database| {
+    let image_as = |format, width, height| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image::RgbaImage::new(width, height).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    };
+    let image = |width, height| image_as(image::ImageFormat::Png, width, height);
+    // A small file whose header says 60,000 x 60,000 pixels.
+    let mut bomb = image_as(image::ImageFormat::Gif, 9, 9);
+    bomb[6..10].copy_from_slice(&[0x60, 0xea, 0x60, 0xea]);
+    let upstream = Upstream::start().await;
+    let server = Server::with(&database, &upstream, &[("IMAGE_SIDE_PIXELS_MAX", "800")]).await;
+    let client = &server.client;
+    let part = async |bytes: &[u8], detail: &str| {
+        let form = Form::default().text("purpose", "vision").file("file", "a.png", bytes);
+        let file = form.send(client, "/v1/files").await.body["id"].clone();
+        json!({"type": "image_file", "image_file": {"file_id": file, "detail": detail}})
+    };
+    let content = json!([
+        part(&image(1600, 400), "auto").await,
+        part(&image(1600, 400), "low").await,
+        part(&image(80, 40), "high").await,
+        part(&bomb, "auto").await,
+        part(b"\x89PNG damaged", "auto").await,
+    ]);
+    let thread = client.post("/v1/threads", json!({"messages": [{"role": "user", "content": content}]})).await;
+
+    let run = client.create_run(&client.create_assistant().await, thread["id"].as_str().unwrap()).await;
+    client.wait_for_status(&run, "completed").await;
+
+    let sent = upstream.requests()[0]["messages"][0]["content"].clone();
+    let size = |index: usize| {
+        let url = sent[index]["image_url"]["url"].as_str().unwrap();
+        let bytes = STANDARD.decode(url.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
+        let image = image::load_from_memory(&bytes).unwrap();
+        (image.width(), image.height())
+    };
+    assert_eq!((size(0), size(1), size(2)), ((800, 200), (512, 128), (80, 40)));
+    let large = content[3]["image_file"]["file_id"].as_str().unwrap();
+    assert_eq!(sent[3]["text"], format!("[The image {large} has too many pixels to be scaled down.]"));
+    let unchanged = format!("data:image/png;base64,{}", STANDARD.encode(b"\x89PNG damaged"));
+    assert_eq!(sent[4]["image_url"]["url"], unchanged);
 });
 
 both_stores!(a_run_completes_after_its_assistant_is_deleted, async |database: Database| {
