@@ -45,7 +45,7 @@ async fn create_message(
     let now = app.clock.now();
     let message = request.into_message(&app.ids, &thread, now);
     let mut new = NewResources::default();
-    new.attach(std::slice::from_ref(&message), &app.ids, now)?;
+    new.attach(std::slice::from_ref(&message), "", &app.ids, now)?;
     let stored = app.store.create_message(&caller.scope, message, app.runs.queues_on_busy_thread(), &new).await;
     let message = stored.map_err(|error| busy_thread_error(error, &thread, Addition::Message))?;
     app.wake_for(&new);

@@ -40,7 +40,7 @@ async fn create_thread(
     let (thread, messages, mut new) = request.into_thread(&app.ids, now);
     let messages: Vec<_> =
         messages.into_iter().map(|message| message.into_message(&app.ids, &thread.id, now)).collect();
-    new.attach(&messages, &app.ids, now)?;
+    new.attach(&messages, "messages", &app.ids, now)?;
     let thread = app.store.create_thread(&caller.scope, &thread, &messages, &new).await?;
     app.wake_for(&new);
     Ok(object(&ThreadObject::from(&thread)))

@@ -187,7 +187,8 @@ impl RunService {
             .into());
         }
         let messages: Vec<_> = messages.into_iter().map(|message| message.into_message(ids, thread_id, now)).collect();
-        new_resources.attach(&messages, ids, now)?;
+        let param = if thread.is_some() { "thread.messages" } else { "additional_messages" };
+        new_resources.attach(&messages, param, ids, now)?;
         if let Some(reached) = self.dependencies.tokens.reached(&principal.scope).await? {
             return Err(reached.error().into());
         }
@@ -231,7 +232,7 @@ impl RunService {
                 false
             }
         };
-        if let (Some(created), false) = (&mut thread, new.is_empty()) {
+        if let (Some(created), Some(_)) = (&mut thread, &new.attachments) {
             // The files of its messages are attached.
             match self.dependencies.store.thread(&run.spec.scope, &created.id).await {
                 Ok(Some(stored)) => *created = stored,

@@ -168,7 +168,7 @@ pub trait Threads {
     ///
     /// # Errors
     /// [`Error::NoFiles`], [`Error::NoVectorStores`], [`Error::VectorStoreExpired`], [`Error::Invalid`] if files cannot be
-    /// attached.
+    /// attached or are not images.
     async fn create_thread(
         &self,
         scope: &Scope,

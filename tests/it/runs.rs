@@ -447,9 +447,11 @@ both_stores!(image_files_reach_the_model_as_data_urls, async |database: Database
     };
     let (image, text) = (upload(b"\x89PNG\r\n\x1a\n\0").await, upload(b"words").await);
     let part = |id: &str| json!({"type": "image_file", "image_file": {"file_id": id, "detail": "high"}});
-    let content = json!([{"type": "text", "text": "What is this?"}, part(&image), part(&text), part("file-abc")]);
+    let deleted = upload(b"\x89PNG\r\n\x1a\n\0").await;
+    let content = json!([{"type": "text", "text": "What is this?"}, part(&image), part(&text), part(&deleted)]);
     let thread = client.post("/v1/threads", json!({"messages": [{"role": "user", "content": content}]})).await;
     let thread = thread["id"].as_str().unwrap();
+    client.delete(&format!("/v1/files/{deleted}")).await;
 
     let run = client.create_run(&client.create_assistant().await, thread).await;
     client.wait_for_status(&run, "completed").await;
@@ -461,7 +463,7 @@ both_stores!(image_files_reach_the_model_as_data_urls, async |database: Database
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA", "detail": "high"}},
         note(format!("[The image {text} is not a PNG, JPEG, GIF or WebP image.]")),
-        note("[The image file-abc does not exist.]".to_owned()),
+        note(format!("[The image {deleted} does not exist.]")),
     ]);
     assert_eq!(upstream.requests()[0]["messages"], json!([{"role": "user", "content": sent}]));
 });

@@ -302,6 +302,91 @@ both_stores!(invalid_attachments_are_rejected_and_nothing_is_stored, async |data
     assert_eq!(thread_of(client, &other).await["tool_resources"]["code_interpreter"]["file_ids"], json!([table]));
 });
 
+both_stores!(image_files_of_messages_must_exist_and_can_be_images, async |database: Database| {
+    let server = start(&database).await;
+    let client = &server.client;
+    let upload = async |purpose: &str, name: &str| {
+        let form =
+            Form::default().text("purpose", purpose).file("file", name, b"text").text("expires_after[seconds]", "3600");
+        form.text("expires_after[anchor]", "created_at").send(client, "/v1/files").await.body["id"].clone()
+    };
+    let mut accepted = Vec::new();
+    for purpose in ["vision", "assistants", "user_data"] {
+        accepted.push(upload(purpose, "a.png").await);
+    }
+    let deleted = upload("vision", "a.png").await;
+    client.delete(&format!("/v1/files/{}", deleted.as_str().unwrap())).await;
+    let mut rejected = vec![
+        (json!("file-x"), "Files [file-x] were not found".to_owned()),
+        (deleted.clone(), format!("Files [{}] were not found", deleted.as_str().unwrap())),
+    ];
+    for (purpose, name) in [("batch", "a.jsonl"), ("fine-tune", "a.jsonl")] {
+        let file = upload(purpose, name).await;
+        let message = format!(
+            "Invalid message content: the file '{}' has the purpose '{purpose}'. Expected an image with the purpose 'vision', \
+             'assistants' or 'user_data'.",
+            file.as_str().unwrap()
+        );
+        rejected.push((file, message));
+    }
+    let message = |file: &Value| {
+        json!({"role": "user", "content": [{"type": "text", "text": "x"},
+            {"type": "image_file", "image_file": {"file_id": file}}]})
+    };
+    let assistant = client.create_assistant().await;
+    let thread = client.create_thread("Hi").await;
+    let (messages, runs) = (format!("/v1/threads/{thread}/messages"), format!("/v1/threads/{thread}/runs"));
+    let requests = |file: &Value| {
+        let hello = json!({"role": "user", "content": "Hi"});
+        let list = json!([hello, message(file)]);
+        [
+            (messages.clone(), message(file), ""),
+            ("/v1/threads".to_owned(), json!({"messages": list}), "messages[1]."),
+            (runs.clone(), json!({"assistant_id": assistant, "additional_messages": list}), "additional_messages[1]."),
+            (
+                "/v1/threads/runs".to_owned(),
+                json!({"assistant_id": assistant, "thread": {"messages": list}}),
+                "thread.messages[1].",
+            ),
+        ]
+    };
+
+    for (file, message) in &rejected {
+        for (path, body, param) in requests(file) {
+            let (status, error) = client.send_rejected(Method::POST, &path, Some(body)).await;
+            let param = format!("{param}content[1].image_file.file_id");
+            assert_eq!((status, &error["message"], &error["param"]), (400, &json!(message), &json!(param)), "{path}");
+        }
+    }
+    let missing_thread = "/v1/threads/thread_x/messages";
+    let (status, error) = client.send_rejected(Method::POST, missing_thread, Some(message(&rejected[0].0))).await;
+    assert_eq!((status, &error["message"]), (404, &json!("No thread found with id 'thread_x'.")));
+    assert_eq!(client.get(&messages).await["data"].as_array().unwrap().len(), 1, "nothing was stored");
+    assert_eq!(client.get(&runs).await["data"], json!([]));
+    assert_eq!(client.get("/v1/threads").await["data"].as_array().unwrap().len(), 1);
+
+    for file in &accepted {
+        for (path, body, _) in requests(file) {
+            let created = client.post(&path, body).await;
+            if path == runs {
+                let run = format!("{runs}/{}", created["id"].as_str().unwrap());
+                client.wait_for_status(&run, "completed").await;
+            }
+        }
+    }
+    let stored = client.get(&format!("/v1/threads/{thread}")).await;
+    assert_eq!(
+        stored["tool_resources"]["code_interpreter"]["file_ids"],
+        json!([]),
+        "images are not attached to the thread"
+    );
+
+    server.clock.advance(3_600);
+    let (status, error) = client.send_rejected(Method::POST, &messages, Some(message(&accepted[0]))).await;
+    let expired = format!("Files [{}] were not found", accepted[0].as_str().unwrap());
+    assert_eq!((status, &error["message"]), (400, &json!(expired)), "the file has expired");
+});
+
 both_stores!(concurrent_attachments_share_one_vector_store, async |database: Database| {
     let server = start(&database).await;
     let client = &server.client;

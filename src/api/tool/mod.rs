@@ -13,7 +13,7 @@ pub use call::{
 pub use choice::{FunctionName, NamedTool, ToolChoice, ToolMode, tool_choice};
 pub use definition::{BareTool, FileSearch, Function, RankingOptions, Tool, tool};
 pub use new_resources::{
-    NewAttachments, NewFileSearchResourcesRequest, NewResources, NewToolResources, NewToolResourcesRequest,
+    NewAttachments, NewFileSearchResourcesRequest, NewImage, NewResources, NewToolResources, NewToolResourcesRequest,
     NewVectorStore, THREAD_STORE_DAYS, VectorStoreRequest, new_tool_resources,
 };
 pub use resources::{

@@ -7,8 +7,9 @@ use schemars::SchemaGenerator;
 
 use super::resources::{CodeInterpreterRequest, CodeInterpreterResources, FileSearchResources, ToolResources};
 use crate::api::error::Error;
+use crate::api::file::Purpose;
 use crate::api::id::{FileId, Ids, VectorStoreId};
-use crate::api::message::{AttachmentTool, Message};
+use crate::api::message::{AttachmentTool, Content, Message};
 use crate::api::metadata::{Metadata, metadata};
 use crate::api::rule::{At, Rule, array, custom, id, object};
 use crate::api::time::Timestamp;
@@ -76,6 +77,17 @@ pub struct NewResources {
     pub vector_store: Option<NewVectorStore>,
     /// The files that new messages attach to their thread.
     pub attachments: Option<NewAttachments>,
+    /// The image files of new messages.
+    pub images: Vec<NewImage>,
+}
+
+/// An image file of a new message. It must exist, but nothing is created for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImage {
+    /// The file.
+    pub file_id: FileId,
+    /// The parameter of the request that has its ID.
+    param: String,
 }
 
 /// The files that new messages attach to their thread.
@@ -132,7 +144,7 @@ impl NewToolResources {
         if let Some(NewVectorStore { store, .. }) = &vector_store {
             resources.set_vector_store(&store.id);
         }
-        (resources, NewResources { vector_store, attachments: None })
+        (resources, NewResources { vector_store, ..NewResources::default() })
     }
 }
 
@@ -141,19 +153,22 @@ fn new_file(ids: &Ids, file_id: FileId, chunking: ChunkingStrategy) -> NewStoreF
 }
 
 impl NewResources {
-    /// Adds the files that messages attach.
+    /// Adds the files that messages attach, and their images. `param` is the parameter of the request that has the messages;
+    /// empty if the request is a message.
     ///
     /// # Errors
-    /// 400 if there are too many.
-    pub fn attach(&mut self, messages: &[Message], ids: &Ids, now: Timestamp) -> Result<(), Error> {
+    /// 400 if too many files are attached.
+    pub fn attach(&mut self, messages: &[Message], param: &str, ids: &Ids, now: Timestamp) -> Result<(), Error> {
         self.attachments = NewAttachments::of(messages, ids, now)?;
+        self.images =
+            messages.iter().enumerate().flat_map(|(index, message)| NewImage::of(message, param, index)).collect();
         Ok(())
     }
 
-    /// Returns whether nothing is created.
+    /// Returns whether nothing is created, and no file must exist.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.vector_store.is_none() && self.attachments.is_none()
+        self.vector_store.is_none() && self.attachments.is_none() && self.images.is_empty()
     }
 
     /// Returns the files for the file search.
@@ -165,6 +180,40 @@ impl NewResources {
     /// Returns the files that messages attach for the code interpreter.
     pub fn code_files(&self) -> impl Iterator<Item = &FileId> {
         self.attachments.iter().flat_map(|attachments| &attachments.code)
+    }
+}
+
+impl NewImage {
+    /// Returns the image files of a message.
+    fn of(message: &Message, param: &str, index: usize) -> impl Iterator<Item = Self> {
+        let message_param = if param.is_empty() { String::new() } else { format!("{param}[{index}].") };
+        message.content.iter().enumerate().filter_map(move |(part, content)| {
+            let Content::ImageFile { image_file } = content else { return None };
+            let param = format!("{message_param}content[{part}].image_file.file_id");
+            Some(Self { file_id: image_file.file_id.clone(), param })
+        })
+    }
+
+    /// Checks that a model can see the file, which has this purpose, or does not exist.
+    ///
+    /// # Errors
+    /// 400 that names the parameter. The service's text for a missing image is not recorded; this is that for other files. It
+    /// recommended the purpose `vision`, and did not require it; files for fine-tuning, batches and evaluations are not
+    /// images.
+    pub fn check(&self, purpose: Option<Purpose>) -> Result<(), Error> {
+        let id = &self.file_id;
+        let message = match purpose {
+            Some(Purpose::Vision | Purpose::Assistants | Purpose::UserData) => return Ok(()),
+            None => format!("Files [{id}] were not found"),
+            Some(purpose @ (Purpose::FineTune | Purpose::Batch | Purpose::Evals)) => {
+                let purpose = purpose.name();
+                format!(
+                    "Invalid message content: the file '{id}' has the purpose '{purpose}'. Expected an image with the \
+                     purpose 'vision', 'assistants' or 'user_data'."
+                )
+            }
+        };
+        Err(Error::invalid(message).at(self.param.clone()))
     }
 }
 
@@ -271,13 +320,38 @@ mod tests {
         ];
 
         let mut new = NewResources::default();
-        new.attach(&messages, &ids, NOW).unwrap();
+        new.attach(&messages, "messages", &ids, NOW).unwrap();
 
         let searched: Vec<&str> = new.search_files().map(|file| file.file_id.as_str()).collect();
         let run: Vec<&str> = new.code_files().map(FileId::as_str).collect();
         assert_eq!((searched, run), (vec!["file-a", "file-b"], vec!["file-a", "file-b"]));
         let mut none = NewResources::default();
-        none.attach(&messages[2..], &ids, NOW).unwrap();
+        none.attach(&messages[2..], "messages", &ids, NOW).unwrap();
         assert!(none.is_empty());
+    }
+
+    #[test]
+    fn images_know_the_parameter_of_their_file() {
+        let ids = Ids::counting();
+        let message = |content: Value| {
+            let request = CreateMessage::parse(json!({"role": "user", "content": content}));
+            request.unwrap().into_message(&ids, &ThreadId::from_stored("thread_1"), NOW)
+        };
+        let image = |id: &str| json!({"type": "image_file", "image_file": {"file_id": id}});
+        let text = json!({"type": "text", "text": "x"});
+        let messages = [message(json!("x")), message(json!([text, image("file-a"), image("file-b")]))];
+        let params = |messages: &[Message], param: &str| {
+            let mut new = NewResources::default();
+            new.attach(messages, param, &ids, NOW).unwrap();
+            assert_eq!(new.is_empty(), new.images.is_empty());
+            let param = |image: &NewImage| image.check(None).unwrap_err().param.unwrap();
+            new.images.iter().map(param).collect::<Vec<_>>()
+        };
+
+        let expected = ["m[1].content[1].image_file.file_id", "m[1].content[2].image_file.file_id"];
+        assert_eq!(params(&messages, "m"), expected);
+        let expected = ["content[1].image_file.file_id", "content[2].image_file.file_id"];
+        assert_eq!(params(&messages[1..], ""), expected);
+        assert_eq!(params(&messages[..1], "m"), [""; 0]);
     }
 }

@@ -49,8 +49,11 @@ impl Backend {
                 return Err(error);
             }
             let Some(created_at) = insert_message(&mut tx, scope, message, while_busy).await? else { return Ok(None) };
-            let new = (new, &found?, message.created_at);
-            attach_to_thread(&mut tx, time, scope, &message.thread_id, new).await?;
+            let found = found?;
+            if new.attachments.is_some() {
+                let new = (new, &found, message.created_at);
+                attach_to_thread(&mut tx, time, scope, &message.thread_id, new).await?;
+            }
             Ok(Some(created_at))
         }
         .await;

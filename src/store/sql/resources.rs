@@ -10,17 +10,19 @@ use crate::api::{FileId, Scope, Thread, ThreadId, Timestamp, VectorStoreId};
 use crate::store::pool::Transaction;
 use crate::store::{Error, from_json, to_json};
 
-/// Finds the files of new resources, which are locked. Fails if they do not exist or cannot be searched.
+/// Finds the files of new resources, which are locked. Fails if they do not exist, cannot be searched, or cannot be images.
 pub(super) async fn find_files(
     tx: &mut Transaction<Db>,
     fixed_time: Option<i64>,
     scope: &Scope,
     new: &NewResources,
 ) -> Result<FoundFiles, Error> {
-    let ids: Vec<&FileId> = new.search_files().map(|file| &file.file_id).chain(new.code_files()).collect();
+    let attached: Vec<&FileId> = new.search_files().map(|file| &file.file_id).chain(new.code_files()).collect();
+    let ids: Vec<&FileId> = attached.iter().copied().chain(new.images.iter().map(|image| &image.file_id)).collect();
     let found = FoundFiles::find(tx, fixed_time, scope, &ids).await?;
-    found.check_exist(&ids)?;
+    found.check_exist(&attached)?;
     found.check_supported(new.search_files())?;
+    found.check_images(&new.images)?;
     Ok(found)
 }
 

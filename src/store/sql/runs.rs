@@ -420,7 +420,7 @@ impl Backend {
                 check_active_runs(&mut tx, new).await?;
             }
             let is_inserted = insert_run(&mut tx, time, new).await?;
-            if is_inserted && !new.new.is_empty() {
+            if is_inserted && new.new.attachments.is_some() {
                 let new = (new.new, &found, spec.created_at);
                 attach_to_thread(&mut tx, time, scope, &spec.thread_id, new).await?;
             }

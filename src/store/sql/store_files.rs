@@ -6,6 +6,8 @@ use serde::de::Error as _;
 use sqlx::Row as _;
 
 use super::{Backend, Db, Row, insert_store_files};
+use crate::api::file::Purpose;
+use crate::api::tool::NewImage;
 use crate::api::vector_store::{NewStoreFile, StoreFileState, StoreFileStatus, check_supported};
 use crate::api::{File, FileId, Scope, StoreFile, Timestamp, VectorStoreId};
 use crate::store::pool::Transaction;
@@ -64,8 +66,9 @@ pub(super) async fn finish<T>(tx: Transaction<Db>, outcome: Result<T, Error>) ->
     }
 }
 
-/// The names of requested files, locked until the end of the transaction so that they cannot be deleted meanwhile.
-pub(super) struct FoundFiles(HashMap<String, String>);
+/// The names and purposes of requested files, locked until the end of the transaction so that they cannot be deleted
+/// meanwhile.
+pub(super) struct FoundFiles(HashMap<String, (String, Purpose)>);
 
 impl FoundFiles {
     /// Finds the files that exist.
@@ -93,7 +96,7 @@ impl FoundFiles {
         .bind(to_json(&ids))
         .fetch_all(&mut *tx)
         .await?;
-        let mut names = HashMap::with_capacity(rows.len());
+        let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
             let is_of_project = row.try_get::<&str, _>("project_id")? == scope.as_str();
             let is_processed = row.try_get::<&str, _>("status")? == "processed";
@@ -101,10 +104,10 @@ impl FoundFiles {
             if is_of_project && is_processed && remove_at.is_none_or(|at| at > now) {
                 let id: String = row.try_get("id")?;
                 let file: File = from_json("files", &id, row.try_get("body")?)?;
-                names.insert(id, file.filename);
+                found.insert(id, (file.filename, file.purpose));
             }
         }
-        Ok(Self(names))
+        Ok(Self(found))
     }
 
     /// Checks that all files exist.
@@ -123,8 +126,14 @@ impl FoundFiles {
         check_supported(files.map(|file| self.filename(&file.file_id))).map_err(Error::Invalid)
     }
 
+    /// Checks that models can see the images.
+    pub fn check_images(&self, images: &[NewImage]) -> Result<(), Error> {
+        let purpose = |image: &NewImage| self.0.get(image.file_id.as_str()).map(|(_, purpose)| *purpose);
+        images.iter().try_for_each(|image| image.check(purpose(image))).map_err(Error::Invalid)
+    }
+
     fn filename(&self, id: &FileId) -> &str {
-        self.0.get(id.as_str()).map(String::as_str).unwrap_or_default()
+        self.0.get(id.as_str()).map(|(name, _)| name.as_str()).unwrap_or_default()
     }
 }
 

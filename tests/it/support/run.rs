@@ -11,4 +11,4 @@ pub fn origin<'a>(thread_id: &'a ThreadId, assistant: &'a Assistant, now: Timest
 }
 
 /// What is created with an object that has no resources.
-pub static NOTHING: NewResources = NewResources { vector_store: None, attachments: None };
+pub static NOTHING: NewResources = NewResources { vector_store: None, attachments: None, images: Vec::new() };
