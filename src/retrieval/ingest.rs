@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use super::chunk;
 use super::extract::{self, Extractor, FileFormat, Rejected};
 use super::index::to_f16_bytes;
 use super::lexical::{Analyzer, detect};
+use super::repeated::{RepeatedWarning, Repetitions};
 use crate::access::{self, Tokens};
 use crate::api::File;
 use crate::api::organization::Scope;
@@ -92,6 +93,8 @@ pub struct Ingester {
     computations: Arc<Semaphore>,
     /// The vector store whose file was claimed last. The next claim starts after this one.
     last_store: Mutex<String>,
+    /// Files without embeddings, because the embedding server has not answered as it should.
+    waiting: RepeatedWarning,
 }
 
 /// Why the processing of a file ends early.
@@ -103,6 +106,8 @@ enum Failure {
     LeaseLost,
     /// The database is unavailable, which is not the fault of the file.
     Database(store::Error),
+    /// The embedding server has not answered as it should. Other files have the same problem.
+    NoEmbeddings(String),
     /// The attempt failed for a reason that clients may read.
     Public(String),
     /// The attempt failed for a reason that is only logged.
@@ -128,7 +133,7 @@ impl From<Rejected> for Failure {
 
 impl From<llm::Error> for Failure {
     fn from(error: llm::Error) -> Self {
-        Self::Public(error.to_string())
+        Self::NoEmbeddings(error.to_string())
     }
 }
 
@@ -153,7 +158,14 @@ impl Ingester {
         // On a machine with one processor, background computations use the time that is left.
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let computations = Arc::new(Semaphore::new(processors.min(settings.concurrency_max).max(1)));
-        Self { dependencies, settings, queue, computations, last_store: Mutex::default() }
+        Self {
+            dependencies,
+            settings,
+            queue,
+            computations,
+            last_store: Mutex::default(),
+            waiting: RepeatedWarning::default(),
+        }
     }
 
     async fn process(&self, file: &ClaimedStoreFile, attempt: &Attempt) -> Result<(), Failure> {
@@ -383,6 +395,17 @@ impl Ingester {
         }
     }
 
+    /// Logs that files wait for the embedding server, once per minute for all of them.
+    fn warn_of_waiting_file(&self, file: &ClaimedStoreFile, cause: &str) {
+        let id = format!("{} {}", file.vector_store, file.file_id);
+        let Some(Repetitions { times: attempts, subjects: files }) = self.waiting.count(&id, Instant::now()) else {
+            return;
+        };
+        let model = self.dependencies.embedder.as_ref().map(|embedder| embedder.model());
+        // The span of one file would look as if it were the only one.
+        tracing::warn!(parent: None, model, files, attempts, cause, "files wait for the embedding server");
+    }
+
     /// Returns the outcome of a failure that does not end the job.
     async fn outcome(&self, file: &ClaimedStoreFile, failure: Failure) -> Outcome {
         match failure {
@@ -394,6 +417,10 @@ impl Ingester {
                 );
                 tokio::time::sleep(DATABASE_PAUSE).await;
                 Outcome::Stopped
+            }
+            Failure::NoEmbeddings(cause) => {
+                self.warn_of_waiting_file(file, &cause);
+                Outcome::Waiting(cause)
             }
             Failure::Public(cause) => Outcome::Failed(cause),
             Failure::Internal(cause) => {

@@ -8,6 +8,7 @@
 //! | [`lexical`] | turns texts into terms |
 //! | [`index`] | the chunks of a vector store in memory: inverted lists and vectors |
 //! | [`rank`] | fuses lexical and vector scores into one order |
+//! | `repeated` | warnings that would repeat while another server is down |
 //! | [`search`] | searches vector stores, with their indexes in a cache |
 
 pub mod chunk;
@@ -16,4 +17,5 @@ pub mod index;
 pub mod ingest;
 pub mod lexical;
 pub mod rank;
+mod repeated;
 pub mod search;

@@ -103,6 +103,9 @@ pub enum Outcome {
     Stopped,
     /// The attempt failed with this cause.
     Failed(String),
+    /// The attempt failed with this cause, because another server does not work. The job has logged it, for all such jobs
+    /// together.
+    Waiting(String),
 }
 
 /// The settings of a worker.
@@ -334,19 +337,33 @@ impl<J: Job> Worker<J> {
             outcome = driven => outcome.unwrap_or_else(|panic| Outcome::Failed(panic_text(&*panic))),
             () = attempt.lost() => Outcome::LeaseLost,
         };
-        match outcome {
-            Outcome::Done => {}
-            Outcome::LeaseLost => tracing::info!(attempts, "lease lost"),
-            Outcome::Stopped => self.write("release", || self.jobs.release_lease(J::KIND, &lease)).await,
-            Outcome::Failed(cause) if attempts >= self.settings.attempts_max => {
-                tracing::error!(attempts, cause, "last attempt failed");
-                self.give_up(work, attempts, &cause).await;
+        let is_last = attempts >= self.settings.attempts_max;
+        let pause = retry_after(attempts);
+        let cause = match outcome {
+            Outcome::Done => return,
+            Outcome::LeaseLost => {
+                tracing::info!(attempts, "lease lost");
+                return;
+            }
+            Outcome::Stopped => {
+                self.write("release", || self.jobs.release_lease(J::KIND, &lease)).await;
+                return;
             }
             Outcome::Failed(cause) => {
-                let pause = retry_after(attempts);
-                tracing::error!(attempts, cause, retry_in_s = pause.as_secs(), "attempt failed");
-                self.write("failure", || self.jobs.record_failed_attempt(J::KIND, &lease, &cause, pause)).await;
+                let retry_in_s = (!is_last).then_some(pause.as_secs());
+                tracing::error!(attempts, cause, retry_in_s, "attempt failed");
+                cause
             }
+            Outcome::Waiting(cause) => {
+                let retry_in_s = (!is_last).then_some(pause.as_secs());
+                tracing::debug!(attempts, cause, retry_in_s, "attempt failed");
+                cause
+            }
+        };
+        if is_last {
+            self.give_up(work, attempts, &cause).await;
+        } else {
+            self.write("failure", || self.jobs.record_failed_attempt(J::KIND, &lease, &cause, pause)).await;
         }
     }
 

@@ -88,6 +88,7 @@ impl Job for Fake {
         match *work {
             "panics" => panic!("out of range"),
             "fails" => Outcome::Failed("no space".to_owned()),
+            "cannot connect" => Outcome::Waiting("connection refused".to_owned()),
             "waits" | "waits too" => {
                 attempt.stopping().cancelled().await;
                 Outcome::Stopped
@@ -130,6 +131,17 @@ async fn a_job_is_given_up_when_its_last_attempt_fails() {
     drive(&fake).await;
 
     assert_eq!(*lock(&fake.written), [Written::GivenUp("fails".to_owned(), ATTEMPTS_MAX, "no space".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_waits_for_another_server_is_retried_and_given_up_like_one_that_fails() {
+    let fake = Fake::with(&[("cannot connect", 0), ("cannot connect", ATTEMPTS_MAX - 1)]);
+
+    drive(&fake).await;
+
+    let (job, cause) = ("cannot connect".to_owned(), "connection refused".to_owned());
+    let expected = [Written::Failed(job.clone(), cause.clone()), Written::GivenUp(job, ATTEMPTS_MAX, cause)];
+    assert_eq!(*lock(&fake.written), expected);
 }
 
 #[tokio::test(start_paused = true)]

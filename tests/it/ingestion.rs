@@ -12,6 +12,7 @@ use assistd::clock::Clock;
 use assistd::retrieval::index::from_f16_bytes;
 use assistd::store::{self, IndexedFile, Store};
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 use crate::both_stores;
@@ -268,6 +269,42 @@ both_stores!(nothing_that_is_stored_is_embedded_again_after_a_crash, async |data
     let repeated = after.iter().filter(|text| before.get(*text) == Some(&true)).count();
     assert_eq!(repeated, 0);
     assert!(beside.embeddings(&store).await.iter().all(|(_, embedding)| embedding.is_some()));
+});
+
+both_stores!(the_log_sums_up_what_waits_for_the_embedding_server, async |database: Database| {
+    let embeddings = Embeddings::start().await;
+    let files = format!("file://{}", database.files().display());
+    let settings = process_settings(&database, &files, &embeddings);
+    let (mut child, address, _out) = process::serve(&settings).await;
+    let client = Client::new(address.parse().unwrap());
+    let beside = Beside::open(&database).await;
+    let searched = beside.create(&[upload(&client, "a.txt", b"Rome").await]).await;
+    assert_eq!(beside.settled(&searched).await, 1);
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(upload(&client, "a.txt", format!("File {number}").as_bytes()).await);
+    }
+
+    embeddings.fail(Some((404, "no such model")));
+    beside.create(&ids).await;
+    for query in 0..5 {
+        let body = json!({"query": format!("Paris {query}")});
+        let found = client.post(&format!("/v1/vector_stores/{searched}/search"), body).await;
+        assert_eq!(found["object"], "vector_store.search_results.page");
+    }
+    // Wait until each of the files has failed.
+    let failed = "select cast(count(*) as text) from vector_store_files where last_failure is not null";
+    while database.text(failed).await != "10" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    child.kill().await.unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(count("files wait for the embedding server"), 1, "{log}");
+    assert_eq!(count("searches use words only"), 1, "{log}");
+    assert_eq!((count("no such model"), count("\"ERROR\"")), (2, 0), "{log}");
 });
 
 both_stores!(vector_stores_take_turns, async |database: Database| {

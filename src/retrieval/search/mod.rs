@@ -20,6 +20,7 @@ mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -30,6 +31,7 @@ use self::snapshot::{Changes, Failure, FileFacts, Snapshot, Vectors, model_name}
 use super::index::{self, Candidate, ChunkLocation, QueryVector, StoreIndex};
 use super::lexical::LexicalQuery;
 use super::rank::{DEPTH, Ranked, merge_queries, rank};
+use super::repeated::{RepeatedWarning, Repetitions};
 use crate::api::organization::usage::CallOrigin;
 use crate::api::vector_store::{Attributes, Filter, HybridWeights};
 use crate::api::{ApiKeyId, FileId, Scope, VectorStoreId};
@@ -190,6 +192,8 @@ struct Inner {
     scans: Semaphore,
     /// Searches in large indexes at a time: more than the processors would only take more memory.
     computations: Arc<Semaphore>,
+    /// Searches whose queries have no embeddings.
+    by_words: RepeatedWarning,
 }
 
 /// A vector store that is searched.
@@ -241,6 +245,7 @@ impl Retrieval {
             builds: Semaphore::new(BUILDS_MAX),
             scans: Semaphore::new(SCANS_MAX),
             computations: Arc::new(Semaphore::new(processors)),
+            by_words: RepeatedWarning::default(),
         }))
     }
 
@@ -459,7 +464,7 @@ impl Inner {
     ) -> Result<Searched, Failure> {
         let key = Self::key(scope, id);
         let before = snapshot.clone();
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let model = snapshot.model.clone();
         let vectors = match &model {
             Some(model) => Vectors::Of(model),
@@ -557,7 +562,11 @@ impl Inner {
         let embedded = match self.questions.embed(scope, queries, &query.caller).await {
             Ok(embedded) => embedded,
             Err(error) => {
-                tracing::warn!(%error, "the queries have no embeddings; searching by words only");
+                tracing::debug!(%error, "the queries have no embeddings; searching by words only");
+                if let Some(Repetitions { times: searches, .. }) = self.by_words.count("", Instant::now()) {
+                    let model = self.questions.model();
+                    tracing::warn!(model, searches, %error, "searches use words only: the queries have no embeddings");
+                }
                 return Ok((None, Some(LexicalOnly::ModelFailed(error))));
             }
         };
