@@ -39,6 +39,8 @@ const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
 /// How often old rows of the usage ledger are summed.
 const ROLL_UP_EVERY: Duration = Duration::from_hours(1);
+/// How often the sizes of vector stores are measured.
+const MEASURE_EVERY: Duration = Duration::from_hours(1);
 /// Maximum number of rows that one statement sums.
 const ROLL_UP_ROWS: u32 = 5_000;
 /// Pause between two such statements, so that requests are served in between.
@@ -200,6 +202,8 @@ impl Server {
         supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
         sum_usage(&supervisor, &database, &app.clock, settings.usage_days);
+        let (measured, clock) = (database.clone(), app.clock.clone());
+        supervisor.supervise("measure vector stores", move || measure_vector_stores(measured.clone(), clock.clone()));
         refresh_model_lists(&supervisor, &models);
         let bounds = connection_bounds(settings);
         let connections_max = connections::connections_allowed(&bounds);
@@ -338,6 +342,17 @@ fn sum_usage(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc<Clo
     if days > 0 {
         let (database, clock) = (database.clone(), clock.clone());
         supervisor.supervise("sum the usage ledger", move || roll_up_calls(database.clone(), clock.clone(), days));
+    }
+}
+
+/// Measures the sizes of vector stores for the usage of projects, without end. Several servers can do this concurrently.
+async fn measure_vector_stores(database: Arc<dyn Store>, clock: Arc<Clock>) {
+    loop {
+        if let Err(error) = database.measure_vector_stores(clock.now()).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "failed to measure the sizes of vector stores; retrying within an hour");
+        }
+        tokio::time::sleep(MEASURE_EVERY).await;
     }
 }
 

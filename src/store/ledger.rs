@@ -1,4 +1,4 @@
-//! The usage ledger: one row for each call of a model.
+//! The usage ledger: one row for each call of a model, and the sizes of vector stores by day.
 
 use async_trait::async_trait;
 
@@ -19,4 +19,7 @@ pub trait Ledger {
     /// Replaces up to `limit` rows from before `before` by their sums for each day and group. Threads and runs are dropped.
     /// Returns the number of rows that were replaced. The sums are exact, also if several servers do this concurrently.
     async fn roll_up_calls(&self, before: Timestamp, limit: u32) -> Result<u64, Error>;
+    /// Stores the present sizes of the vector stores of each project as those of the day of `now`. Replaces what was measured
+    /// earlier on this day.
+    async fn measure_vector_stores(&self, now: Timestamp) -> Result<(), Error>;
 }

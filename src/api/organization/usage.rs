@@ -1,4 +1,5 @@
-//! The usage ledger: the calls of models, the queries about their tokens, and the time buckets of the answers.
+//! The usage ledger: the calls of models, the queries about their tokens and about the sizes of vector stores, and the time
+//! buckets of the answers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,6 +39,21 @@ impl CallKind {
             Self::Completions => "completions",
             Self::Embeddings => "embeddings",
         }
+    }
+}
+
+/// What a query is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsageKind {
+    /// Model calls of a kind.
+    Calls(CallKind),
+    /// The size of vector stores. Their only fields are the projects, and their buckets are days.
+    VectorStores,
+}
+
+impl From<CallKind> for UsageKind {
+    fn from(kind: CallKind) -> Self {
+        Self::Calls(kind)
     }
 }
 
@@ -155,7 +171,7 @@ pub enum GroupField {
     ServiceTier,
 }
 
-/// The names of the fields. Batches and service tiers exist for completions only.
+/// The names of the fields. Batches and service tiers exist for completions only, and only projects for vector stores.
 const GROUP_FIELDS: [(&str, GroupField); 8] = [
     ("project_id", GroupField::Project),
     ("user_id", GroupField::User),
@@ -168,12 +184,14 @@ const GROUP_FIELDS: [(&str, GroupField); 8] = [
 ];
 /// Number of the fields that exist for embeddings as well.
 const EMBEDDINGS_FIELDS: usize = 6;
+/// Number of the fields that exist for vector stores as well.
+const VECTOR_STORES_FIELDS: usize = 1;
 
 /// A query about usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageQuery {
-    /// The kind of the calls.
-    pub kind: CallKind,
+    /// What the query is about.
+    pub kind: UsageKind,
     /// The first second of the range.
     pub start: Timestamp,
     /// The first second after the range.
@@ -243,11 +261,16 @@ impl UsageQuery {
     /// # Errors
     /// 400 if a parameter is missing or invalid.
     pub fn parse<'a>(
-        kind: CallKind,
+        kind: impl Into<UsageKind>,
         parameters: impl Iterator<Item = (&'a str, &'a str)>,
         now: Timestamp,
     ) -> Result<Self, Error> {
-        let given = collect(parameters)?;
+        let kind = kind.into();
+        let mut given = collect(parameters)?;
+        if kind == UsageKind::VectorStores {
+            // The service does not have these parameters for vector stores.
+            (given.users, given.api_keys, given.models) = Default::default();
+        }
         let start = time("start_time", given.start.ok_or_else(|| missing(&At::Member(&At::Root, "start_time")))?)?;
         let end = given.end.map(|text| time("end_time", text)).transpose()?;
         if let Some(end) = end.filter(|end| *end <= start) {
@@ -256,7 +279,7 @@ impl UsageQuery {
         }
         // What was recorded in the current second counts.
         let end = end.unwrap_or_else(|| (now.0 + 1).max(start + 1));
-        let width = width(given.width)?;
+        let width = width(kind, given.width)?;
         let limit = limit(given.limit, width)?;
         let first = start - start % width.seconds();
         let cursor = given.page.map_or(Ok(UsageCursor { bucket: first, skip: 0 }), |text| {
@@ -264,7 +287,7 @@ impl UsageQuery {
                 |cursor: &UsageCursor| (first..end).contains(&cursor.bucket) && cursor.bucket % width.seconds() == 0;
             text.parse().ok().filter(is_valid).ok_or_else(|| invalid_page(text))
         })?;
-        let batch = given.batch.map(flag).transpose()?.filter(|_| kind == CallKind::Completions);
+        let batch = given.batch.map(flag).transpose()?.filter(|_| kind == UsageKind::Calls(CallKind::Completions));
         Ok(Self {
             kind,
             start: Timestamp(start),
@@ -384,12 +407,16 @@ fn time(name: &str, text: &str) -> Result<i64, Error> {
     Err(out_of_range(&At::Member(&At::Root, name), "integer", &seconds, seconds > 0, 0, TIME_MAX))
 }
 
-fn width(text: Option<&str>) -> Result<BucketWidth, Error> {
-    match text {
-        Some("1m") => Ok(BucketWidth::Minute),
-        Some("1h") => Ok(BucketWidth::Hour),
-        Some("1d") | None => Ok(BucketWidth::Day),
-        Some(other) => Err(unsupported_value(&At::Member(&At::Root, "bucket_width"), other, &["1m", "1h", "1d"])),
+/// Differs: the service has sizes of vector stores for minutes and hours as well. Here they are measured for days.
+fn width(kind: UsageKind, text: Option<&str>) -> Result<BucketWidth, Error> {
+    match (kind, text) {
+        (_, Some("1d") | None) => Ok(BucketWidth::Day),
+        (UsageKind::Calls(_), Some("1m")) => Ok(BucketWidth::Minute),
+        (UsageKind::Calls(_), Some("1h")) => Ok(BucketWidth::Hour),
+        (kind, Some(other)) => {
+            let known = if kind == UsageKind::VectorStores { &["1d"][..] } else { &["1m", "1h", "1d"] };
+            Err(unsupported_value(&At::Member(&At::Root, "bucket_width"), other, known))
+        }
     }
 }
 
@@ -416,10 +443,11 @@ fn flag(text: &str) -> Result<bool, Error> {
     }
 }
 
-fn group_by(kind: CallKind, names: &[String]) -> Result<Vec<GroupField>, Error> {
+fn group_by(kind: UsageKind, names: &[String]) -> Result<Vec<GroupField>, Error> {
     let known = match kind {
-        CallKind::Completions => &GROUP_FIELDS[..],
-        CallKind::Embeddings => &GROUP_FIELDS[..EMBEDDINGS_FIELDS],
+        UsageKind::Calls(CallKind::Completions) => &GROUP_FIELDS[..],
+        UsageKind::Calls(CallKind::Embeddings) => &GROUP_FIELDS[..EMBEDDINGS_FIELDS],
+        UsageKind::VectorStores => &GROUP_FIELDS[..VECTOR_STORES_FIELDS],
     };
     let mut fields = Vec::new();
     for name in names {
@@ -434,7 +462,7 @@ fn group_by(kind: CallKind, names: &[String]) -> Result<Vec<GroupField>, Error> 
     Ok(fields)
 }
 
-/// The calls of one group in one bucket. A field by which the query does not group is empty.
+/// The calls, or the vector stores, of one group in one bucket. A field by which the query does not group is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UsageGroup {
     /// The start of the bucket.
@@ -457,11 +485,23 @@ pub struct UsageGroup {
     pub output_tokens: i64,
     /// Number of calls.
     pub requests: i64,
+    /// Size of the vector stores.
+    pub usage_bytes: i64,
 }
 
 impl UsageGroup {
     fn result(self, query: &UsageQuery) -> UsageResult {
         let field = |field, value: String| Some(value).filter(|value| query.groups_by(field) && !value.is_empty());
+        let kind = match query.kind {
+            UsageKind::Calls(kind) => kind,
+            UsageKind::VectorStores => {
+                return UsageResult::VectorStores(VectorStoresResult {
+                    object: "organization.usage.vector_stores.result",
+                    usage_bytes: self.usage_bytes,
+                    project_id: field(GroupField::Project, self.project_id),
+                });
+            }
+        };
         let fields = UsageFields {
             num_model_requests: self.requests,
             project_id: field(GroupField::Project, self.project_id),
@@ -472,7 +512,7 @@ impl UsageGroup {
             thread_id: field(GroupField::Thread, self.thread_id),
         };
         let uncached = (self.input_tokens - self.cached_tokens).max(0);
-        match query.kind {
+        match kind {
             CallKind::Completions => UsageResult::Completions(Box::new(CompletionsResult {
                 object: "organization.usage.completions.result",
                 input_tokens: self.input_tokens,
@@ -534,6 +574,8 @@ pub enum UsageResult {
     Completions(Box<CompletionsResult>),
     /// Of embeddings.
     Embeddings(Box<EmbeddingsResult>),
+    /// Of vector stores.
+    VectorStores(VectorStoresResult),
 }
 
 /// What all kinds of usage have. A field by which the query does not group is null.
@@ -588,4 +630,15 @@ pub struct EmbeddingsResult {
     pub input_tokens: i64,
     #[serde(flatten)]
     pub fields: UsageFields,
+}
+
+/// The size of vector stores.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "UsageVectorStoresResult")]
+#[expect(missing_docs, reason = "the fields are those of the API reference")]
+pub struct VectorStoresResult {
+    #[schemars(extend("const" = "organization.usage.vector_stores.result"))]
+    pub object: &'static str,
+    pub usage_bytes: i64,
+    pub project_id: Option<String>,
 }

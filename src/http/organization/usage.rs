@@ -1,5 +1,6 @@
 //! `GET /v1/organization/usage/completions`\
-//! `GET /v1/organization/usage/embeddings`
+//! `GET /v1/organization/usage/embeddings`\
+//! `GET /v1/organization/usage/vector_stores`
 //!
 //! For members of a project, the same queries about their project:\
 //! `GET /v1/usage`\
@@ -11,7 +12,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::api::Scope;
-use crate::api::organization::usage::{CallKind, UsagePage, UsageQuery};
+use crate::api::organization::usage::{CallKind, UsageKind, UsagePage, UsageQuery};
 use crate::http::error::Error;
 use crate::http::layers::auth::Caller;
 use crate::http::reply::object;
@@ -30,6 +31,12 @@ pub(super) fn routes() -> Routes {
             "/v1/organization/usage/embeddings",
             documented("usageEmbeddings", "Returns the usage of embeddings of all projects."),
             get_embeddings,
+        )
+        .get(
+            "/v1/organization/usage/vector_stores",
+            with_range(operation("usageVectorStores", "Returns the sizes of vector stores of all projects."))
+                .query("bucket_width", |_| json!({"type": "string", "enum": ["1d"], "default": "1d"})),
+            get_vector_stores,
         )
 }
 
@@ -53,15 +60,20 @@ pub(in crate::http) fn project_routes() -> Routes {
 }
 
 fn documented(id: &'static str, summary: &'static str) -> Documentation {
-    operation(id, summary)
-        .response::<UsagePage>()
-        .query("start_time", |_| json!({"type": "integer", "minimum": 0}))
-        .query("end_time", |_| json!({"type": "integer", "minimum": 0}))
+    with_range(operation(id, summary))
         .query("bucket_width", |_| json!({"type": "string", "enum": ["1m", "1h", "1d"], "default": "1d"}))
-        .query("project_ids", |_| texts())
         .query("user_ids", |_| texts())
         .query("api_key_ids", |_| texts())
         .query("models", |_| texts())
+}
+
+/// Adds the response, and the parameters of all kinds of usage.
+fn with_range(operation: Documentation) -> Documentation {
+    operation
+        .response::<UsagePage>()
+        .query("start_time", |_| json!({"type": "integer", "minimum": 0}))
+        .query("end_time", |_| json!({"type": "integer", "minimum": 0}))
+        .query("project_ids", |_| texts())
         .query("group_by", |_| texts())
         .query("limit", |_| json!({"type": "integer", "minimum": 1, "maximum": 1_440}))
         .query("page", |_| json!({"type": "string"}))
@@ -77,6 +89,10 @@ async fn get_completions(State(app): State<App>, RawQuery(query): RawQuery) -> R
 
 async fn get_embeddings(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, Error> {
     usage(&app, CallKind::Embeddings, query, None).await
+}
+
+async fn get_vector_stores(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, Error> {
+    usage(&app, UsageKind::VectorStores, query, None).await
 }
 
 async fn get_project_completions(
@@ -96,7 +112,12 @@ async fn get_project_embeddings(
 }
 
 /// Returns the usage of a project, or of all projects.
-async fn usage(app: &App, kind: CallKind, query: Option<String>, scope: Option<&Scope>) -> Result<Response, Error> {
+async fn usage(
+    app: &App,
+    kind: impl Into<UsageKind>,
+    query: Option<String>,
+    scope: Option<&Scope>,
+) -> Result<Response, Error> {
     let pairs: Vec<(String, String)> =
         serde_urlencoded::from_str(query.as_deref().unwrap_or_default()).unwrap_or_default();
     let pairs = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()));

@@ -1,10 +1,12 @@
-//! The table `model_calls`.
+//! The tables `model_calls` and `vector_store_sizes`.
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Backend, Db, Row};
-use crate::api::organization::usage::{CallOrigin, GroupField, ModelCall, UsageGroup, UsagePage, UsageQuery};
+use crate::api::organization::usage::{
+    CallKind, CallOrigin, DAY_S, GroupField, ModelCall, UsageGroup, UsageKind, UsagePage, UsageQuery,
+};
 use crate::api::{ApiKeyId, AssistantId, RunId, ThreadId, Timestamp};
 use crate::store::{Error, Ledger, USAGE_GROUPS_MAX, to_json};
 
@@ -86,12 +88,64 @@ impl Ledger for Backend {
         if query.selects_nothing {
             return Ok(query.page(Vec::new(), false));
         }
+        let mut groups = match query.kind {
+            UsageKind::Calls(kind) => self.call_groups(query, kind).await?,
+            UsageKind::VectorStores => self.size_groups(query).await?,
+        };
+        let has_more_groups = groups.len() > USAGE_GROUPS_MAX;
+        groups.truncate(USAGE_GROUPS_MAX);
+        Ok(query.page(groups, has_more_groups))
+    }
+
+    async fn roll_up_calls(&self, before: Timestamp, limit: u32) -> Result<u64, Error> {
+        self.replace_calls_by_sums(before, limit).await
+    }
+
+    async fn measure_vector_stores(&self, now: Timestamp) -> Result<(), Error> {
+        let day = now.day_start().0;
+        // Read first, so that the database is not locked meanwhile. A project that had vector stores earlier on this day has
+        // 0 bytes if they are deleted.
+        let sizes: Vec<(String, i64)> = sqlx::query_as::<Db, _>(
+            "select project_id, cast(sum(usage_bytes) as bigint)
+             from (
+                 select file.project_id, file.usage_bytes
+                 from vector_store_files as file
+                 join vector_stores as store on store.id = file.vector_store_id
+                 where store.status = 'live' and file.status <> 'deleted'
+                 union all
+                 select project_id, 0 from vector_store_sizes where day = $1
+             ) as sizes
+             group by project_id
+             order by project_id",
+        )
+        .bind(day)
+        .fetch_all(self.reader())
+        .await?;
+        sqlx::query::<Db>(concat!(
+            "insert into vector_store_sizes (project_id, day, usage_bytes)
+             select id, cast($1 as bigint), number from (",
+            json_pairs!("$2"),
+            ") as sizes
+             where true
+             on conflict (day, project_id) do update set usage_bytes = excluded.usage_bytes"
+        ))
+        .bind(day)
+        .bind(to_json(&sizes))
+        .execute(self.writer())
+        .await?;
+        Ok(())
+    }
+}
+
+impl Backend {
+    /// Returns the groups of model calls in the buckets of a page, at most one more than a page has.
+    async fn call_groups(&self, query: &UsageQuery, kind: CallKind) -> Result<Vec<UsageGroup>, Error> {
         let filters = [("project_id", &query.projects), ("api_key_id", &query.api_keys), ("model", &query.models)];
         let filters = || filters.iter().filter(|(_, values)| !values.is_empty());
         let range = query.page_range();
         let sql = statement(query, filters().map(|(column, values)| (*column, values.len() == 1)));
         let mut statement = sqlx::query::<Db>(AssertSqlSafe(sql))
-            .bind(query.kind.name())
+            .bind(kind.name())
             .bind(range.start)
             .bind(range.end)
             .bind(query.width.seconds())
@@ -102,14 +156,44 @@ impl Ledger for Backend {
             statement = statement.bind(if let [value] = values.as_slice() { value.clone() } else { to_json(values) });
         }
         let rows = statement.fetch_all(self.reader()).await?;
-        let mut groups = rows.iter().map(|row| group_from_row(row, query)).collect::<Result<Vec<_>, Error>>()?;
-        let has_more_groups = groups.len() > USAGE_GROUPS_MAX;
-        groups.truncate(USAGE_GROUPS_MAX);
-        Ok(query.page(groups, has_more_groups))
+        rows.iter().map(|row| group_from_row(row, query)).collect()
     }
 
-    async fn roll_up_calls(&self, before: Timestamp, limit: u32) -> Result<u64, Error> {
-        self.replace_calls_by_sums(before, limit).await
+    /// Returns the groups of the sizes of vector stores, like [`Self::call_groups`].
+    async fn size_groups(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>, Error> {
+        let range = query.page_range();
+        let by_project = query.group_by.contains(&GroupField::Project);
+        let column = if by_project { "project_id" } else { "cast('' as text)" };
+        let rows = sqlx::query::<Db>(AssertSqlSafe(format!(
+            concat!(
+                "select day as bucket, {column} as project_id, cast(sum(usage_bytes) as bigint) as usage_bytes
+                 from vector_store_sizes
+                 where day >= $1 and day < $2 and ($3 = '[]' or project_id in (",
+                json_texts!("$3"),
+                "))
+                 group by 1, 2
+                 order by 1, 2
+                 limit $4 offset $5"
+            ),
+            column = column
+        )))
+        // The size of a day counts if the range begins within the day.
+        .bind(range.start - range.start % DAY_S)
+        .bind(range.end)
+        .bind(to_json(&query.projects))
+        .bind(i64::try_from(USAGE_GROUPS_MAX + 1).unwrap_or(i64::MAX))
+        .bind(i64::from(query.cursor.skip))
+        .fetch_all(self.reader())
+        .await?;
+        let group = |row: &Row| {
+            Ok(UsageGroup {
+                bucket: row.try_get("bucket")?,
+                project_id: row.try_get("project_id")?,
+                usage_bytes: row.try_get("usage_bytes")?,
+                ..UsageGroup::default()
+            })
+        };
+        rows.iter().map(group).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The usage ledger.
 
-use assistd::api::organization::usage::{CallKind, DAY_S, ModelCall, UsageQuery};
+use assistd::api::organization::usage::{CallKind, DAY_S, ModelCall, UsageKind, UsageQuery};
 use assistd::api::run::{ErrorCode, FinishReason, LastError};
 use assistd::api::{ApiKeyId, ProjectId};
 use assistd::runs::machine::Transition;
@@ -204,3 +204,74 @@ both_stores!(a_commit_records_calls_and_removes_steps_together, async |database:
     let page = usage(&store, &format!("start_time={DAY}")).await;
     assert_eq!(results(&page, &["input_tokens", "output_tokens"]), [json!([0, 10, 1, 2])]);
 });
+
+/// Returns the sizes of vector stores as the day after [`DAY`], the project, and the bytes.
+async fn sizes(store: &Arc<dyn Store>, text: &str) -> Vec<(i64, Value, i64)> {
+    let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap());
+    let query = UsageQuery::parse(UsageKind::VectorStores, pairs, Timestamp(DAY + 3 * DAY_S)).unwrap();
+    let page = json!(store.usage(&query).await.unwrap());
+    let mut found = Vec::new();
+    for bucket in page["data"].as_array().unwrap() {
+        let day = (bucket["start_time"].as_i64().unwrap() - DAY) / DAY_S;
+        for result in bucket["results"].as_array().unwrap() {
+            assert_eq!(result["object"], "organization.usage.vector_stores.result");
+            found.push((day, result["project_id"].clone(), result["usage_bytes"].as_i64().unwrap()));
+        }
+    }
+    found
+}
+
+both_stores!(the_sizes_of_vector_stores_are_those_of_the_last_measurement_of_a_day, async |database: Database| {
+    let (store, _clock) = open(&database).await;
+    let set = async |project: &str, file: &str, status: &str, bytes: i64| {
+        let sql = format!(
+            "insert into vector_store_files (id, project_id, vector_store_id, file_id, filename, created_at, status,
+                 usage_bytes, attributes, chunking, changed_version, claims, attempts)
+             values ('{project}{file}', '{project}', 'vs_{project}', '{file}', 'a.txt', 0, '{status}', {bytes}, '{{}}', '{{}}',
+                 1, 0, 0)"
+        );
+        database.execute(&sql).await;
+    };
+    for (project, status) in [("proj_a", "live"), ("proj_b", "live"), ("proj_c", "deleted")] {
+        let sql = format!(
+            "insert into vector_stores (id, project_id, created_at, status, version, purged_version, last_active_at, body)
+             values ('vs_{project}', '{project}', 0, '{status}', 1, 0, 0, '{{}}')"
+        );
+        database.execute(&sql).await;
+    }
+    set("proj_a", "f1", "completed", 10).await;
+    set("proj_a", "f2", "completed", 5).await;
+    set("proj_a", "f3", "deleted", 100).await;
+    set("proj_b", "f1", "completed", 7).await;
+    set("proj_c", "f1", "completed", 1_000).await;
+
+    store.measure_vector_stores(Timestamp(DAY + 10)).await.unwrap();
+    store.measure_vector_stores(Timestamp(DAY + DAY_S)).await.unwrap();
+    database.execute("update vector_store_files set usage_bytes = 20 where id = 'proj_af1'").await;
+    database.execute("update vector_stores set status = 'deleted' where id = 'vs_proj_b'").await;
+    store.measure_vector_stores(Timestamp(DAY + 2 * DAY_S - 1)).await.unwrap();
+
+    // The first day counts although the range begins within it.
+    let all = format!("start_time={}", DAY + 100);
+    assert_eq!(sizes(&store, &all).await, [(0, Value::Null, 22), (1, Value::Null, 25)]);
+    let (a, b) = (json!("proj_a"), json!("proj_b"));
+    let grouped = [(0, a.clone(), 15), (0, b.clone(), 7), (1, a.clone(), 25), (1, b.clone(), 0)];
+    assert_eq!(sizes(&store, &format!("{all}&group_by=project_id")).await, grouped);
+    let of_b = format!("{all}&project_ids=proj_b&group_by=project_id&models=ignored");
+    assert_eq!(sizes(&store, &of_b).await, [(0, b.clone(), 7), (1, b, 0)]);
+    assert_eq!(sizes(&store, &format!("start_time={}", DAY + 2 * DAY_S)).await, []);
+});
+
+#[test]
+fn sizes_of_vector_stores_exist_for_days_and_projects_alone() {
+    let parse = |text: &str| {
+        let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap());
+        UsageQuery::parse(UsageKind::VectorStores, pairs, Timestamp(DAY))
+    };
+
+    let hours = parse("start_time=1&bucket_width=1h").unwrap_err();
+    assert_eq!(hours.param.as_deref(), Some("bucket_width"));
+    let models = parse("start_time=1&group_by=model").unwrap_err();
+    assert_eq!(models.param.as_deref(), Some("group_by"));
+    assert!(parse("start_time=1&bucket_width=1d&group_by=project_id").is_ok());
+}
