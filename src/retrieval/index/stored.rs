@@ -10,7 +10,7 @@ use super::{ChunkLocation, FileLocation, QueryVector, SegmentView, StoreIndex};
 use crate::retrieval::lexical::{LexicalQuery, read_varint, write_varint};
 
 /// Maximum size of a block of vectors, in bytes.
-pub const BLOCK_BYTES_MAX: usize = 1024 * 1024;
+const BLOCK_BYTES_MAX: usize = 1024 * 1024;
 /// Terms have 32 bits. The highest 12 say in which of 4,096 parts the list of a term is.
 const PART_SHIFT: u32 = 20;
 
@@ -44,7 +44,7 @@ pub struct StoredForm {
     pub body: Vec<u8>,
     /// The inverted lists in parts. Parts without a list are left out.
     pub lists: Vec<(PartNumber, Vec<u8>)>,
-    /// The vectors in blocks of about [`BLOCK_BYTES_MAX`], rounded to 8 bits.
+    /// The vectors in blocks of about 1 MiB, rounded to 8 bits.
     pub vectors: Vec<Vec<u8>>,
 }
 
