@@ -157,8 +157,12 @@ fn parameters(operation: &Operation, schemas: &mut SchemaGenerator) -> Vec<Value
     if let Some(name) = operation.filter {
         in_query(name, id_schema(name));
     }
-    for (name, schema) in &operation.query {
-        in_query(name, schema(schemas));
+    for (name, schema, is_required) in &operation.query {
+        let mut parameter = json!({"name": name, "in": "query", "schema": schema(schemas)});
+        if *is_required {
+            parameter["required"] = json!(true);
+        }
+        parameters.push(parameter);
     }
     parameters
 }

@@ -36,7 +36,8 @@ pub struct Operation {
     /// The default and the maximum of `limit`.
     pub(super) limits: (u32, u32),
     pub(super) filter: Option<&'static str>,
-    pub(super) query: Vec<(&'static str, MakeSchema)>,
+    /// Query parameters: the name, the schema, and whether it is required.
+    pub(super) query: Vec<(&'static str, MakeSchema, bool)>,
     pub(super) oldest_first: bool,
     pub(super) streams: bool,
 }
@@ -68,7 +69,7 @@ pub(super) struct Documentation {
     reply: Reply,
     limits: (u32, u32),
     filter: Option<&'static str>,
-    query: Vec<(&'static str, MakeSchema)>,
+    query: Vec<(&'static str, MakeSchema, bool)>,
     oldest_first: bool,
     streams: bool,
 }
@@ -146,7 +147,13 @@ impl Documentation {
 
     /// The query can have this parameter, with this schema.
     pub fn query(mut self, parameter: &'static str, schema: MakeSchema) -> Self {
-        self.query.push((parameter, schema));
+        self.query.push((parameter, schema, false));
+        self
+    }
+
+    /// The operation needs this query parameter.
+    pub fn required_query(mut self, parameter: &'static str, schema: MakeSchema) -> Self {
+        self.query.push((parameter, schema, true));
         self
     }
 

@@ -71,7 +71,7 @@ fn documented(id: &'static str, summary: &'static str) -> Documentation {
 fn with_range(operation: Documentation) -> Documentation {
     operation
         .response::<UsagePage>()
-        .query("start_time", |_| json!({"type": "integer", "minimum": 0}))
+        .required_query("start_time", |_| json!({"type": "integer", "minimum": 0}))
         .query("end_time", |_| json!({"type": "integer", "minimum": 0}))
         .query("project_ids", |_| texts())
         .query("group_by", |_| texts())
