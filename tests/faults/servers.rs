@@ -65,6 +65,8 @@ impl Replica {
             ("DATA_DIR", self.folder.display().to_string()),
             ("FILES_URL", self.options.files_url.clone()),
             ("EMBEDDING_MODEL", "scripted-embedding".to_owned()),
+            // All vector stores are large: their indexes are written to the database while servers are killed.
+            ("SEARCH_MEMORY_CHUNKS_MAX", "1".to_owned()),
             ("UPSTREAM_URL", self.options.upstream_url.clone()),
             ("RUN_LEASE_S", LEASE_S.to_string()),
             ("SHUTDOWN_GRACE_S", GRACE_S.to_string()),
