@@ -160,16 +160,18 @@ both_stores!(async_openai_parses_every_event_type, async |database: Database| {
             "assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Hi"}]}
         }));
         let mut stream = client.threads().create_and_run_stream(request.unwrap()).await.unwrap();
+        let mut created = None;
         while let Some(event) = stream.next().await {
             let event = event.unwrap();
-            if let AssistantStreamEvent::ThreadRunCreated(run) = &event
-                && path == "cancel"
-            {
-                upstream.wait_for_requests(5).await;
-                client.threads().runs(&run.thread_id).cancel(&run.id).await.unwrap();
+            if let AssistantStreamEvent::ThreadRunCreated(run) = &event {
+                created = Some((run.thread_id.clone(), run.id.clone()));
             }
             if let AssistantStreamEvent::ThreadMessageDelta(_) = &event {
                 match path {
+                    "cancel" => {
+                        let (thread, run) = created.take().unwrap();
+                        client.threads().runs(&thread).cancel(&run).await.unwrap();
+                    }
                     "deadline" => clock.advance(600),
                     "stop" => server.take().unwrap().stop().await,
                     _ => {}
