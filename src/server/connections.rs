@@ -51,6 +51,8 @@ const LINGER: Linger = Linger {
 /// Maximum time to process a request after its client has closed the write side of the connection. Some clients close it
 /// after the request and wait for the response; others have disconnected.
 const HALF_CLOSED_TIME: Duration = Duration::from_secs(1);
+/// Time for the rest of a request's headers to arrive when the connection is to be closed.
+const HEADERS_TIME: Duration = Duration::from_millis(50);
 /// Time for the next pipelined request to start after a response.
 const NEXT_REQUEST_TIME: Duration = Duration::from_millis(20);
 /// Size of the buffer for discarded bytes.
@@ -222,6 +224,16 @@ impl Connection {
         *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until a part of a request's headers was received, and the rest does not arrive.
+    async fn sends_headers_only(&self) {
+        loop {
+            tokio::time::sleep(HEADERS_TIME).await;
+            if self.awaits_reply.load(Ordering::Acquire) && self.active_requests.load(Ordering::Acquire) == 0 {
+                return;
+            }
+        }
+    }
+
     fn has_unread_request(&self) -> bool {
         self.has_unread_request.load(Ordering::Acquire)
     }
@@ -334,7 +346,11 @@ async fn serve_connection(
         outcome = &mut serving => outcome,
         () = async { tokio::select! { () = close.cancelled() => {}, () = closing.cancelled() => {} } } => {
             Pin::new(&mut serving).graceful_shutdown();
-            (&mut serving).await
+            // hyper would wait for the rest of a request's headers until the timeout.
+            tokio::select! {
+                outcome = &mut serving => outcome,
+                () = connection.sends_headers_only() => Ok(()),
+            }
         }
     };
     let io = serving.into_parts().io.into_inner();

@@ -203,3 +203,18 @@ async fn a_chat_completion_ends_with_an_error_after_the_shutdown_grace_period() 
     assert!(last.contains("The server is stopping"), "{text}");
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
 }
+
+#[tokio::test]
+async fn a_connection_with_a_part_of_a_request_is_closed_in_favor_of_a_new_one() {
+    let database = Database::sqlite();
+    let settings = [("CONNECTIONS_MAX", "1"), ("HEADER_TIMEOUT_S", "3600")];
+    let server = Server::with(&database, &Upstream::start().await, &settings).await;
+    let mut unfinished = TcpStream::connect(address(&server.client)).await.unwrap();
+    unfinished.write_all(b"GET /v1/assistants HTTP/1.1\r\nhost: ").await.unwrap();
+
+    assert_eq!(server.client.send(Method::GET, "/v1/assistants", None).await.status, 200);
+    let mut end = Vec::new();
+    let _ =
+        tokio::time::timeout(Duration::from_secs(60), unfinished.read_to_end(&mut end)).await.expect("it is closed");
+    assert!(end.is_empty(), "{}", String::from_utf8_lossy(&end));
+}
