@@ -86,7 +86,8 @@ impl<'a> StoredRow<'a> {
 
     /// Returns the estimated score, and its largest error.
     pub(super) fn estimate(&self, query: &QueryVector) -> (f32, f32) {
-        let sum = product(self.high, &query.values, |value| i16::from(i8::from_le_bytes([value])));
+        let sum = pulp::Arch::new()
+            .dispatch(|| product(self.high, &query.values, |value| i16::from(i8::from_le_bytes([value]))));
         #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
         let score = sum as f32 * (256.0 * query.scale * self.scale);
         (score, self.error)
@@ -248,11 +249,14 @@ impl Vectors {
         let (start, end) = (rows.start as usize, rows.end as usize);
         let vectors = self.high[start * self.stride..end * self.stride].chunks_exact(self.stride);
         let factor = 256.0 * query.scale;
-        for ((score, vector), scale) in scores.iter_mut().zip(vectors).zip(&self.scales[start..end]) {
-            #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
-            let sum = product(vector, &query.values, i16::from) as f32;
-            *score = sum * (factor * scale);
-        }
+        let scores = scores.iter_mut().zip(vectors).zip(&self.scales[start..end]);
+        pulp::Arch::new().dispatch(|| {
+            for ((score, vector), scale) in scores {
+                #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
+                let sum = product(vector, &query.values, i16::from) as f32;
+                *score = sum * (factor * scale);
+            }
+        });
     }
 
     /// Appends a row and its chunk, as [`StoredRow::read_all`] reads them.
@@ -279,8 +283,11 @@ impl Vectors {
     pub(super) fn score(&self, row: u32, query: &QueryVector) -> f32 {
         let start = row as usize * self.stride;
         let bytes = start..start + self.stride;
-        let high = product(&self.high[bytes.clone()], &query.values, i16::from);
-        let low = product(&self.low[bytes], &query.values, i16::from);
+        let (high, low) = pulp::Arch::new().dispatch(|| {
+            let high = product(&self.high[bytes.clone()], &query.values, i16::from);
+            let low = product(&self.low[bytes], &query.values, i16::from);
+            (high, low)
+        });
         let unit = f64::from(self.scales[row as usize]) * f64::from(query.scale);
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a score between -1 and 1")]
         let score = ((256 * high + low) as f64 * unit) as f32;
@@ -291,7 +298,9 @@ impl Vectors {
 /// Returns the sum of the products of two vectors of equal length, which is a multiple of [`BLOCK`].
 ///
 /// The inner loop has a fixed number of products, and its sums have 32 bits, so that the compiler uses the instruction that
-/// multiplies pairs of 16-bit numbers and adds them (`pmaddwd`).
+/// multiplies pairs of 16-bit numbers and adds them (`pmaddwd`). Callers select the widest form that the processor has.
+#[expect(clippy::inline_always, reason = "compiled for the instruction set of its caller")]
+#[inline(always)]
 fn product<T: Copy>(left: &[T], right: &[i16], widen: impl Fn(T) -> i16) -> i64 {
     let mut sum = 0;
     for (left, right) in left.chunks(PART).zip(right.chunks(PART)) {
