@@ -20,6 +20,7 @@
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
 //! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
 //! | [`retrieval`] | file search: `extract` reads the texts of files in child processes |
+//! | [`tools`] | the code interpreter: Python in a WebAssembly sandbox |
 //! | [`access`] | who makes a request, and what they may do |
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
@@ -29,7 +30,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
 //! ```
 
 pub mod access;
@@ -48,4 +49,5 @@ pub mod runs;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod tools;
 pub mod work;

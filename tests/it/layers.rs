@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 19] = [
+const ORDER: [(&str, u32); 20] = [
     ("main", 0),
     ("server", 1),
     ("commands", 1),
@@ -17,18 +17,19 @@ const ORDER: [(&str, u32); 19] = [
     ("health", 3),
     ("http", 4),
     ("runs", 5),
-    ("retrieval", 6),
-    ("access", 7),
-    ("files", 8),
-    ("work", 9),
-    ("store", 10),
-    ("llm", 10),
-    ("clock", 11),
-    ("host", 12),
-    ("liveness", 12),
-    ("api", 12),
+    ("tools", 6),
+    ("retrieval", 7),
+    ("access", 8),
+    ("files", 9),
+    ("work", 10),
+    ("store", 11),
+    ("llm", 11),
+    ("clock", 12),
+    ("host", 13),
+    ("liveness", 13),
+    ("api", 13),
     // The macro of `api`, which is exported at the root.
-    ("request", 12),
+    ("request", 13),
 ];
 
 /// Files and folders whose code does no I/O and never waits.

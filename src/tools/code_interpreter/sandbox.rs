@@ -1,0 +1,81 @@
+//! The interface of what runs code.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+/// Opens sessions.
+pub trait Sandbox: Send + Sync + fmt::Debug {
+    /// Opens a session whose `/mnt/data` is a folder of the host. Blocks for some milliseconds.
+    fn open(&self, folder: &Path) -> Result<Box<dyn Session>, Error>;
+}
+
+/// An interpreter that keeps its variables between calls.
+pub trait Session: Send {
+    /// Runs code, and returns when it has ended. Blocks up to the time limit. If `stop` is cancelled, the code is stopped.
+    ///
+    /// A session that [is lost](End::is_lost) is not used again.
+    fn run(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution;
+
+    /// Returns the memory of the session, in bytes.
+    fn memory_bytes(&self) -> u64;
+}
+
+/// Limits of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum time.
+    pub time: Duration,
+    /// Maximum size of the output, in bytes. The rest is dropped.
+    pub output_bytes: usize,
+    /// Maximum size of all files in `/mnt/data`, in bytes. Writes beyond it fail with "No space left on device".
+    pub disk_bytes: u64,
+    /// Maximum number of files and folders in `/mnt/data`. Creating more fails in the same way.
+    pub files: u64,
+}
+
+/// What code has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// What the code has printed, and the value of its last expression, as a notebook shows it; then the traceback, if an
+    /// exception ended it. At most [`Limits::output_bytes`] long.
+    pub output: String,
+    /// Whether output was dropped.
+    pub is_truncated: bool,
+    /// How it ended.
+    pub end: End,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// How code ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The last statement was executed.
+    Completed,
+    /// An exception ended it. The session continues.
+    Raised,
+    /// The code ended the interpreter, for example with `sys.exit`.
+    Exited,
+    /// The time limit was reached.
+    TimedOut,
+    /// `stop` was cancelled.
+    Stopped,
+    /// The interpreter failed, for this reason.
+    Crashed(String),
+}
+
+impl End {
+    /// Returns whether the session and its variables are lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        !matches!(self, Self::Completed | Self::Raised)
+    }
+}
+
+/// Why a session cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
