@@ -21,6 +21,7 @@ use crate::runs::BusyThread;
 use crate::runs::citations::CitationStyle;
 use crate::store::Synchronous;
 use crate::telemetry::LogFormat;
+use crate::tools::code_interpreter::{sandbox, sessions};
 use crate::{files, http, llm, runs, store, work};
 
 pub use secret::{Secret, SecretUrl};
@@ -126,6 +127,16 @@ pub struct Settings {
     pub search_memory_chunks_max: usize,
     pub search_embedding_weight: f64,
     pub search_rewrite_model: String,
+    pub code_interpreter_dir: PathBuf,
+    pub code_timeout_s: u64,
+    pub code_idle_s: u64,
+    pub code_output_bytes_max: usize,
+    pub code_disk_bytes_max: u64,
+    pub code_files_max: u64,
+    pub code_memory_bytes_max: usize,
+    pub code_total_memory_bytes_max: u64,
+    pub code_sessions_max: usize,
+    pub code_concurrency: usize,
     pub log: String,
     pub log_format: LogFormat,
     pub model_aliases: BTreeMap<String, String>,
@@ -194,7 +205,11 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let at_least_one: [(&str, u64); 21] = [
+        let at_least_one: [(&str, u64); 25] = [
+            ("code_timeout_s", self.code_timeout_s),
+            ("code_idle_s", self.code_idle_s),
+            ("code_files_max", self.code_files_max),
+            ("code_sessions_max", self.code_sessions_max as u64),
             ("embedding_batch_max", self.embedding_batch_max as u64),
             ("ingest_max_attempts", self.ingest_max_attempts.into()),
             ("write_timeout_s", self.write_timeout_s),
@@ -450,6 +465,35 @@ impl Settings {
             memory_chunks_max: (self.search_memory_chunks_max > 0).then_some(self.search_memory_chunks_max),
             weights: HybridWeights { embedding, text: 1.0 - embedding },
             rewrite_model: (!self.search_rewrite_model.is_empty()).then(|| self.search_rewrite_model.clone()),
+        }
+    }
+
+    /// Returns the folder in which the code interpreter is installed. The default is a folder in `data_dir`.
+    #[must_use]
+    pub fn code_interpreter_dir(&self) -> PathBuf {
+        if self.code_interpreter_dir.as_os_str().is_empty() {
+            self.data_dir.join("code-interpreter")
+        } else {
+            self.code_interpreter_dir.clone()
+        }
+    }
+
+    /// Returns the settings of the sessions of the code interpreter.
+    #[must_use]
+    pub fn code_sessions(&self) -> sessions::Settings {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        sessions::Settings {
+            folder: self.data_dir.join("code-sessions"),
+            idle: Duration::from_secs(self.code_idle_s),
+            limits: sandbox::Limits {
+                time: Duration::from_secs(self.code_timeout_s),
+                output_bytes: self.code_output_bytes_max,
+                disk_bytes: self.code_disk_bytes_max,
+                files: self.code_files_max,
+            },
+            sessions_max: self.code_sessions_max,
+            memory_max: self.code_total_memory_bytes_max,
+            calls_max: if self.code_concurrency == 0 { processors } else { self.code_concurrency },
         }
     }
 

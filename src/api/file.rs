@@ -40,6 +40,9 @@ pub enum Purpose {
     /// Evaluations.
     #[serde(rename = "evals")]
     Evals,
+    /// What the code interpreter has written. Clients cannot upload such files.
+    #[serde(rename = "assistants_output")]
+    AssistantsOutput,
 }
 
 /// The purposes of uploaded files, in the order of the service's error text.
@@ -77,6 +80,14 @@ impl Purpose {
         Err(Error::invalid(format!("'{text}' is not one of [{}] - 'purpose'", names.join(", "))).at("purpose"))
     }
 
+    /// Parses the purpose by which files are listed.
+    ///
+    /// # Errors
+    /// Like [`Purpose::parse`].
+    pub fn parse_filter(text: &str) -> Result<Self, Error> {
+        if text == Self::AssistantsOutput.name() { Ok(Self::AssistantsOutput) } else { Self::parse(text) }
+    }
+
     /// Returns the name in the API.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -87,6 +98,7 @@ impl Purpose {
             Self::UserData => "user_data",
             Self::Vision => "vision",
             Self::Evals => "evals",
+            Self::AssistantsOutput => "assistants_output",
         }
     }
 
@@ -100,7 +112,9 @@ impl Purpose {
         let api = match self {
             Self::FineTune => "Fine-Tuning API",
             Self::Batch => "Batch API",
-            Self::Assistants | Self::UserData | Self::Vision | Self::Evals => return Ok(()),
+            Self::Assistants | Self::UserData | Self::Vision | Self::Evals | Self::AssistantsOutput => {
+                return Ok(());
+            }
         };
         let is_jsonl = filename.rsplit_once('.').is_some_and(|(_, end)| end.eq_ignore_ascii_case("jsonl"));
         if is_jsonl { Ok(()) } else { Err(Error::invalid(format!("Invalid file format for {api}. Must be .jsonl"))) }
@@ -116,7 +130,7 @@ impl Purpose {
         let fits = match self {
             Self::FineTune | Self::Batch => JSONL_TYPES.contains(&essence.as_str()),
             Self::Vision => essence.starts_with("image/"),
-            Self::Assistants | Self::UserData | Self::Evals => true,
+            Self::Assistants | Self::UserData | Self::Evals | Self::AssistantsOutput => true,
         };
         if fits {
             return Ok(());
@@ -130,7 +144,7 @@ impl Purpose {
     /// Returns whether clients may download files with this purpose.
     fn is_downloadable(self) -> bool {
         match self {
-            Self::FineTune | Self::Batch | Self::Vision | Self::Evals => true,
+            Self::FineTune | Self::Batch | Self::Vision | Self::Evals | Self::AssistantsOutput => true,
             Self::Assistants | Self::UserData => false,
         }
     }

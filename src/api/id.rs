@@ -113,6 +113,8 @@ ids! {
     StoreFileId("vsf_", "store_file_id", "vector store file");
     /// Identifies a batch of files of a vector store.
     FileBatchId("vsfb_", "batch_id", "file batch");
+    /// Identifies a session of the code interpreter. It is internal.
+    CodeSessionId("csess_", "session_id", "session");
     /// Identifies a project.
     ProjectId("proj_", "project_id", "project");
     /// Identifies an API key of a project or of the organization. It does not reveal the key.

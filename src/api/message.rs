@@ -153,17 +153,19 @@ impl Content {
 pub struct Text {
     /// The text.
     pub value: String,
-    /// Citations in the text, in order.
+    /// References to files in the text, in order.
     pub annotations: Vec<Annotation>,
 }
 
 impl Text {
-    /// Returns a range of the text, in bytes, without the marks in it and the spaces before them.
+    /// Returns a range of the text, in bytes, without the citations in it and the spaces before them.
     #[must_use]
     pub fn without_marks(&self, range: std::ops::Range<usize>) -> String {
         let mut plain = String::new();
         let mut at = range.start;
-        for mark in self.annotations.iter().filter(|mark| range.contains(&mark.start_byte)) {
+        let is_citation = |mark: &&Annotation| mark.kind == AnnotationKind::FileCitation;
+        let marks = self.annotations.iter().filter(is_citation);
+        for mark in marks.filter(|mark| range.contains(&mark.start_byte)) {
             plain.push_str(self.value.get(at..mark.start_byte).unwrap_or_default());
             plain.truncate(plain.trim_end_matches(' ').len());
             at = mark.end_byte();
@@ -184,10 +186,31 @@ pub struct Annotation {
     pub end_index: usize,
     /// Where the mark starts, in bytes.
     pub start_byte: usize,
-    /// The cited file.
+    /// The file.
     pub file_id: FileId,
     /// The cited passage; `None` if it is not sent.
     pub quote: Option<String>,
+    /// What the mark is.
+    #[serde(default, skip_serializing_if = "AnnotationKind::is_default")]
+    pub kind: AnnotationKind,
+}
+
+/// What a mark in a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnnotationKind {
+    /// A citation of a passage of a file.
+    #[default]
+    FileCitation,
+    /// The path of a file that code has written.
+    FilePath,
+}
+
+impl AnnotationKind {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is that of serde")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Annotation {
@@ -208,7 +231,15 @@ pub struct AnnotationObject<'a> {
     text: &'a str,
     start_index: usize,
     end_index: usize,
-    file_citation: FileCitation<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_citation: Option<FileCitation<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_path: Option<FilePath<'a>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct FilePath<'a> {
+    file_id: &'a FileId,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -219,26 +250,40 @@ struct FileCitation<'a> {
 }
 
 impl<'a> AnnotationObject<'a> {
-    /// Returns the form in a delta, which always has a `quote`.
+    /// Returns the form in a delta, in which a citation always has a `quote`.
     #[must_use]
     pub fn in_delta(index: u32, annotation: &'a Annotation) -> Self {
         let mut object = Self::from(annotation);
         object.index = Some(index);
-        object.file_citation.quote.get_or_insert_default();
+        if let Some(citation) = &mut object.file_citation {
+            citation.quote.get_or_insert_default();
+        }
         object
     }
 }
 
 impl<'a> From<&'a Annotation> for AnnotationObject<'a> {
     fn from(annotation: &'a Annotation) -> Self {
-        Self {
+        let file_id = &annotation.file_id;
+        let mut object = Self {
             index: None,
             r#type: "file_citation",
             text: &annotation.text,
             start_index: annotation.start_index,
             end_index: annotation.end_index,
-            file_citation: FileCitation { file_id: &annotation.file_id, quote: annotation.quote.as_deref() },
+            file_citation: None,
+            file_path: None,
+        };
+        match annotation.kind {
+            AnnotationKind::FileCitation => {
+                object.file_citation = Some(FileCitation { file_id, quote: annotation.quote.as_deref() });
+            }
+            AnnotationKind::FilePath => {
+                object.r#type = "file_path";
+                object.file_path = Some(FilePath { file_id });
+            }
         }
+        object
     }
 }
 

@@ -25,8 +25,8 @@ pub use assistant::{Assistant, CreateAssistant, ModifyAssistant};
 pub use error::Error;
 pub use file::File;
 pub use id::{
-    ApiKeyId, AssistantId, AuditLogId, FileBatchId, FileId, Ids, MessageId, PartId, ProjectId, RateLimitId, RunId,
-    RunStepId, ServiceAccountId, StoreFileId, ThreadId, ToolCallId, UploadId, VectorStoreId,
+    ApiKeyId, AssistantId, AuditLogId, CodeSessionId, FileBatchId, FileId, Ids, MessageId, PartId, ProjectId,
+    RateLimitId, RunId, RunStepId, ServiceAccountId, StoreFileId, ThreadId, ToolCallId, UploadId, VectorStoreId,
 };
 pub use message::{CreateMessage, Message, ModifyMessage};
 pub use metadata::Metadata;

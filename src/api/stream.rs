@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::id::{MessageId, RunStepId, ToolCallId};
-use super::message::{Annotation, AnnotationObject, Message, MessageObject};
+use super::message::{Annotation, AnnotationObject, ImageFile, Message, MessageObject};
 use super::run::{Run, RunObject};
 use super::run_step::{RunStep, RunStepObject};
 use super::thread::{Thread, ThreadObject};
-use super::tool::{ToolCall, ToolCallObject};
+use super::tool::{CodeOutput, ToolCall, ToolCallObject};
 
 /// An event. Its payload is the current state of the object.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,8 @@ pub enum StreamEvent {
     MessageDelta(MessageDelta),
     /// Text was added to a refusal.
     RefusalDelta(RefusalDelta),
+    /// An image was added to a message.
+    ImageDelta(ImageDelta),
     /// A tool call started, or its arguments grew.
     StepDelta(StepDelta),
     /// The stream cannot continue.
@@ -95,6 +97,17 @@ pub struct RefusalDelta {
     pub value: String,
 }
 
+/// An image that was added to a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDelta {
+    /// The message ID.
+    pub message_id: MessageId,
+    /// The index of the content part.
+    pub index: u32,
+    /// The image.
+    pub image_file: ImageFile,
+}
+
 /// What was added to a `tool_calls` step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepDelta {
@@ -120,6 +133,10 @@ pub enum CallGrowth {
     Arguments(String),
     /// A built-in tool was called. It has no results yet.
     BuiltIn(ToolCall),
+    /// Text was added to the code.
+    Code(String),
+    /// The code has produced this, the output with this number.
+    Output(u32, CodeOutput),
 }
 
 impl StreamEvent {
@@ -154,7 +171,7 @@ impl StreamEvent {
                 MessageEvent::Completed => "thread.message.completed",
                 MessageEvent::Incomplete => "thread.message.incomplete",
             },
-            Self::MessageDelta(_) | Self::RefusalDelta(_) => "thread.message.delta",
+            Self::MessageDelta(_) | Self::RefusalDelta(_) | Self::ImageDelta(_) => "thread.message.delta",
             Self::StepDelta(_) => "thread.run.step.delta",
             Self::Error(_) => "error",
         }
@@ -171,6 +188,7 @@ impl StreamEvent {
             | Self::Message(..)
             | Self::MessageDelta(_)
             | Self::RefusalDelta(_)
+            | Self::ImageDelta(_)
             | Self::StepDelta(_) => false,
         }
     }
@@ -189,6 +207,7 @@ impl StreamEvent {
             Self::Message(_, message) => serde_json::to_writer(out, &MessageObject::from(message)),
             Self::MessageDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
             Self::RefusalDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
+            Self::ImageDelta(delta) => serde_json::to_writer(out, &MessageDeltaObject::from(delta)),
             Self::StepDelta(delta) => serde_json::to_writer(out, &StepDeltaObject::from(delta)),
             Self::Error(error) => serde_json::to_writer(out, &ErrorObject { error: error.body(), flat: error.body() }),
         }
@@ -216,6 +235,20 @@ struct PartDelta<'a> {
     text: Option<TextDelta<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_file: Option<&'a ImageFile>,
+}
+
+impl<'a> MessageDeltaObject<'a> {
+    fn new(id: &'a MessageId, part: PartDelta<'a>) -> Self {
+        Self { id, object: "thread.message.delta", delta: ContentDelta { content: [part] } }
+    }
+}
+
+impl PartDelta<'_> {
+    fn new(index: u32, r#type: &'static str) -> Self {
+        Self { index, r#type, text: None, refusal: None, image_file: None }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -233,20 +266,22 @@ impl<'a> From<&'a MessageDelta> for MessageDeltaObject<'a> {
             None => delta.first.then(Vec::new),
         };
         let text = TextDelta { value: &delta.value, annotations };
-        Self {
-            id: &delta.message_id,
-            object: "thread.message.delta",
-            delta: ContentDelta {
-                content: [PartDelta { index: delta.index, r#type: "text", text: Some(text), refusal: None }],
-            },
-        }
+        let part = PartDelta { text: Some(text), ..PartDelta::new(delta.index, "text") };
+        Self::new(&delta.message_id, part)
     }
 }
 
 impl<'a> From<&'a RefusalDelta> for MessageDeltaObject<'a> {
     fn from(delta: &'a RefusalDelta) -> Self {
-        let part = PartDelta { index: delta.index, r#type: "refusal", text: None, refusal: Some(&delta.value) };
-        Self { id: &delta.message_id, object: "thread.message.delta", delta: ContentDelta { content: [part] } }
+        let part = PartDelta { refusal: Some(&delta.value), ..PartDelta::new(delta.index, "refusal") };
+        Self::new(&delta.message_id, part)
+    }
+}
+
+impl<'a> From<&'a ImageDelta> for MessageDeltaObject<'a> {
+    fn from(delta: &'a ImageDelta) -> Self {
+        let part = PartDelta { image_file: Some(&delta.image_file), ..PartDelta::new(delta.index, "image_file") };
+        Self::new(&delta.message_id, part)
     }
 }
 
@@ -286,6 +321,26 @@ enum CallDeltaKind<'a> {
         function: FunctionDelta<'a>,
     },
     BuiltIn(ToolCallObject<'a>),
+    Code {
+        r#type: &'static str,
+        code_interpreter: CodeDelta<'a>,
+    },
+}
+
+/// What was added to a call of the code interpreter.
+#[derive(Debug, Serialize)]
+struct CodeDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outputs: Option<[OutputDelta<'a>; 1]>,
+}
+
+#[derive(Debug, Serialize)]
+struct OutputDelta<'a> {
+    index: u32,
+    #[serde(flatten)]
+    output: &'a CodeOutput,
 }
 
 #[derive(Debug, Serialize)]
@@ -301,12 +356,17 @@ struct FunctionDelta<'a> {
 impl<'a> From<&'a StepDelta> for StepDeltaObject<'a> {
     fn from(delta: &'a StepDelta) -> Self {
         let function = |id, function| CallDeltaKind::Function { id, r#type: "function", function };
+        let code = |code_interpreter| CallDeltaKind::Code { r#type: "code_interpreter", code_interpreter };
         let call = match &delta.growth {
             CallGrowth::Started { id, name } => {
                 function(Some(id), FunctionDelta { name: Some(name), arguments: "", output: Some(()) })
             }
             CallGrowth::Arguments(arguments) => function(None, FunctionDelta { name: None, arguments, output: None }),
             CallGrowth::BuiltIn(call) => CallDeltaKind::BuiltIn(call.object(false)),
+            CallGrowth::Code(input) => code(CodeDelta { input: Some(input), outputs: None }),
+            CallGrowth::Output(index, output) => {
+                code(CodeDelta { input: None, outputs: Some([OutputDelta { index: *index, output }]) })
+            }
         };
         let call = CallDelta { index: delta.index, call };
         Self {

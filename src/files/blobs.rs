@@ -341,7 +341,8 @@ async fn abort(upload: WriteMultipart) {
 }
 
 /// Returns the error for bytes that a folder cannot read or delete.
-pub(super) fn unreadable(error: std::io::Error) -> Error {
+#[must_use]
+pub fn unreadable(error: std::io::Error) -> Error {
     Error(object_store::Error::Generic { store: "folder", source: Box::new(error) })
 }
 

@@ -164,7 +164,7 @@ pub(super) fn limited(
 async fn list_files(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, FileError> {
     let page = PageQuery { limit: FILES_LIMIT_MAX, ..PageQuery::default() };
     let page = page.parse_with_limit(FILES_LIMIT_MAX, query.names_and_values())?;
-    let purpose = query.get("purpose").map(Purpose::parse).transpose()?;
+    let purpose = query.get("purpose").map(Purpose::parse_filter).transpose()?;
     let files = app.store.list_files(&caller.scope, purpose, &page).await.map_err(map_cursor)?;
     Ok(list(&files, |file| file.id.as_str(), FileObject::from))
 }

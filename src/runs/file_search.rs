@@ -40,9 +40,14 @@ pub fn options(spec: &RunSpec) -> Option<&FileSearch> {
 /// run.
 #[must_use]
 pub fn name(spec: &RunSpec) -> String {
+    free_name(spec, NAME)
+}
+
+/// Returns a name for a built-in tool that differs from the names of all functions of the run.
+pub(super) fn free_name(spec: &RunSpec, name: &str) -> String {
     let is_taken =
         |name: &str| spec.tools.iter().any(|tool| matches!(tool, Tool::Function { function } if function.name == name));
-    let mut name = NAME.to_owned();
+    let mut name = name.to_owned();
     while is_taken(&name) {
         name.insert_str(0, "built_in_");
     }

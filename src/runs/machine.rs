@@ -8,6 +8,7 @@
 //! | `TextStarted`      | –           | in progress | –               | –          | –    |
 //! | `CallsStarted`     | –           | in progress | –               | –          | –    |
 //! | `ModelReplied`     | –           | in progress, completed, incomplete, requires action | – | – | –    |
+//! | `CodeEnded`        | –           | in progress | –               | –          | –    |
 //! | `ToolsEnded`       | –           | in progress, requires action | –      | –          | –    |
 //! | `OutputsSubmitted` | –           | –           | queued          | –          | –    |
 //! | `CancelRequested`  | cancelling  | cancelling  | cancelling      | –          | –    |
@@ -24,11 +25,12 @@
 //! | text and refusal after the last tool calls  | removed from the message; the message and its step stay open |
 //! | a `tool_calls` step without calls           | removed                                                      |
 //! | a `tool_calls` step with submitted outputs  | unchanged: it is already completed                           |
-//! | a `tool_calls` step of built-in tools       | unchanged: the tools run again                               |
+//! | a `tool_calls` step of built-in tools       | unchanged: the searches run again. The first code that has not ended may have run in part: it ends, and the model reads so |
 //!
 //! Built-in tools run in the server. Their calls are stored before the tools run (`ModelReplied`, then `ToolsEnded`). If a
 //! turn calls both built-in tools and functions, the step of the built-in tools is the first, and the step of the functions
-//! is created when the tools have ended; both have the calls of one turn.
+//! is created when the tools have ended; both have the calls of one turn. Code has effects: the end of each call of the code
+//! interpreter is stored (`CodeEnded`) before the next one runs, and no code runs twice.
 //!
 //! An answer that ends before its calls are complete, at the token limit, ends their step without calls.
 //!
@@ -54,16 +56,23 @@
 //! A lost call counts in `Run::lost_calls` until it is recorded. It is not certain that it was made: the server may have
 //! been lost before.
 
-use crate::api::message::{Annotation, Author, Content, IncompleteReason, MessageState, Role};
+use crate::api::message::{
+    Annotation, AnnotationKind, Author, Content, Detail, ImageFile, IncompleteReason, MessageState, Role,
+};
 use crate::api::organization::usage::ModelCall;
 use crate::api::run::{FinishReason, LastError, RunIncompleteReason, RunState};
 use crate::api::run_step::{MessageCreation, PendingFunction, ReplayedMembers, StepDetails, StepState, TurnRecord};
-use crate::api::tool::{CalledTool, FunctionCall, ToolCall};
+use crate::api::tool::{CalledCodeInterpreter, CalledTool, FunctionCall, ToolCall};
 use crate::api::usage::Usage;
 use crate::api::{FileId, Ids, Message, Metadata, Run, RunStep, RunStepId, Timestamp};
 
 /// Maximum number of lost calls of a turn that are counted. `max_attempts` is usually reached before.
 const LOST_CALLS_MAX: u32 = 100;
+
+/// What the model reads of code whose server was lost while it ran.
+const CODE_INTERRUPTED: &str = "The server was restarted while this code ran. It may have run in part, and its output is lost. The \
+                                variables of earlier calls are lost as well. Files that earlier calls have written to /mnt/data \
+                                are still there. Run the code again if it can be repeated.";
 
 /// A run with its steps and its message.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,6 +105,8 @@ pub struct Mark {
     pub file_id: FileId,
     /// The cited passage, if clients see it.
     pub quote: Option<String>,
+    /// What it is.
+    pub kind: AnnotationKind,
 }
 
 /// The length of the text and refusal that turns before the current one wrote, in bytes.
@@ -146,6 +157,7 @@ impl Progress {
             start_byte: text.value.len() - mark.text.len(),
             file_id: mark.file_id.clone(),
             quote: mark.quote.clone(),
+            kind: mark.kind,
         });
     }
 
@@ -199,6 +211,13 @@ impl Progress {
         self.open_calls().filter(|step| step.calls_built_in_tools())
     }
 
+    /// Returns the first call of the code interpreter in the open step that has not ended, with its index.
+    #[must_use]
+    pub fn running_code(&self) -> Option<(usize, &CalledCodeInterpreter)> {
+        let calls = self.running_tools()?.tool_calls().iter().enumerate();
+        calls.filter_map(|(index, call)| Some((index, call.code()?))).find(|(_, code)| code.result.is_none())
+    }
+
     /// Returns the number of turns with tool calls.
     #[must_use]
     pub fn rounds(&self) -> usize {
@@ -240,6 +259,10 @@ impl Progress {
     }
 }
 
+fn image_part(file_id: &FileId) -> Content {
+    Content::ImageFile { image_file: ImageFile { file_id: file_id.clone(), detail: Detail::default() } }
+}
+
 fn text_part(part: &mut Content) -> Option<&mut String> {
     if let Content::Text { text } = part { Some(&mut text.value) } else { None }
 }
@@ -267,6 +290,13 @@ pub enum Input {
         calls: Vec<CompletedCall>,
         /// Members of a turn with calls that are sent back to the model.
         replay: Option<Box<ReplayedMembers>>,
+    },
+    /// A call of the code interpreter in the open step has ended.
+    CodeEnded {
+        /// The index of the call.
+        index: usize,
+        /// The call with its results.
+        call: CalledCodeInterpreter,
     },
     /// The built-in tools of the open step have ended, with these results, in the order of the calls.
     ToolsEnded(Vec<CalledTool>),
@@ -405,8 +435,15 @@ pub fn step(progress: &Progress, input: Input, now: Timestamp, ids: &Ids) -> Res
                 Ok(change.begin_calls(ids).call_tools(*started_at, usage, calls, replay))
             }
         }
+        (InProgress { started_at }, Input::CodeEnded { index, call })
+            if progress.running_code().is_some_and(|(running, _)| running == index) && call.result.is_some() =>
+        {
+            let started_at = *started_at;
+            Ok(change.end_code(index, call).run(RunState::InProgress { started_at }).done(Effect::RunTools))
+        }
         (InProgress { started_at }, Input::ToolsEnded(results))
-            if progress.running_tools().is_some_and(|step| step.tool_calls().len() == results.len()) =>
+            if progress.running_tools().is_some_and(|step| step.tool_calls().len() == results.len())
+                && progress.running_code().is_none() =>
         {
             Ok(change.end_tools(*started_at, results, ids))
         }
@@ -452,6 +489,7 @@ impl Input {
             Self::Claimed
             | Self::TextStarted
             | Self::CallsStarted
+            | Self::CodeEnded { .. }
             | Self::ToolsEnded(_)
             | Self::OutputsSubmitted(_)
             | Self::LimitReached(_)
@@ -466,6 +504,7 @@ impl Input {
             Self::Claimed => "Claimed",
             Self::TextStarted => "TextStarted",
             Self::CallsStarted => "CallsStarted",
+            Self::CodeEnded { .. } => "CodeEnded",
             Self::ToolsEnded(_) => "ToolsEnded",
             Self::OutputsSubmitted(_) => "OutputsSubmitted",
             Self::LimitReached(_) => "LimitReached",
@@ -599,6 +638,10 @@ impl Change {
         self = self.remove_unfinished_calls();
         let Settled { text, refusal } = self.progress.settled();
         self.progress.truncate(text, refusal);
+        let running = self.progress.running_code().map(|(index, call)| (index, call.clone()));
+        if let Some((index, call)) = running {
+            self = self.end_code(index, CalledCodeInterpreter { result: Some(CODE_INTERRUPTED.to_owned()), ..call });
+        }
         let started_at = self.now;
         let effect = if runs_tools { Effect::RunTools } else { Effect::CallModel };
         self.run(RunState::InProgress { started_at }).done(effect)
@@ -754,6 +797,27 @@ impl Change {
         self.run(RunState::RequiresAction { started_at, calls }).done(Effect::AwaitClient)
     }
 
+    /// Adds the results of code. Its images are shown in the message, unless that is created later.
+    fn end_code(mut self, index: usize, result: CalledCodeInterpreter) -> Self {
+        if let Some(message) =
+            self.progress.message.as_mut().filter(|message| message.state == MessageState::InProgress)
+        {
+            message.content.extend(result.images().map(image_part));
+            self.message = Some(message.clone());
+        }
+        if let Some(step) = self.progress.steps.iter_mut().find(|step| !step.creates_message() && step.is_open()) {
+            if let StepDetails::ToolCalls { tool_calls } = &mut step.details
+                && let Some(call) = tool_calls.get_mut(index)
+            {
+                call.tool = CalledTool::CodeInterpreter { code_interpreter: result };
+            }
+            self.steps.retain(|written| written.id != step.id);
+            self.steps.push(step.clone());
+        }
+        self.made_progress = true;
+        self
+    }
+
     /// Adds the results of the built-in tools. If the turn has called functions as well, these are next.
     fn end_tools(mut self, started_at: Timestamp, results: Vec<CalledTool>, ids: &Ids) -> Transition {
         let at = self.now;
@@ -811,13 +875,15 @@ impl Change {
             StepDetails::ToolCalls { .. } => None,
         });
         let spec = &self.progress.run.spec;
+        let calls = self.progress.steps.iter().flat_map(RunStep::tool_calls);
+        let images = calls.filter_map(ToolCall::code).flat_map(CalledCodeInterpreter::images);
         let message = Message {
             id: existing_id.clone().unwrap_or_else(|| ids.generate()),
             created_at: self.now,
             thread_id: spec.thread_id.clone(),
             author: Some(Author { assistant_id: spec.assistant_id.clone(), run_id: spec.id.clone() }),
             role: Role::Assistant,
-            content: Vec::new(),
+            content: images.map(image_part).collect(),
             attachments: Vec::new(),
             metadata: Metadata::default(),
             state: MessageState::InProgress,

@@ -8,8 +8,10 @@
 //! | [`drive`] | the loop over effects, as a job of a [`crate::work::Worker`] |
 //! | `model_turn` | one model call |
 //! | [`tools`] | runs the built-in tools that the model has called |
+//! | [`code`] | the code interpreter as the model sees it; pure |
 //! | [`file_search`] | the file search as the model sees it; pure |
 //! | [`citations`] | turns the references that the model writes into marks; pure |
+//! | [`file_paths`] | finds the paths of files that code has written in the text; pure |
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
 //! | `images` | image files in prompts |
 //! | `scaling` | scales images down; pure |
@@ -19,7 +21,9 @@
 //! | [`sweeper`] | ends overdue runs and promotes waiting runs that have no driver |
 
 pub mod citations;
+pub mod code;
 pub mod drive;
+pub mod file_paths;
 pub mod file_search;
 mod images;
 pub mod machine;
@@ -46,6 +50,7 @@ use crate::files::service::FileService;
 use crate::llm::Models;
 use crate::retrieval::search::Retrieval;
 use crate::store::Store;
+use crate::tools::code_interpreter::sessions::Interpreter;
 
 use citations::CitationStyle;
 
@@ -69,6 +74,8 @@ pub struct Dependencies {
     pub files: FileService,
     /// Searches vector stores.
     pub retrieval: Retrieval,
+    /// Runs code.
+    pub interpreter: Interpreter,
     /// The time.
     pub clock: Arc<Clock>,
     /// Generates IDs.

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::citations::{self, CitationStyle, Piece, Source};
 use super::drive::{DriveError, Driver, LeasedRun};
+use super::file_paths::{self, FilePaths};
 use super::file_search::Passages;
 use super::machine::{Effect, Input, Mark};
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
@@ -17,7 +18,9 @@ use super::{Settings, prompt};
 
 use crate::access::{self, Reached, Reservation};
 use crate::api::Message;
+use crate::api::message::AnnotationKind;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunSpec};
+use crate::api::tool::{ToolCall, WrittenFile};
 use crate::api::usage::Usage;
 use crate::llm::tokens::{self, PromptSample};
 use crate::llm::{self, ChatRequest, Route};
@@ -363,8 +366,13 @@ impl Driver {
     /// Returns what turns the references of the next answer into marks.
     fn citer(&self, run: &LeasedRun) -> Citer {
         let Settings { citations: style, quotes_passages, .. } = self.settings;
-        let sources = Passages::of(&run.current.progress.steps).into_sources();
-        Citer { sources, style, quotes_passages, state: citations::State::new(style) }
+        let steps = &run.current.progress.steps;
+        let sources = Passages::of(steps).into_sources();
+        // The newest file with a path is the one that is meant.
+        let code = steps.iter().rev().flat_map(|step| step.tool_calls().iter().rev()).filter_map(ToolCall::code);
+        let files = code.flat_map(|code| code.files.clone()).collect();
+        let state = citations::State::new(style);
+        Citer { sources, style, quotes_passages, state, files, paths: FilePaths::default() }
     }
 
     /// Applies the events of one read to the run, and publishes them together.
@@ -459,19 +467,22 @@ struct Citer {
     style: CitationStyle,
     quotes_passages: bool,
     state: citations::State,
+    /// The files that code has written.
+    files: Vec<WrittenFile>,
+    paths: FilePaths,
 }
 
 impl Citer {
-    /// Finds the references in the text of these events. Without sources, the events are unchanged.
+    /// Finds the references in the text of these events. Without sources and files, the events are unchanged.
     fn apply(&mut self, events: impl Iterator<Item = TurnEvent>) -> Vec<TurnEvent> {
-        if self.sources.is_empty() {
+        if self.sources.is_empty() && self.files.is_empty() {
             return events.collect();
         }
         let mut applied = Vec::new();
         for event in events {
             if let TurnEvent::Text(text) = event {
                 let pieces = self.state.push(&text, &self.sources);
-                applied.extend(pieces.into_iter().filter_map(|piece| self.event(piece)));
+                applied.extend(self.events(pieces));
             } else {
                 applied.extend(self.finish());
                 applied.push(event);
@@ -483,16 +494,49 @@ impl Citer {
     /// Returns the text that was held back.
     fn finish(&mut self) -> Vec<TurnEvent> {
         let pieces = self.state.finish(&self.sources);
-        pieces.into_iter().filter_map(|piece| self.event(piece)).collect()
+        let mut events = self.events(pieces);
+        events.extend(self.rest_of_path());
+        events
     }
 
-    fn event(&self, piece: Piece) -> Option<TurnEvent> {
-        let source = match piece {
-            Piece::Text(text) => return Some(TurnEvent::Text(text)),
-            Piece::Reference(index) => &self.sources[index],
-        };
+    /// Returns the events of pieces, in which the paths of files are found as well.
+    fn events(&mut self, pieces: Vec<Piece>) -> Vec<TurnEvent> {
+        let mut events = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    let pieces = self.paths.push(&text, &self.files);
+                    events.extend(pieces.into_iter().map(|piece| self.path_event(piece)));
+                }
+                Piece::Reference(index) => {
+                    events.extend(self.rest_of_path());
+                    events.extend(self.citation(&self.sources[index]));
+                }
+            }
+        }
+        events
+    }
+
+    /// Returns text that was held back because it could have become a path.
+    fn rest_of_path(&mut self) -> Vec<TurnEvent> {
+        let pieces = self.paths.finish(&self.files);
+        pieces.into_iter().map(|piece| self.path_event(piece)).collect()
+    }
+
+    fn path_event(&self, piece: file_paths::Piece) -> TurnEvent {
+        match piece {
+            file_paths::Piece::Text(text) => TurnEvent::Text(text),
+            file_paths::Piece::Path { text, file } => {
+                let file_id = self.files[file].file_id.clone();
+                TurnEvent::Mark(Mark { text, file_id, quote: None, kind: AnnotationKind::FilePath })
+            }
+        }
+    }
+
+    fn citation(&self, source: &Source) -> Option<TurnEvent> {
         let quote = self.quotes_passages.then(|| source.quote());
-        let mark = Mark { text: source.mark(self.style), file_id: source.file_id.clone(), quote };
+        let kind = AnnotationKind::FileCitation;
+        let mark = Mark { text: source.mark(self.style), file_id: source.file_id.clone(), quote, kind };
         (!mark.text.is_empty()).then_some(TurnEvent::Mark(mark))
     }
 }

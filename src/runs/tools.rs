@@ -1,27 +1,30 @@
 //! Runs the built-in tools that the model has called.
 //!
-//! The calls are stored before the tools run, and the results afterwards. If the server is lost in between, the tools run
-//! again; they have no effects outside of the run.
+//! The calls are stored before the tools run, and the results afterwards. If the server is lost in between, searches run
+//! again, and code does not: see [`super::machine`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 
 use super::drive::{DriveError, Driver, LeasedRun};
 use super::file_search;
 use super::machine::{Input, Progress};
 use super::model_turn::{failed, in_background};
-use crate::api::VectorStoreId;
 use crate::api::organization::usage::CallOrigin;
 use crate::api::run::RunSpec;
 use crate::api::tool::{
-    CalledFileSearch, CalledRankingOptions, CalledTool, FileSearch, FileSearchResult, ToolResources,
+    CalledCodeInterpreter, CalledFileSearch, CalledRankingOptions, CalledTool, FileSearch, FileSearchResult,
+    ToolResources,
 };
 use crate::api::usage::Usage;
+use crate::api::{FileId, VectorStoreId};
 use crate::llm::tokens;
 use crate::retrieval;
 use crate::retrieval::search::{Caller, Hit, Query};
+use crate::tools::code_interpreter::sessions::{self, Call, Outcome};
 use crate::work::Attempt;
 
 /// Maximum number of searches of one turn that run at the same time.
@@ -41,6 +44,9 @@ pub(super) enum ToolError {
     /// A vector store has expired.
     #[error("Vector store '{0}' has expired.")]
     Expired(VectorStoreId),
+    /// There is no code interpreter.
+    #[error("{0}")]
+    NoInterpreter(String),
 }
 
 /// The vector stores of a run.
@@ -55,15 +61,60 @@ impl Driver {
     pub(super) async fn run_tools(&self, run: &mut LeasedRun, attempt: &Attempt) -> Result<Input, DriveError> {
         let spec = run.current.progress.run.spec.clone();
         let mut interrupted = std::pin::pin!(self.interrupted(&spec, run.live.clone(), attempt.stopping()));
-        let results = tokio::select! {
+        let ended = tokio::select! {
             biased;
             interruption = &mut interrupted => return Box::pin(self.resolve(interruption, run, Usage::default())).await,
-            results = Box::pin(self.tool_results(&run.current.progress)) => results?,
+            ended = Box::pin(self.run_next(&run.current.progress)) => ended?,
         };
-        Ok(match results {
-            Ok(results) => Input::ToolsEnded(results),
-            Err(expired) => failed(expired.to_string(), Usage::default()),
-        })
+        Ok(ended.unwrap_or_else(|error| failed(error.to_string(), Usage::default())))
+    }
+
+    /// Runs the next code of the open step, or all its searches after all code has ended. Returns the outcome as an input for
+    /// the machine, or why the run must fail.
+    async fn run_next(&self, progress: &Progress) -> Result<Result<Input, ToolError>, DriveError> {
+        match progress.running_code() {
+            Some((index, call)) => {
+                let ended = self.run_code(&progress.run.spec, call).await?;
+                Ok(ended.map(|call| Input::CodeEnded { index, call }))
+            }
+            None => Ok(self.tool_results(progress).await?.map(Input::ToolsEnded)),
+        }
+    }
+
+    async fn run_code(
+        &self,
+        spec: &RunSpec,
+        call: &CalledCodeInterpreter,
+    ) -> Result<Result<CalledCodeInterpreter, ToolError>, DriveError> {
+        let files = self.code_files(spec).await?;
+        let code = Call { scope: &spec.scope, thread: &spec.thread_id, files: &files, code: &call.input };
+        match self.dependencies.interpreter.run(code, &CancellationToken::new()).await {
+            Ok(Outcome { outputs, result, files }) => {
+                let input = call.input.clone();
+                Ok(Ok(CalledCodeInterpreter { input, outputs, result: Some(result), files }))
+            }
+            Err(sessions::Error::Unavailable(reason)) => Ok(Err(ToolError::NoInterpreter(reason))),
+            Err(sessions::Error::Store(error)) => Err(error.into()),
+            Err(error @ (sessions::Error::Sandbox(_) | sessions::Error::Folder(_))) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "failed to run code");
+                Ok(Err(ToolError::NoInterpreter("The code interpreter has failed; see the server's log.".to_owned())))
+            }
+        }
+    }
+
+    /// Returns the files that the code of a run can read: those of the run, its assistant and its thread.
+    async fn code_files(&self, spec: &RunSpec) -> Result<Vec<FileId>, DriveError> {
+        let store = &self.dependencies.store;
+        let context = self.retry(|| store.run_context(&spec.scope, Some(&spec.thread_id), &spec.assistant_id)).await?;
+        let of_assistant = context.assistant.iter().flat_map(|assistant| assistant.tool_resources.code_files());
+        let of_thread = context.thread.iter().flat_map(|thread| thread.tool_resources.code_files());
+        let mut files = Vec::new();
+        for id in spec.tool_resources.code_files().iter().chain(of_assistant).chain(of_thread) {
+            if !files.contains(id) {
+                files.push(id.clone());
+            }
+        }
+        Ok(files)
     }
 
     /// Returns the results of the open step's calls, in order, or why the run must fail.
@@ -74,11 +125,17 @@ impl Driver {
         self.wait_until_processed(spec, &stores.of_thread).await?;
         let tokens_max = self.result_tokens_max(spec).await / step.tool_calls().len().max(1);
         let arguments = step.turn.as_ref().map(|turn| turn.arguments.as_slice()).unwrap_or_default();
-        let mut results = Vec::with_capacity(arguments.len());
-        for together in arguments.chunks(SEARCHES_MAX) {
+        let calls: Vec<_> = step.tool_calls().iter().zip(arguments).collect();
+        let mut results = Vec::with_capacity(calls.len());
+        for together in calls.chunks(SEARCHES_MAX) {
             let mut searches: Vec<BoxFuture<'_, _>> = Vec::new();
-            for arguments in together {
-                searches.push(Box::pin(self.search(spec, &stores.all, arguments, tokens_max)));
+            for (call, arguments) in together {
+                searches.push(match &call.tool {
+                    CalledTool::FileSearch { .. } => Box::pin(self.search(spec, &stores.all, arguments, tokens_max)),
+                    ended @ (CalledTool::CodeInterpreter { .. } | CalledTool::Function { .. }) => {
+                        Box::pin(std::future::ready(Ok(ended.clone())))
+                    }
+                });
             }
             match futures_util::future::try_join_all(searches).await {
                 Ok(found) => results.extend(found),

@@ -5,11 +5,12 @@
 
 use serde_json::{Map, Value};
 
+use super::code::{self, CodeReader};
 use super::machine::{CompletedCall, Mark};
 use crate::api::run::FinishReason;
 use crate::api::run_step::ReplayedMembers;
 use crate::api::stream::CallGrowth;
-use crate::api::tool::{CalledTool, FunctionCall};
+use crate::api::tool::{CalledTool, FunctionCall, ToolCall};
 use crate::api::usage::Usage;
 use crate::api::{Ids, ToolCallId};
 use crate::llm::{CallPiece, ChatDelta, lenient, members};
@@ -26,6 +27,12 @@ pub struct KnownFunction {
     pub takes_arguments: bool,
     /// The built-in tool, without results; `None` for a function of the client.
     pub built_in: Option<CalledTool>,
+}
+
+impl KnownFunction {
+    fn runs_code(&self) -> bool {
+        matches!(self.built_in, Some(CalledTool::CodeInterpreter { .. }))
+    }
 }
 
 /// The answer so far.
@@ -71,6 +78,8 @@ struct Call {
     /// How far the arguments were scanned, in bytes.
     scanned: usize,
     is_whole: bool,
+    /// Reads the code in the arguments, if it is a call of the code interpreter.
+    code: CodeReader,
 }
 
 /// A part of the answer that is added to the run.
@@ -149,6 +158,7 @@ impl Turn {
                     escaper: lenient::Escaper::default(),
                     scanned: 0,
                     is_whole: false,
+                    code: CodeReader::default(),
                 });
                 self.calls.len() - 1
             }
@@ -156,9 +166,16 @@ impl Turn {
         if let Some(name) = &piece.name {
             self.extend_name(index, name);
         }
+        let runs_code = self.function(&self.calls[index].name).is_some_and(KnownFunction::runs_code);
         let call = &mut self.calls[index];
-        let arguments = call.escaper.push(&piece.arguments);
-        call.arguments.push_str(&arguments);
+        // Code that is not in an object has the line feeds that it needs.
+        let is_object = format!("{}{}", call.arguments, piece.arguments).trim_start().starts_with('{');
+        if runs_code && !is_object {
+            call.arguments.push_str(&piece.arguments);
+        } else {
+            let arguments = call.escaper.push(&piece.arguments);
+            call.arguments.push_str(&arguments);
+        }
         if call.upstream_id.is_none() {
             call.upstream_id = piece.id;
         }
@@ -192,8 +209,7 @@ impl Turn {
             return Vec::new();
         }
         if self.has_built_in_tools() {
-            let is_first = !std::mem::replace(&mut self.are_started, true);
-            return if is_first { vec![TurnEvent::CallsStarted] } else { Vec::new() };
+            return self.publish_built_in(index);
         }
         let mut events = Vec::new();
         // Calls are published in order.
@@ -213,6 +229,38 @@ impl Turn {
         events
     }
 
+    /// Publishes that calls have started, and the code of the code interpreter while the model writes it, after the calls of
+    /// built-in tools before it. All other calls are published when they are complete, because those of built-in tools are
+    /// in a step before those of functions.
+    fn publish_built_in(&mut self, index: usize) -> Vec<TurnEvent> {
+        let is_first = !std::mem::replace(&mut self.are_started, true);
+        let mut events: Vec<TurnEvent> = is_first.then_some(TurnEvent::CallsStarted).into_iter().collect();
+        let runs_code = self.function(&self.calls[index].name).is_some_and(KnownFunction::runs_code);
+        if !runs_code || self.calls[index].arguments.is_empty() {
+            return events;
+        }
+        let mut count = 0;
+        for position in 0..=index {
+            let Some(known) = self.function(&self.calls[position].name) else { break };
+            let Some(tool) = known.built_in.clone() else { continue };
+            let runs_code = known.runs_code();
+            let call = &mut self.calls[position];
+            if !std::mem::replace(&mut call.is_published, true) {
+                let started = ToolCall { id: call.id.clone(), tool };
+                events.push(TurnEvent::Call(count, CallGrowth::BuiltIn(started)));
+            }
+            if runs_code {
+                let more = call.code.push(&call.arguments[call.published.end..]);
+                call.published.end = call.arguments.len();
+                if !more.is_empty() {
+                    events.push(TurnEvent::Call(count, CallGrowth::Code(more)));
+                }
+            }
+            count += 1;
+        }
+        events
+    }
+
     /// Publishes a call that is not published yet, if its name is known or `must_start`.
     fn publish_name(&mut self, index: usize, must_start: bool) -> Option<TurnEvent> {
         let known = self.function(&self.calls[index].name).map(|function| function.name.clone());
@@ -228,8 +276,7 @@ impl Turn {
         Some(TurnEvent::Call(number(index), CallGrowth::Started { id: call.id.clone(), name }))
     }
 
-    /// Whether the run has built-in tools. The calls of a turn are then published when they are complete, because those of
-    /// built-in tools are in a step before those of functions.
+    /// Whether the run has built-in tools.
     fn has_built_in_tools(&self) -> bool {
         self.known.iter().any(|function| function.built_in.is_some())
     }
@@ -298,6 +345,7 @@ impl Turn {
             .or_else(|| exact(after_prefix))
             .or_else(inside)
             .or_else(in_other_case)
+            .or_else(|| self.known.iter().find(|function| function.runs_code() && code::is_alias(after_prefix)))
     }
 
     /// Returns the parts of the answer that are not text of the message: calls, thinking, and other members.
@@ -338,12 +386,18 @@ impl Turn {
             let Some(function) = function else {
                 return Err(format!("The model called the function '{}', which this run does not have.", call.name));
             };
-            let arguments = lenient::arguments(&call.arguments, function.takes_arguments);
+            let (arguments, built_in) = match function.built_in {
+                Some(CalledTool::CodeInterpreter { .. }) => {
+                    let (arguments, called) = code::call(&call.arguments);
+                    (arguments, Some(called))
+                }
+                built_in => (lenient::arguments(&call.arguments, function.takes_arguments), built_in),
+            };
             // The ID of another call cannot identify this one.
             let is_unique = |id: &String| !made.iter().any(|other: &CompletedCall| other.upstream_id == *id);
             let upstream_id = call.upstream_id.filter(is_unique).unwrap_or_else(|| call.id.to_string());
             let call_made = FunctionCall { id: call.id, name: function.name, arguments };
-            made.push(CompletedCall { call: call_made, built_in: function.built_in, upstream_id });
+            made.push(CompletedCall { call: call_made, built_in, upstream_id });
             call_members.push(call.members);
         }
         if call_members.iter().all(Map::is_empty) {
@@ -469,7 +523,7 @@ mod tests {
                     calls.push((name.clone(), String::new()));
                 }
                 TurnEvent::Call(index, CallGrowth::Arguments(more)) => calls[*index as usize].1.push_str(more),
-                TurnEvent::Call(_, CallGrowth::BuiltIn(_))
+                TurnEvent::Call(_, CallGrowth::BuiltIn(_) | CallGrowth::Code(_) | CallGrowth::Output(..))
                 | TurnEvent::Text(_)
                 | TurnEvent::Refusal(_)
                 | TurnEvent::Mark(_)

@@ -28,6 +28,11 @@ use crate::retrieval::search::Retrieval;
 use crate::runs::service::RunService;
 use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
+use crate::tools::code_interpreter::engine;
+use crate::tools::code_interpreter::install::Installation;
+use crate::tools::code_interpreter::sandbox::Sandbox;
+use crate::tools::code_interpreter::sessions::Interpreter;
+use crate::tools::code_interpreter::wasm::Wasm;
 use crate::work;
 use crate::work::{Queue, Supervisor, Worker};
 
@@ -104,6 +109,7 @@ pub struct Server {
     drain: Drain,
     tokens: Arc<Tokens>,
     database: Arc<dyn Store>,
+    interpreter: Interpreter,
     /// Stops the background loops.
     stopping: CancellationToken,
     /// Stops accepting connections.
@@ -147,6 +153,7 @@ impl Server {
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
         let retrieval =
             Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
+        let interpreter = interpreter(settings, &database, &files, &ids);
         let dependencies = Dependencies {
             store: database.clone(),
             models: models.clone(),
@@ -154,6 +161,7 @@ impl Server {
             tokens: tokens.clone(),
             files: files.clone(),
             retrieval: retrieval.clone(),
+            interpreter: interpreter.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
         };
@@ -202,8 +210,8 @@ impl Server {
         supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
         sum_usage(&supervisor, &database, &app.clock, settings.usage_days);
-        let (measured, clock) = (database.clone(), app.clock.clone());
-        supervisor.supervise("measure vector stores", move || measure_vector_stores(measured.clone(), clock.clone()));
+        measure_sizes(&supervisor, &database, &app.clock);
+        close_sessions(&supervisor, &interpreter);
         refresh_model_lists(&supervisor, &models);
         let bounds = connection_bounds(settings);
         let connections_max = connections::connections_allowed(&bounds);
@@ -221,6 +229,7 @@ impl Server {
             drain,
             tokens,
             database,
+            interpreter,
             stopping,
             closing,
             tasks,
@@ -254,6 +263,7 @@ impl Server {
         self.tasks.close();
         let closed = async {
             self.tasks.wait().await;
+            self.interpreter.close_all();
             self.tokens.drained().await;
             self.database.close().await;
         };
@@ -269,6 +279,39 @@ pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>
     let models = Arc::new(models(settings).await.models);
     let (embedder, _) = embedder(settings, &models, None);
     Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
+}
+
+/// Why there is no code interpreter.
+const NOT_INSTALLED: &str = "The code interpreter is not installed on this server. Install it with \"assistd code-interpreter \
+                             install\" and restart the server.";
+
+fn measure_sizes(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc<Clock>) {
+    let (database, clock) = (database.clone(), clock.clone());
+    supervisor.supervise("measure vector stores", move || measure_vector_stores(database.clone(), clock.clone()));
+}
+
+fn close_sessions(supervisor: &Supervisor, interpreter: &Interpreter) {
+    let interpreter = interpreter.clone();
+    supervisor.supervise("close sessions", move || interpreter.clone().close_idle());
+}
+
+fn sandbox(settings: &Settings) -> Result<Arc<dyn Sandbox>, String> {
+    let installed = Installation::find(&settings.code_interpreter_dir()).map_err(|error| error.to_string())?;
+    let installed = installed.ok_or_else(|| NOT_INSTALLED.to_owned())?;
+    let engine = engine::engine().map_err(|error| error.to_string())?;
+    let wasm = Wasm::load(engine, installed, settings.code_memory_bytes_max).map_err(|error| error.to_string())?;
+    Ok(Arc::new(wasm))
+}
+
+/// Creates what runs code. If the runtime cannot be used, runs that need it fail.
+fn interpreter(settings: &Settings, database: &Arc<dyn Store>, files: &FileService, ids: &Arc<Ids>) -> Interpreter {
+    let sandbox = sandbox(settings);
+    if let Err(reason) = &sandbox
+        && reason != NOT_INSTALLED
+    {
+        tracing::error!(reason, "the code interpreter cannot be used");
+    }
+    Interpreter::new(sandbox, settings.code_sessions(), database.clone(), files.clone(), ids.clone())
 }
 
 fn connection_bounds(settings: &Settings) -> connections::Settings {

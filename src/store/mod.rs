@@ -16,6 +16,7 @@
 
 mod access;
 mod budgets;
+mod code;
 mod files;
 mod jobs;
 mod ledger;
@@ -43,6 +44,7 @@ use crate::clock::Clock;
 
 pub use access::{AccessData, StoredKey};
 pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
+pub use code::CodeSessions;
 pub use files::{BlobId, BlobKind, Blobs, Files, Uploads};
 pub use jobs::{JobKind, Jobs, Lease};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
@@ -501,6 +503,7 @@ pub trait Store:
     + NearestChunks
     + AccessData
     + Budgets
+    + CodeSessions
     + Ledger
     + Organization
 {

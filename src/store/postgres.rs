@@ -96,6 +96,8 @@ mod assistants;
 mod audit_log;
 #[path = "sql/budgets.rs"]
 mod budgets;
+#[path = "sql/code.rs"]
+mod code;
 #[path = "sql/files.rs"]
 mod files;
 #[path = "sql/ingestion.rs"]

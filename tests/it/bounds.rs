@@ -214,7 +214,6 @@ async fn a_connection_with_a_part_of_a_request_is_closed_in_favor_of_a_new_one()
 
     assert_eq!(server.client.send(Method::GET, "/v1/assistants", None).await.status, 200);
     let mut end = Vec::new();
-    let _ =
-        tokio::time::timeout(Duration::from_mins(1), unfinished.read_to_end(&mut end)).await.expect("it is closed");
+    let _ = tokio::time::timeout(Duration::from_mins(1), unfinished.read_to_end(&mut end)).await.expect("it is closed");
     assert!(end.is_empty(), "{}", String::from_utf8_lossy(&end));
 }

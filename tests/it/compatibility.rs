@@ -25,8 +25,7 @@ those of the service, unless noted.
 const NOTES: [(&str, &str); 19] = [
     (
         "tools",
-        "functions and `file_search` are supported; `code_interpreter` is stored and returned, but not offered to the model; \
-         at most 128, also on a run (service: 20)",
+        "functions, `file_search` and `code_interpreter`, which an operator installs; at most 128, also on a run (service: 20)",
     ),
     ("tool_resources", "files and vector stores must exist"),
     ("attachments", "added to the tool resources of the thread"),
@@ -104,17 +103,11 @@ fn parameters(document: &Value, operation: &Value) -> Vec<String> {
     names.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Parameters that have no effect yet, by the start of their path.
-const WITHOUT_EFFECT: [&str; 1] = ["tool_resources.code_interpreter"];
-
 /// Returns the note on a parameter that both descriptions have. A nested thread has the notes of a thread.
 fn note(path: &str) -> &'static str {
     let path = path.strip_prefix("thread.").unwrap_or(path);
     match NOTES.iter().find(|(name, _)| *name == path) {
         Some((_, note)) => note,
-        None if WITHOUT_EFFECT.iter().any(|start| path.starts_with(start)) => {
-            "checked, stored and returned; no effect yet"
-        }
         None => "supported",
     }
 }

@@ -33,7 +33,7 @@ const ORDER: [(&str, u32); 20] = [
 ];
 
 /// Files and folders whose code does no I/O and never waits.
-const PURE: [&str; 30] = [
+const PURE: [&str; 32] = [
     "api",
     "host.rs",
     "retrieval/chunk.rs",
@@ -41,7 +41,9 @@ const PURE: [&str; 30] = [
     "retrieval/lexical",
     "retrieval/rank.rs",
     "runs/citations.rs",
+    "runs/code.rs",
     "runs/scaling.rs",
+    "runs/file_paths.rs",
     "runs/file_search.rs",
     "runs/machine.rs",
     "runs/turn.rs",

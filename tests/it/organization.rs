@@ -20,8 +20,7 @@ const MEMBER_KEY: &str = "sk-test-member";
 const ADMIN_KEY: &str = "sk-test-admin";
 
 /// The usage of tools that are not served.
-const NOT_SERVED: [&str; 2] =
-    ["/organization/usage/code_interpreter_sessions", "/organization/usage/file_search_calls"];
+const NOT_SERVED: [&str; 1] = ["/organization/usage/file_search_calls"];
 
 #[test]
 fn every_operation_of_the_service_is_served() {

@@ -17,7 +17,7 @@ const RUN_COMPLETED: [&str; 4] = ["message.completed", "run.step.completed", "ru
 /// An assistant with the functions `weather` and `time`.
 async fn assistant(client: &Client) -> String {
     let function = |name: &str| json!({"type": "function", "function": {"name": name, "description": "d"}});
-    let tools = json!([function("weather"), function("time"), {"type": "code_interpreter"}]);
+    let tools = json!([function("weather"), function("time")]);
     let created = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
     created["id"].as_str().unwrap().to_owned()
 }

@@ -49,6 +49,8 @@ pub enum UsageKind {
     Calls(CallKind),
     /// The size of vector stores. Their only fields are the projects, and their buckets are days.
     VectorStores,
+    /// The sessions of the code interpreter. Their only fields are the projects.
+    CodeInterpreterSessions,
 }
 
 impl From<CallKind> for UsageKind {
@@ -184,8 +186,8 @@ const GROUP_FIELDS: [(&str, GroupField); 8] = [
 ];
 /// Number of the fields that exist for embeddings as well.
 const EMBEDDINGS_FIELDS: usize = 6;
-/// Number of the fields that exist for vector stores as well.
-const VECTOR_STORES_FIELDS: usize = 1;
+/// Number of the fields that exist for vector stores and sessions of the code interpreter as well.
+const PROJECT_FIELDS: usize = 1;
 
 /// A query about usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,8 +269,8 @@ impl UsageQuery {
     ) -> Result<Self, Error> {
         let kind = kind.into();
         let mut given = collect(parameters)?;
-        if kind == UsageKind::VectorStores {
-            // The service does not have these parameters for vector stores.
+        if !matches!(kind, UsageKind::Calls(_)) {
+            // The service has these parameters for model calls only.
             (given.users, given.api_keys, given.models) = Default::default();
         }
         let start = time("start_time", given.start.ok_or_else(|| missing(&At::Member(&At::Root, "start_time")))?)?;
@@ -411,8 +413,8 @@ fn time(name: &str, text: &str) -> Result<i64, Error> {
 fn width(kind: UsageKind, text: Option<&str>) -> Result<BucketWidth, Error> {
     match (kind, text) {
         (_, Some("1d") | None) => Ok(BucketWidth::Day),
-        (UsageKind::Calls(_), Some("1m")) => Ok(BucketWidth::Minute),
-        (UsageKind::Calls(_), Some("1h")) => Ok(BucketWidth::Hour),
+        (UsageKind::Calls(_) | UsageKind::CodeInterpreterSessions, Some("1m")) => Ok(BucketWidth::Minute),
+        (UsageKind::Calls(_) | UsageKind::CodeInterpreterSessions, Some("1h")) => Ok(BucketWidth::Hour),
         (kind, Some(other)) => {
             let known = if kind == UsageKind::VectorStores { &["1d"][..] } else { &["1m", "1h", "1d"] };
             Err(unsupported_value(&At::Member(&At::Root, "bucket_width"), other, known))
@@ -447,7 +449,7 @@ fn group_by(kind: UsageKind, names: &[String]) -> Result<Vec<GroupField>, Error>
     let known = match kind {
         UsageKind::Calls(CallKind::Completions) => &GROUP_FIELDS[..],
         UsageKind::Calls(CallKind::Embeddings) => &GROUP_FIELDS[..EMBEDDINGS_FIELDS],
-        UsageKind::VectorStores => &GROUP_FIELDS[..VECTOR_STORES_FIELDS],
+        UsageKind::VectorStores | UsageKind::CodeInterpreterSessions => &GROUP_FIELDS[..PROJECT_FIELDS],
     };
     let mut fields = Vec::new();
     for name in names {
@@ -462,7 +464,7 @@ fn group_by(kind: UsageKind, names: &[String]) -> Result<Vec<GroupField>, Error>
     Ok(fields)
 }
 
-/// The calls, or the vector stores, of one group in one bucket. A field by which the query does not group is empty.
+/// The calls, the vector stores, or the sessions, of one group in one bucket. A field by which the query does not group is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UsageGroup {
     /// The start of the bucket.
@@ -487,6 +489,10 @@ pub struct UsageGroup {
     pub requests: i64,
     /// Size of the vector stores.
     pub usage_bytes: i64,
+    /// Number of sessions of the code interpreter.
+    pub sessions: i64,
+    /// How long their code ran, in milliseconds.
+    pub run_ms: i64,
 }
 
 impl UsageGroup {
@@ -499,6 +505,16 @@ impl UsageGroup {
                     object: "organization.usage.vector_stores.result",
                     usage_bytes: self.usage_bytes,
                     project_id: field(GroupField::Project, self.project_id),
+                });
+            }
+            UsageKind::CodeInterpreterSessions => {
+                #[expect(clippy::cast_precision_loss, reason = "a duration of less than centuries")]
+                let seconds = self.run_ms as f64 / 1e3;
+                return UsageResult::CodeInterpreterSessions(CodeInterpreterSessionsResult {
+                    object: "organization.usage.code_interpreter_sessions.result",
+                    num_sessions: self.sessions,
+                    project_id: field(GroupField::Project, self.project_id),
+                    seconds,
                 });
             }
         };
@@ -576,6 +592,8 @@ pub enum UsageResult {
     Embeddings(Box<EmbeddingsResult>),
     /// Of vector stores.
     VectorStores(VectorStoresResult),
+    /// Of sessions of the code interpreter.
+    CodeInterpreterSessions(CodeInterpreterSessionsResult),
 }
 
 /// What all kinds of usage have. A field by which the query does not group is null.
@@ -641,4 +659,17 @@ pub struct VectorStoresResult {
     pub object: &'static str,
     pub usage_bytes: i64,
     pub project_id: Option<String>,
+}
+
+/// The sessions of the code interpreter.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "UsageCodeInterpreterSessionsResult")]
+#[expect(missing_docs, reason = "the fields are those of the API reference")]
+pub struct CodeInterpreterSessionsResult {
+    #[schemars(extend("const" = "organization.usage.code_interpreter_sessions.result"))]
+    pub object: &'static str,
+    pub num_sessions: i64,
+    pub project_id: Option<String>,
+    /// How long the code of these sessions ran, in seconds. The service does not have this field.
+    pub seconds: f64,
 }

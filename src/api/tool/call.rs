@@ -42,6 +42,11 @@ pub enum CalledTool {
         /// The options and the results.
         file_search: CalledFileSearch,
     },
+    /// The code interpreter.
+    CodeInterpreter {
+        /// The code and what it has produced.
+        code_interpreter: CalledCodeInterpreter,
+    },
 }
 
 impl ToolCall {
@@ -57,7 +62,16 @@ impl ToolCall {
     pub fn function(&self) -> Option<&CalledFunction> {
         match &self.tool {
             CalledTool::Function { function } => Some(function),
-            CalledTool::FileSearch { .. } => None,
+            CalledTool::FileSearch { .. } | CalledTool::CodeInterpreter { .. } => None,
+        }
+    }
+
+    /// Returns the call of the code interpreter; `None` for another tool.
+    #[must_use]
+    pub fn code(&self) -> Option<&CalledCodeInterpreter> {
+        match &self.tool {
+            CalledTool::CodeInterpreter { code_interpreter } => Some(code_interpreter),
+            CalledTool::Function { .. } | CalledTool::FileSearch { .. } => None,
         }
     }
 
@@ -68,13 +82,16 @@ impl ToolCall {
         Some(FunctionCall { id: self.id.clone(), name, arguments })
     }
 
-    /// Returns the call as it was before its results.
+    /// Returns the call as it was when it started: without input that is streamed, and without results.
     #[must_use]
-    pub fn without_results(&self) -> Self {
+    pub fn at_start(&self) -> Self {
         let mut call = self.clone();
         match &mut call.tool {
             CalledTool::Function { function } => function.output = None,
             CalledTool::FileSearch { file_search } => file_search.results.clear(),
+            CalledTool::CodeInterpreter { code_interpreter } => {
+                *code_interpreter = CalledCodeInterpreter::default();
+            }
         }
         call
     }
@@ -82,12 +99,21 @@ impl ToolCall {
     /// Returns the wire form, which has the text of search results only if `with_content` is set.
     #[must_use]
     pub fn object(&self, with_content: bool) -> ToolCallObject<'_> {
-        let mut object = ToolCallObject { id: &self.id, r#type: self.tool.kind(), function: None, file_search: None };
+        let mut object = ToolCallObject {
+            id: &self.id,
+            r#type: self.tool.kind(),
+            function: None,
+            file_search: None,
+            code_interpreter: None,
+        };
         match &self.tool {
             CalledTool::Function { function } => object.function = Some(function),
             CalledTool::FileSearch { file_search: CalledFileSearch { ranking_options, results } } => {
                 let results = results.iter().map(|result| result.object(with_content)).collect();
                 object.file_search = Some(CalledFileSearchObject { ranking_options, results });
+            }
+            CalledTool::CodeInterpreter { code_interpreter: CalledCodeInterpreter { input, outputs, .. } } => {
+                object.code_interpreter = Some(CalledCodeInterpreterObject { input, outputs });
             }
         }
         object
@@ -101,6 +127,7 @@ impl CalledTool {
         match self {
             Self::Function { .. } => "function",
             Self::FileSearch { .. } => "file_search",
+            Self::CodeInterpreter { .. } => "code_interpreter",
         }
     }
 }
@@ -176,6 +203,63 @@ impl FileSearchResult {
     }
 }
 
+/// A call of the code interpreter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CalledCodeInterpreter {
+    /// The code.
+    pub input: String,
+    /// What the code has produced, in order.
+    pub outputs: Vec<CodeOutput>,
+    /// What the model reads of the results; `None` until the code has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// The files that the code has written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<WrittenFile>,
+}
+
+impl CalledCodeInterpreter {
+    /// Returns the images that users see.
+    pub fn images(&self) -> impl Iterator<Item = &FileId> {
+        self.outputs.iter().filter_map(|output| match output {
+            CodeOutput::Image { image } => Some(&image.file_id),
+            CodeOutput::Logs { .. } => None,
+        })
+    }
+}
+
+/// Something that code has produced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum CodeOutput {
+    /// Text.
+    Logs {
+        /// The text.
+        logs: String,
+    },
+    /// An image.
+    Image {
+        /// The image.
+        image: OutputImage,
+    },
+}
+
+/// An image that code has produced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputImage {
+    /// Its file.
+    pub file_id: FileId,
+}
+
+/// A file that code has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenFile {
+    /// Its path below `/mnt/data`.
+    pub path: String,
+    /// The file.
+    pub file_id: FileId,
+}
+
 /// The wire form of a [`ToolCall`].
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ToolCallObject<'a> {
@@ -185,6 +269,15 @@ pub struct ToolCallObject<'a> {
     function: Option<&'a CalledFunction>,
     #[serde(skip_serializing_if = "Option::is_none")]
     file_search: Option<CalledFileSearchObject<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code_interpreter: Option<CalledCodeInterpreterObject<'a>>,
+}
+
+/// The wire form of a [`CalledCodeInterpreter`].
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CalledCodeInterpreterObject<'a> {
+    input: &'a str,
+    outputs: &'a [CodeOutput],
 }
 
 /// The wire form of a [`CalledFileSearch`].

@@ -7,8 +7,8 @@ mod new_resources;
 mod resources;
 
 pub use call::{
-    CalledFileSearch, CalledFunction, CalledRankingOptions, CalledTool, FileSearchResult, FunctionCall, ToolCall,
-    ToolCallObject,
+    CalledCodeInterpreter, CalledFileSearch, CalledFunction, CalledRankingOptions, CalledTool, CodeOutput,
+    FileSearchResult, FunctionCall, OutputImage, ToolCall, ToolCallObject, WrittenFile,
 };
 pub use choice::{FunctionName, NamedTool, ToolChoice, ToolMode, tool_choice};
 pub use definition::{BareTool, FileSearch, Function, RankingOptions, Tool, tool};

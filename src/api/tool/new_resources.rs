@@ -203,7 +203,9 @@ impl NewImage {
     pub fn check(&self, purpose: Option<Purpose>) -> Result<(), Error> {
         let id = &self.file_id;
         let message = match purpose {
-            Some(Purpose::Vision | Purpose::Assistants | Purpose::UserData) => return Ok(()),
+            Some(Purpose::Vision | Purpose::Assistants | Purpose::UserData | Purpose::AssistantsOutput) => {
+                return Ok(());
+            }
             None => format!("Files [{id}] were not found"),
             Some(purpose @ (Purpose::FineTune | Purpose::Batch | Purpose::Evals)) => {
                 let purpose = purpose.name();

@@ -1,6 +1,7 @@
 //! `GET /v1/organization/usage/completions`\
 //! `GET /v1/organization/usage/embeddings`\
-//! `GET /v1/organization/usage/vector_stores`
+//! `GET /v1/organization/usage/vector_stores`\
+//! `GET /v1/organization/usage/code_interpreter_sessions`
 //!
 //! For members of a project, the same queries about their project:\
 //! `GET /v1/usage`\
@@ -37,6 +38,15 @@ pub(super) fn routes() -> Routes {
             with_range(operation("usageVectorStores", "Returns the sizes of vector stores of all projects."))
                 .query("bucket_width", |_| json!({"type": "string", "enum": ["1d"], "default": "1d"})),
             get_vector_stores,
+        )
+        .get(
+            "/v1/organization/usage/code_interpreter_sessions",
+            with_range(operation(
+                "usageCodeInterpreterSessions",
+                "Returns the number of sessions of the code interpreter of all projects, by the time of their start.",
+            ))
+            .query("bucket_width", |_| json!({"type": "string", "enum": ["1m", "1h", "1d"], "default": "1d"})),
+            get_code_interpreter_sessions,
         )
 }
 
@@ -93,6 +103,10 @@ async fn get_embeddings(State(app): State<App>, RawQuery(query): RawQuery) -> Re
 
 async fn get_vector_stores(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, Error> {
     usage(&app, UsageKind::VectorStores, query, None).await
+}
+
+async fn get_code_interpreter_sessions(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, Error> {
+    usage(&app, UsageKind::CodeInterpreterSessions, query, None).await
 }
 
 async fn get_project_completions(

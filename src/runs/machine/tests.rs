@@ -7,7 +7,7 @@ use super::*;
 use crate::api::organization::usage::{CallKind, CallOrigin};
 use crate::api::rule::Request as _;
 use crate::api::run::{ErrorCode, RunOrigin};
-use crate::api::tool::FileSearch;
+use crate::api::tool::{CodeOutput, FileSearch, OutputImage};
 use crate::api::usage::PromptTokenDetails;
 use crate::api::{Assistant, CreateAssistant, CreateRun};
 use crate::runs::file_search;
@@ -76,6 +76,32 @@ fn found() -> Input {
     Input::ToolsEnded(vec![search])
 }
 
+/// An answer that calls the code interpreter twice.
+fn coded() -> Input {
+    let ids = Ids::counting();
+    let made = |code: &str| CompletedCall {
+        call: call(&ids),
+        built_in: Some(CalledTool::CodeInterpreter { code_interpreter: coding(code) }),
+        upstream_id: format!("call_{code}"),
+    };
+    let calls = vec![made("a"), made("b")];
+    Input::ModelReplied { usage: usage(3), finish: FinishReason::Stop, calls, replay: None }
+}
+
+fn coding(code: &str) -> CalledCodeInterpreter {
+    CalledCodeInterpreter { input: code.to_owned(), ..CalledCodeInterpreter::default() }
+}
+
+fn code_result(index: usize, code: &str) -> Input {
+    let image = CodeOutput::Image { image: OutputImage { file_id: Ids::counting().generate() } };
+    let call = CalledCodeInterpreter { outputs: vec![image], result: Some(code.to_owned()), ..coding(code) };
+    Input::CodeEnded { index, call }
+}
+
+fn code_ended() -> Input {
+    code_result(0, "a")
+}
+
 fn answered() -> Input {
     Input::OutputsSubmitted(vec!["sunny".to_owned()])
 }
@@ -86,6 +112,7 @@ fn inputs() -> Vec<Input> {
         Input::TextStarted,
         Input::CallsStarted,
         replied(FinishReason::Stop),
+        code_ended(),
         found(),
         answered(),
         Input::LimitReached(RunIncompleteReason::MaxPromptTokens),
@@ -114,14 +141,14 @@ fn states() -> Vec<RunState> {
 
 #[test]
 fn the_state_machine_matches_the_table_in_its_documentation() {
-    // Claimed, TextStarted, CallsStarted, ModelReplied, ToolsEnded, OutputsSubmitted, LimitReached, CancelRequested,
-    // Stopped, Failed, DeadlinePassed; a dash is rejected. No built-in tools are running.
-    let over = "- - - - - - - - - - -";
+    // Claimed, TextStarted, CallsStarted, ModelReplied, CodeEnded, ToolsEnded, OutputsSubmitted, LimitReached,
+    // CancelRequested, Stopped, Failed, DeadlinePassed; a dash is rejected. No built-in tools are running.
+    let over = "- - - - - - - - - - - -";
     let table = [
-        ("queued", "in_progress - - - - - - cancelling - failed expired"),
-        ("in_progress", "in_progress in_progress in_progress completed - - incomplete cancelling - failed expired"),
-        ("requires_action", "- - - - - queued - cancelling - - expired"),
-        ("cancelling", "- - - - - - - - cancelled - cancelled"),
+        ("queued", "in_progress - - - - - - - cancelling - failed expired"),
+        ("in_progress", "in_progress in_progress in_progress completed - - - incomplete cancelling - failed expired"),
+        ("requires_action", "- - - - - - queued - cancelling - - expired"),
+        ("cancelling", "- - - - - - - - - cancelled - cancelled"),
         ("cancelled", over),
         ("failed", over),
         ("completed", over),
@@ -622,4 +649,53 @@ fn steps_are_in_order_whatever_the_clocks_of_the_servers() {
     let next = step(&claimed, Input::CallsStarted, NOW, &ids).unwrap().progress;
 
     assert_eq!(next.steps[1].created_at, later, "a server with a slower clock drives the next turn");
+}
+
+/// Returns the results of the code in the open step.
+fn code_results(progress: &Progress) -> Vec<Option<String>> {
+    let step = progress.open_calls().unwrap();
+    step.tool_calls().iter().map(|call| call.code().unwrap().result.clone()).collect()
+}
+
+#[test]
+fn each_code_ends_once_and_in_order() {
+    let ids = Ids::counting();
+    let run = Progress::new(run(&ids));
+    let apply = |progress: &Progress, input| step(progress, input, NOW, &ids);
+    let claimed = apply(&run, Input::Claimed).unwrap().progress;
+    let called = apply(&claimed, coded()).unwrap();
+
+    assert_eq!(called.effect, Effect::RunTools);
+    assert!(apply(&called.progress, code_result(1, "b")).is_err(), "the first has not ended");
+    assert!(apply(&called.progress, Input::ToolsEnded(vec![search(), search()])).is_err(), "no code has ended");
+    let first = apply(&called.progress, code_result(0, "a")).unwrap();
+    assert_eq!((first.effect, first.made_progress, first.steps.len()), (Effect::RunTools, true, 1));
+    assert!(apply(&first.progress, code_result(0, "a")).is_err(), "it has ended");
+    let second = apply(&first.progress, code_result(1, "b")).unwrap();
+    assert_eq!(code_results(&second.progress), [Some("a".to_owned()), Some("b".to_owned())]);
+    let results = second.progress.open_calls().unwrap().tool_calls().iter().map(|call| call.tool.clone()).collect();
+    let ended = apply(&second.progress, Input::ToolsEnded(results)).unwrap();
+    assert_eq!(ended.effect, Effect::CallModel);
+
+    // The images are before the text.
+    let written = apply(&ended.progress, Input::TextStarted).unwrap().progress;
+    assert_eq!(written.message.as_ref().unwrap().content.len(), 2);
+}
+
+#[test]
+fn code_that_was_interrupted_does_not_run_again() {
+    let ids = Ids::counting();
+    let run = Progress::new(run(&ids));
+    let apply = |progress: &Progress, input| step(progress, input, NOW, &ids).unwrap();
+    let claimed = apply(&run, Input::Claimed).progress;
+    let called = apply(&claimed, coded()).progress;
+
+    let again = apply(&called, Input::Claimed);
+
+    assert_eq!(again.effect, Effect::RunTools);
+    assert_eq!(again.steps.len(), 1, "stored");
+    assert_eq!(code_results(&again.progress), [Some(CODE_INTERRUPTED.to_owned()), None]);
+    assert_eq!(again.progress.running_code().map(|(index, _)| index), Some(1), "it has not started");
+    let once_more = apply(&again.progress, Input::Claimed).progress;
+    assert_eq!(once_more.running_code(), None);
 }

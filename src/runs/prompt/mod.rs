@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use super::code;
 use super::file_search::{self, Passages};
 use super::machine::Progress;
 use super::turn::KnownFunction;
@@ -21,7 +22,7 @@ use crate::llm::{ChatMessage, ChatRequest, ChatRole};
 /// Returns the request for a run's next turn, without messages.
 fn empty_request(progress: &Progress) -> ChatRequest {
     let spec = &progress.run.spec;
-    let tools: Vec<Value> = spec.tools.iter().filter_map(|tool| offered(spec, tool)).collect();
+    let tools: Vec<Value> = spec.tools.iter().map(|tool| offered(spec, tool)).collect();
     ChatRequest {
         model: spec.model.clone(),
         messages: Vec::new(),
@@ -66,24 +67,26 @@ pub fn last_messages(spec: &RunSpec) -> Option<usize> {
 pub fn functions(spec: &RunSpec) -> Vec<KnownFunction> {
     spec.tools
         .iter()
-        .filter_map(|tool| match tool {
+        .map(|tool| match tool {
             Tool::Function { function } => {
                 let properties = function.parameters.get("properties").and_then(Value::as_object);
                 let takes_arguments = properties.is_some_and(|properties| !properties.is_empty());
-                Some(KnownFunction { name: function.name.clone(), takes_arguments, built_in: None })
+                KnownFunction { name: function.name.clone(), takes_arguments, built_in: None }
             }
-            Tool::FileSearch { file_search: options } => Some(KnownFunction {
+            Tool::FileSearch { file_search: options } => KnownFunction {
                 name: file_search::name(spec),
                 takes_arguments: true,
                 built_in: Some(file_search::unanswered(options)),
-            }),
-            Tool::CodeInterpreter => None,
+            },
+            Tool::CodeInterpreter => {
+                KnownFunction { name: code::name(spec), takes_arguments: true, built_in: Some(code::unanswered()) }
+            }
         })
         .collect()
 }
 
-/// Returns a tool in the form of chat completions. The code interpreter is not offered, since it is not supported yet.
-fn offered(spec: &RunSpec, tool: &Tool) -> Option<Value> {
+/// Returns a tool in the form of chat completions.
+fn offered(spec: &RunSpec, tool: &Tool) -> Value {
     match tool {
         Tool::Function { .. } => {
             let mut tool = json!(tool);
@@ -91,10 +94,10 @@ fn offered(spec: &RunSpec, tool: &Tool) -> Option<Value> {
                 // Some servers reject the parameter, which is false by default.
                 function.retain(|name, value| name != "strict" || *value == Value::Bool(true));
             }
-            Some(tool)
+            tool
         }
-        Tool::FileSearch { .. } => Some(file_search::definition(&file_search::name(spec))),
-        Tool::CodeInterpreter => None,
+        Tool::FileSearch { .. } => file_search::definition(&file_search::name(spec)),
+        Tool::CodeInterpreter => code::definition(&code::name(spec)),
     }
 }
 
@@ -106,6 +109,9 @@ fn tool_choice(spec: &RunSpec, rounds: usize) -> Option<Value> {
         ToolChoice::Named(named @ NamedTool::Function { .. }) if rounds == 0 => Some(json!(named)),
         ToolChoice::Named(NamedTool::FileSearch) if rounds == 0 => {
             Some(json!({"type": "function", "function": {"name": file_search::name(spec)}}))
+        }
+        ToolChoice::Named(NamedTool::CodeInterpreter) if rounds == 0 => {
+            Some(json!({"type": "function", "function": {"name": code::name(spec)}}))
         }
         ToolChoice::Mode(ToolMode::Auto | ToolMode::Required) | ToolChoice::Named(_) => None,
     }
@@ -165,6 +171,10 @@ fn turn_messages(
                 CalledTool::FileSearch { .. } => {
                     let Some(arguments) = turn.arguments.get(index) else { continue };
                     (file_search::name(spec), arguments, passages.output(&call.id))
+                }
+                CalledTool::CodeInterpreter { code_interpreter } => {
+                    let Some(arguments) = turn.arguments.get(index) else { continue };
+                    (code::name(spec), arguments, code_interpreter.result.clone().unwrap_or_default())
                 }
             };
             let mut made = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});

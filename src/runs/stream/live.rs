@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, watch};
 
-use super::transcript::{LiveCall, Snapshot, Transcript};
+use super::transcript::{LiveCall, LiveTool, Snapshot, Transcript};
 use crate::api::error::Error;
 use crate::api::run::RunSpec;
 use crate::api::run::RunState;
@@ -277,12 +277,17 @@ fn push(snapshot: &mut Snapshot, event: &TurnEvent, has_listeners: bool) -> bool
             }
             true
         }
-        TurnEvent::CallsStarted | TurnEvent::Call(_, CallGrowth::BuiltIn(_)) => false,
-        TurnEvent::Call(_, CallGrowth::Started { id, name }) => {
-            calls.push(LiveCall { id: id.clone(), name: name.clone(), arguments: String::new(), pieces: Vec::new() });
+        // The outputs of code are in the stored call.
+        TurnEvent::CallsStarted | TurnEvent::Call(_, CallGrowth::Output(..)) => false,
+        TurnEvent::Call(_, CallGrowth::BuiltIn(call)) => {
+            calls.push(LiveCall::new(call.id.clone(), LiveTool::BuiltIn(call.tool.clone())));
             false
         }
-        TurnEvent::Call(index, CallGrowth::Arguments(more)) => {
+        TurnEvent::Call(_, CallGrowth::Started { id, name }) => {
+            calls.push(LiveCall::new(id.clone(), LiveTool::Function(name.clone())));
+            false
+        }
+        TurnEvent::Call(index, CallGrowth::Arguments(more) | CallGrowth::Code(more)) => {
             if let Some(call) = calls.get_mut(*index as usize) {
                 call.arguments.push_str(more);
                 call.pieces.push(call.arguments.len());

@@ -18,10 +18,12 @@ use crate::api::error::{Error, Kind};
 use crate::api::message::{Annotation, Content, MessageState, Text};
 use crate::api::run::RunState;
 use crate::api::run_step::{StepDetails, StepState};
-use crate::api::stream::{CallGrowth, MessageDelta, MessageEvent, RefusalDelta, RunEvent, StepDelta, StepEvent};
-use crate::api::tool::ToolCall;
+use crate::api::stream::{
+    CallGrowth, ImageDelta, MessageDelta, MessageEvent, RefusalDelta, RunEvent, StepDelta, StepEvent,
+};
+use crate::api::tool::{CalledCodeInterpreter, CalledTool, ToolCall};
 use crate::api::{Message, Run, RunStep, RunStepId, StreamEvent, Thread, Timestamp, ToolCallId};
-use crate::runs::machine::{Progress, Settled};
+use crate::runs::machine::Progress;
 
 /// Maximum size of a delta, in bytes, if the pieces of the text are not known.
 const DELTA_BYTES_MAX: usize = 16 * 1024;
@@ -46,16 +48,51 @@ pub struct Snapshot {
 }
 
 /// A call that the model is writing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LiveCall {
     /// Our ID of the call.
     pub id: ToolCallId,
-    /// The function name.
-    pub name: String,
-    /// The arguments so far.
+    /// What is called.
+    pub tool: LiveTool,
+    /// The arguments of the function, or the code, so far.
     pub arguments: String,
     /// The ends of the arguments' pieces, in bytes, ascending. May cover only a part of the arguments.
     pub pieces: Vec<usize>,
+}
+
+/// What the model calls.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LiveTool {
+    /// A function of the client, with this name.
+    Function(String),
+    /// A built-in tool, without results.
+    BuiltIn(CalledTool),
+}
+
+impl LiveCall {
+    /// Creates a call without arguments.
+    #[must_use]
+    pub fn new(id: ToolCallId, tool: LiveTool) -> Self {
+        Self { id, tool, arguments: String::new(), pieces: Vec::new() }
+    }
+
+    /// Returns the change with which the call starts in a stream.
+    fn start(&self) -> CallGrowth {
+        match &self.tool {
+            LiveTool::Function(name) => CallGrowth::Started { id: self.id.clone(), name: name.clone() },
+            LiveTool::BuiltIn(tool) => {
+                CallGrowth::BuiltIn(ToolCall { id: self.id.clone(), tool: tool.clone() }.at_start())
+            }
+        }
+    }
+
+    /// Returns the change that adds text.
+    fn growth(&self, more: String) -> CallGrowth {
+        match &self.tool {
+            LiveTool::Function(_) => CallGrowth::Arguments(more),
+            LiveTool::BuiltIn(_) => CallGrowth::Code(more),
+        }
+    }
 }
 
 /// What was sent to a reader.
@@ -132,17 +169,66 @@ struct SentStep {
 struct SentCall {
     id: ToolCallId,
     argument_bytes: usize,
+    /// Number of outputs of code.
+    outputs: usize,
+}
+
+/// How much of the message is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Written {
+    /// Bytes of the text part.
+    text: usize,
+    /// Bytes of the refusal part.
+    refusal: usize,
+    /// Number of images.
+    images: usize,
+}
+
+impl Written {
+    fn of(progress: &Progress) -> Self {
+        let is_image = |part: &&Content| matches!(part, Content::ImageFile { .. });
+        let images = progress.message.iter().flat_map(|message| &message.content).filter(is_image).count();
+        Self { text: progress.text().len(), refusal: progress.refusal().len(), images }
+    }
+
+    /// Returns what was written before the calls of a step.
+    fn before(progress: &Progress, step: &RunStep) -> Self {
+        let earlier = progress.steps.iter().take_while(|earlier| earlier.id != step.id);
+        let images =
+            earlier.flat_map(RunStep::tool_calls).filter_map(ToolCall::code).flat_map(CalledCodeInterpreter::images);
+        let of_message = Self::of(progress);
+        let turn = step.turn.as_ref();
+        let end = |text: &str, bytes: Option<usize>| bytes.map_or(text.len(), |bytes| text.floor_char_boundary(bytes));
+        Self {
+            text: end(progress.text(), turn.map(|turn| turn.text_bytes)),
+            refusal: end(progress.refusal(), turn.map(|turn| turn.refusal_bytes)),
+            images: images.count().min(of_message.images),
+        }
+    }
+
+    fn min(self, other: Self) -> Self {
+        Self {
+            text: self.text.min(other.text),
+            refusal: self.refusal.min(other.refusal),
+            images: self.images.min(other.images),
+        }
+    }
+
+    /// Returns whether there is more of any part than in `other`.
+    fn exceeds(self, other: Self) -> bool {
+        self.text > other.text || self.refusal > other.refusal || self.images > other.images
+    }
 }
 
 /// How much of the message was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SentMessage {
     /// Nothing. `before` is the part that was written before the stream started.
-    Nothing { before: Settled },
+    Nothing { before: Written },
     /// Nothing, because its step is not sent on this stream.
     Hidden,
     /// A part of it.
-    Open(Settled),
+    Open(Written),
     /// All of it.
     Ended,
 }
@@ -169,7 +255,7 @@ impl Events {
 }
 
 impl Transcript {
-    fn new(start: Start, before: Settled) -> Self {
+    fn new(start: Start, before: Written) -> Self {
         Self {
             start,
             sent: SentRun::default(),
@@ -185,7 +271,7 @@ impl Transcript {
     /// Creates the transcript of a stream that starts at the creation of the run.
     #[must_use]
     pub fn of_new_run() -> Self {
-        Self::new(Start::Created, Settled::default())
+        Self::new(Start::Created, Written::default())
     }
 
     /// Creates the transcript of a stream that starts at the submission of tool outputs. `before` is the run before it.
@@ -197,8 +283,7 @@ impl Transcript {
             (true, false) => Before::Answered,
         };
         let steps = before.steps.iter().map(|step| (step.id.clone(), kind(step))).collect();
-        let written = Settled { text: before.text().len(), refusal: before.refusal().len() };
-        Self::new(Start::Resumed { started_at: before.run.state.started_at(), before: steps }, written)
+        Self::new(Start::Resumed { started_at: before.run.state.started_at(), before: steps }, Written::of(before))
     }
 
     /// Returns whether the stream has ended.
@@ -247,16 +332,16 @@ impl Transcript {
             Some(_) => false,
         });
         let SentMessage::Open(sent) = self.message else { return is_step_lost };
-        let current = if is_claimed_again {
-            progress.settled()
-        } else {
-            Settled { text: progress.text().len(), refusal: progress.refusal().len() }
-        };
+        let mut current = Written::of(progress);
+        if is_claimed_again {
+            let settled = progress.settled();
+            (current.text, current.refusal) = (settled.text, settled.refusal);
+        }
         let is_other_text = is_claimed_again
             && !(self.text_checksum.is_of(progress.text(), sent.text)
                 && self.refusal_checksum.is_of(progress.refusal(), sent.refusal));
-        let is_text_lost = sent.text > current.text || sent.refusal > current.refusal || is_other_text;
-        is_step_lost || progress.message.is_some() && is_text_lost
+        let is_content_lost = sent.exceeds(current) || is_other_text;
+        is_step_lost || progress.message.is_some() && is_content_lost
     }
 
     fn send(&mut self, now: &Snapshot, events: &mut Events) -> Result<(), Full> {
@@ -266,13 +351,10 @@ impl Transcript {
             |step: &&RunStep| self.before(&step.id).is_none() && step.turn.is_some() && step.calls_functions();
         // The stream ends at the first calls that require outputs.
         let pending = steps.iter().find(position).cloned();
-        let until = pending.as_ref().and_then(|step| step.turn.as_ref()).map_or(
-            Settled { text: now.progress.text().len(), refusal: now.progress.refusal().len() },
-            |turn| Settled {
-                text: now.progress.text().floor_char_boundary(turn.text_bytes),
-                refusal: now.progress.refusal().floor_char_boundary(turn.refusal_bytes),
-            },
-        );
+        let until = match &pending {
+            Some(step) => Written::before(&now.progress, step),
+            None => Written::of(&now.progress),
+        };
         for step in steps {
             match self.before(&step.id) {
                 Some(Before::Ended | Before::Answered) => continue,
@@ -386,15 +468,15 @@ impl Transcript {
         &mut self,
         now: &Snapshot,
         step: &RunStep,
-        until: Settled,
+        until: Written,
         is_cut: bool,
         events: &mut Events,
     ) -> Result<(), Full> {
         let Some(message) = &now.progress.message else { return Ok(()) };
         if let SentMessage::Nothing { before } = self.message {
-            let before = Settled { text: before.text.min(until.text), refusal: before.refusal.min(until.refusal) };
+            let before = before.min(until);
             let is_new = self.before(&step.id).is_none();
-            let has_grown = until.text > before.text || until.refusal > before.refusal;
+            let has_grown = until.exceeds(before);
             let has_ended = message.state != MessageState::InProgress && !is_cut;
             if !is_new && !has_grown && !has_ended {
                 return Ok(());
@@ -416,13 +498,25 @@ impl Transcript {
             self.message = SentMessage::Open(before);
         }
         // In the order in which the parts started.
+        let mut images = 0;
         for (part, index) in message.content.iter().zip(0_u32..) {
             match part {
                 Content::Text { text } => self.send_text(now, message, index, text, until.text, events)?,
                 Content::Refusal { refusal } => {
                     self.send_refusal(now, message, index, refusal, until.refusal, events)?;
                 }
-                Content::ImageUrl { .. } | Content::ImageFile { .. } => {}
+                Content::ImageFile { image_file } => {
+                    images += 1;
+                    if let SentMessage::Open(sent) = &mut self.message
+                        && (sent.images + 1..=until.images).contains(&images)
+                    {
+                        sent.images = images;
+                        let image_file = image_file.clone();
+                        let delta = ImageDelta { message_id: message.id.clone(), index, image_file };
+                        events.push(StreamEvent::ImageDelta(delta));
+                    }
+                }
+                Content::ImageUrl { .. } => {}
             }
         }
         Ok(())
@@ -517,50 +611,40 @@ impl Transcript {
         if !self.send_step_start(step, events) {
             return;
         }
-        if step.calls_built_in_tools() {
-            self.send_built_in_calls(step, tool_calls, events);
-            return;
-        }
         let stored;
         let calls: &[LiveCall] = if tool_calls.is_empty() {
             &now.calls
         } else {
             let whole = |(index, call)| whole_call(call, now.calls.get(index));
-            stored = tool_calls.iter().enumerate().filter_map(whole).collect::<Vec<_>>();
+            stored = tool_calls.iter().enumerate().map(whole).collect::<Vec<_>>();
             &stored
         };
         let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step.id) else { return };
         for (call, index) in calls.iter().zip(0_u32..) {
             let position = index as usize;
             if position >= sent.calls.len() {
-                sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0 });
-                let growth = CallGrowth::Started { id: call.id.clone(), name: call.name.clone() };
+                sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0, outputs: 0 });
+                let growth = call.start();
                 events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
             }
-            let sent = &mut sent.calls[position].argument_bytes;
-            while *sent < call.arguments.len() {
-                let end = next_piece(&call.arguments, &call.pieces, *sent, call.arguments.len());
-                let start = call.arguments.floor_char_boundary(*sent);
-                let growth = CallGrowth::Arguments(call.arguments[start..end].to_owned());
+            let sent = &mut sent.calls[position];
+            while sent.argument_bytes < call.arguments.len() {
+                let end = next_piece(&call.arguments, &call.pieces, sent.argument_bytes, call.arguments.len());
+                let start = call.arguments.floor_char_boundary(sent.argument_bytes);
+                let growth = call.growth(call.arguments[start..end].to_owned());
                 events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
-                *sent = end;
+                sent.argument_bytes = end;
+            }
+            let outputs = tool_calls.get(position).and_then(ToolCall::code).map_or(&[][..], |code| &code.outputs);
+            for (output, number) in outputs.iter().zip(0_u32..).skip(sent.outputs) {
+                let growth = CallGrowth::Output(number, output.clone());
+                events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
+                sent.outputs += 1;
             }
         }
-        // The calls are incomplete at the token limit, and the message of the run follows.
-        if step.turn.is_none() && matches!(step.state, StepState::Completed { .. }) {
-            self.send_step_end(step, events);
-        }
-    }
-
-    /// Sends the calls of built-in tools, and the end of their step. The results are in the completed step.
-    fn send_built_in_calls(&mut self, step: &RunStep, calls: &[ToolCall], events: &mut Events) {
-        let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step.id) else { return };
-        for (call, index) in calls.iter().zip(0_u32..).skip(sent.calls.len()) {
-            sent.calls.push(SentCall { id: call.id.clone(), argument_bytes: 0 });
-            let growth = CallGrowth::BuiltIn(call.without_results());
-            events.push(StreamEvent::StepDelta(StepDelta { step_id: step.id.clone(), index, growth }));
-        }
-        if matches!(step.state, StepState::Completed { .. }) {
+        // The built-in tools have ended; or the calls are incomplete at the token limit, and the message of the run follows.
+        let has_ended = matches!(step.state, StepState::Completed { .. });
+        if has_ended && (step.turn.is_none() || step.calls_built_in_tools()) {
             self.send_step_end(step, events);
         }
     }
@@ -605,8 +689,9 @@ impl Transcript {
     }
 }
 
-/// Returns the content of a message up to the lengths in `written`.
-fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
+/// Returns the content of a message that was written first.
+fn beginning(content: &[Content], written: Written) -> Vec<Content> {
+    let mut images = 0;
     let part = |part: &Content| match part {
         Content::Text { text } => {
             let value = text.value[..text.value.floor_char_boundary(written.text)].to_owned();
@@ -618,7 +703,11 @@ fn beginning(content: &[Content], written: Settled) -> Vec<Content> {
             let refusal = refusal[..refusal.floor_char_boundary(written.refusal)].to_owned();
             (!refusal.is_empty()).then_some(Content::Refusal { refusal })
         }
-        other @ (Content::ImageUrl { .. } | Content::ImageFile { .. }) => Some(other.clone()),
+        image @ Content::ImageFile { .. } => {
+            images += 1;
+            (images <= written.images).then(|| image.clone())
+        }
+        other @ Content::ImageUrl { .. } => Some(other.clone()),
     };
     content.iter().filter_map(part).collect()
 }
@@ -633,23 +722,25 @@ fn next_piece(text: &str, pieces: &[usize], from: usize, until: usize) -> usize 
     if end > from { end } else { until }
 }
 
-/// Returns a stored call of a function, with its pieces if they are known.
+/// Returns a stored call, with its pieces if they are known.
 ///
 /// If the arguments were repaired after they were streamed, the streamed ones stay as they are; `requires_action` has the
-/// repaired ones.
-fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> Option<LiveCall> {
-    let function = call.function()?;
+/// repaired ones, and the completed step the whole code.
+fn whole_call(call: &ToolCall, live: Option<&LiveCall>) -> LiveCall {
+    let (tool, arguments) = match &call.tool {
+        CalledTool::Function { function } => (LiveTool::Function(function.name.clone()), function.arguments.as_str()),
+        CalledTool::FileSearch { .. } => (LiveTool::BuiltIn(call.tool.clone()), ""),
+        CalledTool::CodeInterpreter { code_interpreter } => {
+            (LiveTool::BuiltIn(call.tool.clone()), code_interpreter.input.as_str())
+        }
+    };
     let live = live.filter(|live| live.id == call.id);
-    if let Some(live) = live.filter(|live| !function.arguments.starts_with(&live.arguments)) {
-        return Some(live.clone());
+    if let Some(live) = live.filter(|live| !arguments.starts_with(&live.arguments)) {
+        return live.clone();
     }
-    let live = live.filter(|live| live.arguments == function.arguments);
-    Some(LiveCall {
-        id: call.id.clone(),
-        name: function.name.clone(),
-        arguments: function.arguments.clone(),
-        pieces: live.map(|live| live.pieces.clone()).unwrap_or_default(),
-    })
+    let live = live.filter(|live| live.arguments == arguments);
+    let pieces = live.map(|live| live.pieces.clone()).unwrap_or_default();
+    LiveCall { id: call.id.clone(), tool, arguments: arguments.to_owned(), pieces }
 }
 
 fn message_end(message: &Message) -> Option<MessageEvent> {

@@ -1,4 +1,4 @@
-//! The tables `model_calls` and `vector_store_sizes`.
+//! The tables `model_calls` and `vector_store_sizes`, and the usage of `code_sessions`.
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -91,6 +91,7 @@ impl Ledger for Backend {
         let mut groups = match query.kind {
             UsageKind::Calls(kind) => self.call_groups(query, kind).await?,
             UsageKind::VectorStores => self.size_groups(query).await?,
+            UsageKind::CodeInterpreterSessions => self.session_groups(query).await?,
         };
         let has_more_groups = groups.len() > USAGE_GROUPS_MAX;
         groups.truncate(USAGE_GROUPS_MAX);
@@ -190,6 +191,47 @@ impl Backend {
                 bucket: row.try_get("bucket")?,
                 project_id: row.try_get("project_id")?,
                 usage_bytes: row.try_get("usage_bytes")?,
+                ..UsageGroup::default()
+            })
+        };
+        rows.iter().map(group).collect()
+    }
+}
+
+impl Backend {
+    /// Returns the groups of the sessions of the code interpreter, like [`Self::call_groups`].
+    async fn session_groups(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>, Error> {
+        let range = query.page_range();
+        let by_project = query.group_by.contains(&GroupField::Project);
+        let column = if by_project { "project_id" } else { "cast('' as text)" };
+        let rows = sqlx::query::<Db>(AssertSqlSafe(format!(
+            concat!(
+                "select opened_at - opened_at % $6 as bucket, {column} as project_id, count(*) as sessions,
+                        cast(sum(run_ms) as bigint) as run_ms
+                 from code_sessions
+                 where opened_at >= $1 and opened_at < $2 and ($3 = '[]' or project_id in (",
+                json_texts!("$3"),
+                "))
+                 group by 1, 2
+                 order by 1, 2
+                 limit $4 offset $5"
+            ),
+            column = column
+        )))
+        .bind(range.start)
+        .bind(range.end)
+        .bind(to_json(&query.projects))
+        .bind(i64::try_from(USAGE_GROUPS_MAX + 1).unwrap_or(i64::MAX))
+        .bind(i64::from(query.cursor.skip))
+        .bind(query.width.seconds())
+        .fetch_all(self.reader())
+        .await?;
+        let group = |row: &Row| {
+            Ok(UsageGroup {
+                bucket: row.try_get("bucket")?,
+                project_id: row.try_get("project_id")?,
+                sessions: row.try_get("sessions")?,
+                run_ms: row.try_get("run_ms")?,
                 ..UsageGroup::default()
             })
         };

@@ -132,6 +132,7 @@ impl Threads for Backend {
             "delete from messages where thread_id = $1 and project_id = $2",
             "delete from run_steps where thread_id = $1 and project_id = $2",
             "delete from runs where thread_id = $1 and project_id = $2",
+            "delete from code_files where thread_id = $1 and project_id = $2",
         ] {
             sqlx::query::<Db>(sql).bind(id.as_str()).bind(scope.as_str()).execute(&mut tx).await?;
         }

@@ -1,7 +1,7 @@
 //! The interface of what runs code.
 
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -9,7 +9,14 @@ use tokio_util::sync::CancellationToken;
 /// Opens sessions.
 pub trait Sandbox: Send + Sync + fmt::Debug {
     /// Opens a session whose `/mnt/data` is a folder of the host. Blocks for some milliseconds.
-    fn open(&self, folder: &Path) -> Result<Box<dyn Session>, Error>;
+    fn open(&self, folder: &Folder) -> Result<Box<dyn Session>, Error>;
+}
+
+/// The folder of a session.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    /// Its path on the host.
+    pub path: PathBuf,
 }
 
 /// An interpreter that keeps its variables between calls.
@@ -18,6 +25,10 @@ pub trait Session: Send {
     ///
     /// A session that [is lost](End::is_lost) is not used again.
     fn run(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution;
+
+    /// Names the files that users have given. Code can neither write nor remove them. Other names of them in the folder, hard
+    /// links, are replaced by copies when code writes to them.
+    fn set_originals(&mut self, paths: &[PathBuf]);
 
     /// Returns the memory of the session, in bytes.
     fn memory_bytes(&self) -> u64;

@@ -144,6 +144,19 @@ impl Client {
         format!("/v1/threads/{thread}/runs/{}", run["id"].as_str().unwrap())
     }
 
+    /// Polls a run until it has ended; fails after 60 seconds.
+    pub async fn wait_until_ended(&self, run: &str) -> Value {
+        for _ in 0..6_000 {
+            let now = self.get(run).await;
+            let ended = ["completed", "failed", "cancelled", "expired", "incomplete"];
+            if ended.contains(&now["status"].as_str().unwrap()) {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{run} did not end");
+    }
+
     /// Polls a run until it has a status; fails after 30 seconds or when the run ends with another status.
     pub async fn wait_for_status(&self, run: &str, status: &str) -> Value {
         for _ in 0..3_000 {

@@ -18,6 +18,7 @@ pub struct Database {
     pub url: String,
     _folder: Option<Arc<Folder>>,
     files: Arc<Folder>,
+    data: Arc<Folder>,
 }
 
 /// A folder that is deleted on drop.
@@ -40,7 +41,7 @@ impl Drop for Folder {
 
 impl Database {
     fn new(url: String, folder: Option<Folder>) -> Self {
-        Self { url, _folder: folder.map(Arc::new), files: Arc::new(Folder::new()) }
+        Self { url, _folder: folder.map(Arc::new), files: Arc::new(Folder::new()), data: Arc::new(Folder::new()) }
     }
 
     pub fn sqlite() -> Self {
@@ -49,6 +50,11 @@ impl Database {
     }
 
     /// The folder for the bytes of files.
+    /// The data folder of its servers.
+    pub fn data(&self) -> &Path {
+        &self.data.0
+    }
+
     pub fn files(&self) -> &Path {
         &self.files.0
     }

@@ -1,6 +1,7 @@
 //! Helpers of the tests.
 
 pub mod client;
+pub mod code;
 pub mod contract;
 pub mod database;
 pub mod disk;

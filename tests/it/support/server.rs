@@ -33,6 +33,7 @@ impl Server {
 
     async fn launch(database: &Database, upstream: &Upstream, settings: &[(&str, &str)], clock: Clock) -> Self {
         let files = format!("file://{}", database.files().display());
+        let data = database.data().display().to_string();
         let fixed = [
             ("LISTEN", "127.0.0.1:0"),
             ("DATABASE_URL", database.url.as_str()),
@@ -41,6 +42,7 @@ impl Server {
             ("SQLITE_SYNCHRONOUS", "normal"),
             ("DATABASE_CONNECTIONS_MAX", "4"),
             ("FILES_URL", files.as_str()),
+            ("DATA_DIR", data.as_str()),
         ];
         let pairs = fixed.iter().chain(settings);
         let pairs = pairs.map(|(name, value)| (format!("ASSISTD_{name}"), (*value).to_owned()));

@@ -56,5 +56,5 @@ pub fn names(events: &[Event]) -> Vec<&str> {
 /// Returns the concatenated text of the message deltas.
 pub fn text(events: &[Event]) -> String {
     let deltas = events.iter().filter(|event| event.name == "thread.message.delta");
-    deltas.map(|event| event.data["delta"]["content"][0]["text"]["value"].as_str().unwrap()).collect()
+    deltas.map(|event| event.data["delta"]["content"][0]["text"]["value"].as_str().unwrap_or_default()).collect()
 }

@@ -85,6 +85,11 @@ impl Upstream {
         Self { url, script }
     }
 
+    /// Adds answers to those that are left.
+    pub fn then(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.script.answers.lock().unwrap().extend(answers);
+    }
+
     /// Resumes one paused or held answer.
     pub fn resume(&self) {
         self.script.resumed.add_permits(1);

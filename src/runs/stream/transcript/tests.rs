@@ -4,13 +4,14 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::api::message::AnnotationKind;
 use crate::api::rule::Request as _;
 use crate::api::run::{ErrorCode, FinishReason, LastError, RunIncompleteReason, RunOrigin};
-use crate::api::tool::{CalledTool, FileSearch, FunctionCall};
+use crate::api::tool::{CalledCodeInterpreter, CalledTool, CodeOutput, FileSearch, FunctionCall, OutputImage};
 use crate::api::usage::Usage;
-use crate::api::{CreateAssistant, CreateRun, Ids};
-use crate::runs::file_search;
+use crate::api::{CreateAssistant, CreateRun, FileId, Ids};
 use crate::runs::machine::{self, CompletedCall, Input, Mark};
+use crate::runs::{code, file_search};
 
 const NOW: Timestamp = Timestamp(1_000);
 const ALL: usize = usize::MAX;
@@ -86,7 +87,7 @@ impl Sim {
         });
         self.now.calls.push(LiveCall {
             id: self.ids.generate(),
-            name: name.to_owned(),
+            tool: LiveTool::Function(name.to_owned()),
             arguments: arguments.concat(),
             pieces: pieces.collect(),
         });
@@ -99,8 +100,12 @@ impl Sim {
     /// Ends the turn with the calls that were written.
     fn reply(&mut self) {
         let is_calling = self.now.progress.open_calls().is_some();
+        let name = |call: &LiveCall| match &call.tool {
+            LiveTool::Function(name) => name.clone(),
+            LiveTool::BuiltIn(tool) => tool.kind().to_owned(),
+        };
         let made = self.now.calls.iter().filter(|_| is_calling).map(|call| CompletedCall {
-            call: FunctionCall { id: call.id.clone(), name: call.name.clone(), arguments: call.arguments.clone() },
+            call: FunctionCall { id: call.id.clone(), name: name(call), arguments: call.arguments.clone() },
             built_in: None,
             upstream_id: "up".to_owned(),
         });
@@ -124,6 +129,30 @@ impl Sim {
         self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
     }
 
+    /// Streams a call of the code interpreter, and ends the turn with it.
+    fn code(&mut self) {
+        self.step(Input::CallsStarted);
+        if !self.now.calls.is_empty() || !self.is_writing() || self.now.progress.running_tools().is_some() {
+            return;
+        }
+        let id: ToolCallId = self.ids.generate();
+        let tool = LiveTool::BuiltIn(code::unanswered());
+        let (arguments, pieces) = ("print(1)".to_owned(), vec![5, 8]);
+        self.now.calls.push(LiveCall { id: id.clone(), tool, arguments, pieces });
+        let (arguments, built_in) = code::call("{\"code\": \"print(1)\"}");
+        let call = FunctionCall { id, name: "python".to_owned(), arguments };
+        let calls = vec![CompletedCall { call, built_in: Some(built_in), upstream_id: "up".to_owned() }];
+        self.step(Input::ModelReplied { usage: usage(), finish: FinishReason::Stop, calls, replay: None });
+    }
+
+    fn end_code(&mut self) {
+        let Some((index, call)) = self.now.progress.running_code() else { return };
+        let image = CodeOutput::Image { image: OutputImage { file_id: self.ids.generate() } };
+        let outputs = vec![CodeOutput::Logs { logs: "1\n".to_owned() }, image];
+        let call = CalledCodeInterpreter { outputs, result: Some("1".to_owned()), ..call.clone() };
+        self.step(Input::CodeEnded { index, call });
+    }
+
     fn end_search(&mut self) {
         let Some(step) = self.now.progress.running_tools() else { return };
         let results = step.tool_calls().iter().map(|call| call.tool.clone()).collect();
@@ -133,7 +162,12 @@ impl Sim {
     fn cite(&mut self) {
         self.step(Input::TextStarted);
         if self.can_write() {
-            let mark = Mark { text: "【ü】".to_owned(), file_id: self.ids.generate(), quote: None };
+            let mark = Mark {
+                text: "【ü】".to_owned(),
+                file_id: self.ids.generate(),
+                quote: None,
+                kind: AnnotationKind::default(),
+            };
             self.now.progress.append_mark(&mark);
             self.now.text_pieces.push(self.now.progress.text().len());
         }
@@ -387,7 +421,14 @@ fn a_long_text_is_sent_in_parts_and_a_limited_read_can_be_continued() {
 /// checks that the deltas add up to the text.
 fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
     let (mut created, mut open_step, mut open_message) = (Vec::new(), None::<RunStepId>, None::<Message>);
-    let (mut text, mut refusal) = (String::new(), String::new());
+    let (mut text, mut refusal, mut shown) = (String::new(), String::new(), Vec::new());
+    let images = |message: &Message| -> Vec<FileId> {
+        let image = |part: &Content| match part {
+            Content::ImageFile { image_file } => Some(image_file.file_id.clone()),
+            _ => None,
+        };
+        message.content.iter().filter_map(image).collect()
+    };
     for (index, event) in events.iter().enumerate() {
         let is_last = index + 1 == events.len();
         prop_assert!(is_last || !event.is_last(), "{} at {index} of {:?}", event.name(), names(events));
@@ -414,6 +455,7 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
                 created.push(message.id.to_string());
                 text = message.content.iter().find_map(Content::as_text).unwrap_or_default().to_owned();
                 refusal = message.content.iter().find_map(Content::as_refusal).unwrap_or_default().to_owned();
+                shown = images(message);
                 open_message = Some(message.clone());
             }
             StreamEvent::Message(MessageEvent::InProgress, message) => {
@@ -423,6 +465,7 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
                 prop_assert_eq!(Some(&message.id), open_message.as_ref().map(|open| &open.id));
                 prop_assert_eq!(message.content.iter().find_map(Content::as_text).unwrap_or_default(), &text);
                 prop_assert_eq!(message.content.iter().find_map(Content::as_refusal).unwrap_or_default(), &refusal);
+                prop_assert_eq!(images(message), shown.as_slice());
                 open_message = None;
             }
             StreamEvent::MessageDelta(delta) => {
@@ -435,6 +478,10 @@ fn check(events: &[StreamEvent]) -> Result<(), TestCaseError> {
                 } else {
                     prop_assert!(!delta.value.contains('【'));
                 }
+            }
+            StreamEvent::ImageDelta(delta) => {
+                prop_assert!(open_message.is_some());
+                shown.push(delta.image_file.file_id.clone());
             }
             StreamEvent::RefusalDelta(delta) => {
                 prop_assert!(open_message.is_some() && !delta.value.is_empty());
@@ -480,6 +527,8 @@ fn act(sim: &mut Sim, action: u8) -> Option<Progress> {
         30..=32 => sim.search(action == 32),
         33..=36 => sim.end_search(),
         37..=39 => sim.cite(),
+        41..=43 => sim.code(),
+        44..=47 => sim.end_code(),
         _ => drop(sim.step(Input::LimitReached(RunIncompleteReason::MaxPromptTokens))),
     }
     None
@@ -499,7 +548,7 @@ proptest! {
     /// accept, without duplicates, and that ends when the run ends.
     #[test]
     fn every_reader_receives_a_stream_that_strict_clients_accept(
-        actions in prop::collection::vec(0_u8..41, 0..50),
+        actions in prop::collection::vec(0_u8..48, 0..50),
         masks in prop::collection::vec(any::<u64>(), 4),
         max_bytes in 1_usize..40,
     ) {

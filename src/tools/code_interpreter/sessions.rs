@@ -1,0 +1,542 @@
+//! The sessions of threads: opens, uses and closes them, and exchanges files with the storage.
+//!
+//! A thread has one session, on one server. The server that runs the next code of the thread uses its own session only if it
+//! is still the newest of the thread; otherwise, it opens another one, which has the files and not the variables.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
+
+use super::folder::{self, Found, ServerFolder, Stamp};
+use super::sandbox::{self, End, Execution, Folder, Limits, Sandbox, Session};
+use crate::api::file::{CreateFile, Purpose};
+use crate::api::tool::{CodeOutput, OutputImage, WrittenFile};
+use crate::api::{CodeSessionId, File, FileId, Ids, Scope, ThreadId};
+use crate::files;
+use crate::files::service::FileService;
+use crate::store::{self, Store};
+
+/// Code that runs first in each session.
+const PRELUDE: &str = include_str!("prelude.py");
+/// Code that runs after each call: writes the figures that are left.
+const FIGURES: &str = "'assistd_figures' in __import__('sys').modules and __import__('assistd_figures').show() or None";
+/// Limit of the time of our own code: importing matplotlib takes about a second.
+const OWN_TIME: Duration = Duration::from_secs(20);
+/// Maximum number of files that one call gives to users.
+const WRITTEN_MAX: usize = 50;
+/// How often idle sessions are searched.
+const IDLE_POLL: Duration = Duration::from_secs(30);
+
+/// The settings of sessions.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder of the folders of sessions.
+    pub folder: PathBuf,
+    /// How long a session is kept that is not used.
+    pub idle: Duration,
+    /// Limits of one call.
+    pub limits: Limits,
+    /// Maximum number of sessions of this server.
+    pub sessions_max: usize,
+    /// Maximum memory of all sessions, in bytes.
+    pub memory_max: u64,
+    /// Maximum number of calls that run at the same time.
+    pub calls_max: usize,
+}
+
+/// Code that a model has written.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// The project of the thread.
+    pub scope: &'a Scope,
+    /// The thread.
+    pub thread: &'a ThreadId,
+    /// The files that the code can read.
+    pub files: &'a [FileId],
+    /// The code.
+    pub code: &'a str,
+}
+
+/// What code has produced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What users see.
+    pub outputs: Vec<CodeOutput>,
+    /// What the model reads.
+    pub result: String,
+    /// The files that the code has written.
+    pub files: Vec<WrittenFile>,
+}
+
+/// Why code cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The runtime is not installed, or cannot be used.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A session cannot be opened.
+    #[error("the code interpreter cannot open a session")]
+    Sandbox(#[from] sandbox::Error),
+    /// The database is unavailable.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The folder of the session cannot be written.
+    #[error("the code interpreter cannot write the folder of a session")]
+    Folder(#[from] std::io::Error),
+}
+
+/// Runs the code of threads. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Interpreter {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// What runs code, or why there is nothing.
+    sandbox: Result<Arc<dyn Sandbox>, String>,
+    settings: Settings,
+    store: Arc<dyn Store>,
+    files: FileService,
+    ids: Arc<Ids>,
+    /// Made for the first session.
+    folder: tokio::sync::OnceCell<ServerFolder>,
+    sessions: Mutex<HashMap<ThreadId, Arc<Slot>>>,
+    calls: Semaphore,
+}
+
+/// The place of a thread's session.
+#[derive(Debug, Default)]
+struct Slot {
+    open: Arc<tokio::sync::Mutex<Option<Open>>>,
+    /// What is known of it while it is used.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    used_at: Instant,
+    memory: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { used_at: Instant::now(), memory: 0 }
+    }
+}
+
+/// An open session.
+struct Open {
+    id: CodeSessionId,
+    /// `None` while code runs, and after it is lost.
+    session: Option<Box<dyn Session>>,
+    folder: PathBuf,
+    /// The versions of the files that users have.
+    seen: HashMap<String, Stamp>,
+    /// The input files that are in the folder.
+    inputs: HashSet<FileId>,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Open").field("id", &self.id).field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (session, folder) = (self.session.take(), std::mem::take(&mut self.folder));
+        let close = move || {
+            drop(session);
+            if let Err(error) = std::fs::remove_dir_all(&folder) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "failed to remove the folder of a session");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(close)),
+            Err(_) => close(),
+        }
+    }
+}
+
+impl Interpreter {
+    /// Creates the interpreter. `sandbox` is what runs code, or why there is nothing.
+    #[must_use]
+    pub fn new(
+        sandbox: Result<Arc<dyn Sandbox>, String>,
+        settings: Settings,
+        store: Arc<dyn Store>,
+        files: FileService,
+        ids: Arc<Ids>,
+    ) -> Self {
+        let calls = Semaphore::new(settings.calls_max.clamp(1, Semaphore::MAX_PERMITS));
+        let (folder, sessions) = (tokio::sync::OnceCell::new(), Mutex::default());
+        Self { inner: Arc::new(Inner { sandbox, settings, store, files, ids, folder, sessions, calls }) }
+    }
+
+    /// Runs code, and returns what it has produced. Errors of the code are in the result. If `stop` is cancelled, or the
+    /// future is dropped, the code is stopped, and its session is lost.
+    ///
+    /// # Errors
+    /// If code cannot run at all.
+    pub async fn run(&self, call: Call<'_>, stop: &CancellationToken) -> Result<Outcome, Error> {
+        let inner = &self.inner;
+        let sandbox = inner.sandbox.as_ref().map_err(|reason| Error::Unavailable(reason.clone()))?;
+        let slot = self.slot(call.thread);
+        let mut open = slot.open.clone().lock_owned().await;
+        let Ok(_permit) = inner.calls.acquire().await else { return Err(Error::Unavailable("stopped".to_owned())) };
+        // Dropped with this future.
+        let stop = stop.child_token();
+        let _stop = stop.clone().drop_guard();
+
+        let mut notes = Vec::new();
+        if self.prepare(sandbox, &mut open, &call, &stop).await? {
+            notes.push(LOST.to_owned());
+        }
+        let Some(session) = open.as_mut() else { return Err(Error::Unavailable("no session".to_owned())) };
+        self.load_inputs(session, &call, &mut notes).await?;
+        let ran = self.execute(session, call.code, &stop).await?;
+        let memory = session.session.as_ref().map_or(0, |session| session.memory_bytes());
+        *lock(&slot.state) = State { used_at: Instant::now(), memory };
+        inner.store.record_code_call(&session.id, ran.duration).await?;
+        let produced = self.collect(session, &call, &mut notes).await?;
+        drop(open);
+        self.close_excess(call.thread);
+        Ok(outcome(&ran, produced, notes, inner.settings.limits.time))
+    }
+
+    /// Closes the sessions that are idle, without end.
+    pub async fn close_idle(self) {
+        loop {
+            tokio::time::sleep(IDLE_POLL.min(self.inner.settings.idle)).await;
+            for (thread, slot) in self.slots() {
+                if lock(&slot.state).used_at.elapsed() >= self.inner.settings.idle {
+                    self.close(&thread, &slot);
+                }
+            }
+        }
+    }
+
+    /// Closes all sessions.
+    pub fn close_all(&self) {
+        lock(&self.inner.sessions).clear();
+    }
+
+    fn slot(&self, thread: &ThreadId) -> Arc<Slot> {
+        lock(&self.inner.sessions).entry(thread.clone()).or_default().clone()
+    }
+
+    fn slots(&self) -> Vec<(ThreadId, Arc<Slot>)> {
+        lock(&self.inner.sessions).iter().map(|(thread, slot)| (thread.clone(), slot.clone())).collect()
+    }
+
+    /// Closes a session, unless it is used.
+    fn close(&self, thread: &ThreadId, slot: &Slot) {
+        let Ok(open) = slot.open.clone().try_lock_owned() else { return };
+        lock(&self.inner.sessions).remove(thread);
+        drop(open);
+    }
+
+    /// Closes the sessions that were not used for the longest time, until the others are within the limits.
+    fn close_excess(&self, in_use: &ThreadId) {
+        let mut slots = self.slots();
+        slots.sort_by_key(|(_, slot)| std::cmp::Reverse(lock(&slot.state).used_at));
+        let (mut count, mut memory) = (0, 0);
+        for (thread, slot) in slots {
+            count += 1;
+            memory += lock(&slot.state).memory;
+            let is_excess = count > self.inner.settings.sessions_max || memory > self.inner.settings.memory_max;
+            if is_excess && thread != *in_use {
+                self.close(&thread, &slot);
+            }
+        }
+    }
+
+    /// Opens a session if there is none, or if another server has a newer one. Returns whether variables are lost.
+    async fn prepare(
+        &self,
+        sandbox: &Arc<dyn Sandbox>,
+        open: &mut OwnedMutexGuard<Option<Open>>,
+        call: &Call<'_>,
+        stop: &CancellationToken,
+    ) -> Result<bool, Error> {
+        let inner = &self.inner;
+        let newest = inner.store.newest_code_session(call.scope, call.thread).await?;
+        let is_usable = |open: &Open| open.session.is_some() && Some(&open.id) == newest.as_ref();
+        if open.as_ref().is_some_and(is_usable) {
+            return Ok(false);
+        }
+        **open = None;
+        let id: CodeSessionId = inner.ids.generate();
+        let folder = inner.folder.get_or_try_init(|| self.server_folder()).await?.of_session(id.as_str());
+        folder::create_private(&folder)?;
+        // Removes the folder if anything fails.
+        let mut new = Open { id, session: None, folder: folder.clone(), seen: HashMap::new(), inputs: HashSet::new() };
+        let sandbox = sandbox.clone();
+        let (limits, stop) = (Limits { time: OWN_TIME, ..inner.settings.limits }, stop.clone());
+        let opened = in_background(move || {
+            let mut session = sandbox.open(&Folder { path: folder })?;
+            let prelude = session.run(PRELUDE, &limits, &stop);
+            if prelude.end != End::Completed {
+                return Err(sandbox::Error(format!("the prelude ended with {:?}: {}", prelude.end, prelude.output)));
+            }
+            Ok(session)
+        });
+        new.session = Some(opened.await??);
+        let had_session = inner.store.open_code_session(call.scope, call.thread, &new.id).await?;
+        self.restore(&mut new, call).await?;
+        **open = Some(new);
+        Ok(had_session)
+    }
+
+    async fn server_folder(&self) -> Result<ServerFolder, Error> {
+        let (all, name) = (self.inner.settings.folder.clone(), self.inner.ids.generate::<CodeSessionId>());
+        Ok(in_background(move || ServerFolder::create(&all, name.as_str())).await??)
+    }
+
+    /// Loads the files that earlier sessions of the thread have written.
+    async fn restore(&self, open: &mut Open, call: &Call<'_>) -> Result<(), Error> {
+        for written in self.inner.store.code_files(call.scope, call.thread).await? {
+            let Some(file) = self.inner.store.file(call.scope, &written.file_id).await? else { continue };
+            let path = open.folder.join(&written.path);
+            if let Some(parent) = path.parent() {
+                folder::create_private(parent)?;
+            }
+            if let Err(error) = self.load(call.scope, &file, &path).await {
+                warn_unavailable(&file.id, &error);
+            }
+        }
+        open.see(folder::files(&open.folder)?);
+        Ok(())
+    }
+
+    /// Loads the input files that are not yet in the folder: under their IDs, and under their names.
+    async fn load_inputs(&self, open: &mut Open, call: &Call<'_>, notes: &mut Vec<String>) -> Result<(), Error> {
+        let mut added = Vec::new();
+        for id in call.files {
+            if open.inputs.contains(id) {
+                continue;
+            }
+            // It was deleted.
+            let Some(file) = self.inner.store.file(call.scope, id).await? else { continue };
+            let path = open.folder.join(id.as_str());
+            if let Err(error) = self.load(call.scope, &file, &path).await {
+                warn_unavailable(id, &error);
+                notes.push(format!("The file {id} ({}) cannot be read now.", file.filename));
+                continue;
+            }
+            let name = file_name(&file.filename);
+            let named = open.folder.join(&name);
+            if std::fs::symlink_metadata(&named).is_err() {
+                std::fs::hard_link(&path, &named)?;
+            }
+            added.push(format!("/mnt/data/{name} (also /mnt/data/{id})"));
+            open.inputs.insert(id.clone());
+        }
+        if !added.is_empty() {
+            let inputs = &open.inputs;
+            let originals: Vec<PathBuf> = inputs.iter().map(|id| open.folder.join(id.as_str())).collect();
+            if let Some(session) = &mut open.session {
+                session.set_originals(&originals);
+            }
+            let new = folder::files(&open.folder)?.into_iter().filter(|file| !open.seen.contains_key(&file.path));
+            open.see(new.collect());
+            notes.push(format!("Files of the user: {}.", added.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes of a file to a path that does not exist.
+    async fn load(&self, scope: &Scope, file: &File, path: &Path) -> Result<(), files::Error> {
+        let mut bytes = self.inner.files.open_range(scope, file, None).await?;
+        let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
+        // Written under another name first, so that it is there as a whole or not at all.
+        let partial = path.with_extension("partial");
+        let written = async {
+            let mut target = tokio::fs::File::create(&partial).await?;
+            while let Some(bytes) = bytes.next().await {
+                target.write_all(&bytes?).await?;
+            }
+            target.flush().await?;
+            tokio::fs::rename(&partial, path).await
+        };
+        let written: std::io::Result<()> = written.await;
+        if written.is_err() {
+            let _ = tokio::fs::remove_file(&partial).await;
+        }
+        written.map_err(unreadable)
+    }
+
+    /// Runs code, and then writes the figures that it has left.
+    async fn execute(&self, open: &mut Open, code: &str, stop: &CancellationToken) -> Result<Execution, Error> {
+        // While code runs, the session is not in its place: if this future is dropped, it is lost.
+        let Some(mut session) = open.session.take() else { return Err(Error::Unavailable("no session".to_owned())) };
+        let (code, limits, stop) = (code.to_owned(), self.inner.settings.limits, stop.clone());
+        let ran = in_background(move || {
+            let ran = session.run(&code, &limits, &stop);
+            if ran.end.is_lost() {
+                return (None, ran);
+            }
+            let limits = Limits { time: OWN_TIME, output_bytes: 0, ..limits };
+            let is_lost = session.run(FIGURES, &limits, &stop).end.is_lost();
+            ((!is_lost).then_some(session), ran)
+        });
+        let (session, ran) = ran.await?;
+        open.session = session;
+        Ok(ran)
+    }
+
+    /// Stores what code has written as files. Returns the images and the files.
+    async fn collect(&self, open: &mut Open, call: &Call<'_>, notes: &mut Vec<String>) -> Result<Produced, Error> {
+        let folder = open.folder.clone();
+        let inputs: HashSet<String> = open.inputs.iter().map(ToString::to_string).collect();
+        let seen = std::mem::take(&mut open.seen);
+        let (all, mut new, figures, seen) = in_background(move || {
+            let all = folder::files(&folder)?;
+            let new = folder::changed(all.clone(), &seen);
+            Ok::<_, std::io::Error>((all, new, folder::figures(&folder)?, seen))
+        })
+        .await??;
+        open.seen = seen;
+        new.retain(|file| !inputs.contains(&file.path));
+        let dropped = new.len().saturating_sub(WRITTEN_MAX);
+        new.truncate(WRITTEN_MAX);
+        if dropped > 0 {
+            notes.push(format!("{dropped} more files were written; only {WRITTEN_MAX} are given to the user."));
+        }
+        let mut produced = Produced::default();
+        for figure in figures.iter().take(WRITTEN_MAX) {
+            if let Some(id) = self.keep(call.scope, figure, "figure.png", notes).await {
+                produced.images.push(id);
+            }
+        }
+        for path in figures {
+            std::fs::remove_file(path)?;
+        }
+        for Found { path, bytes, .. } in &new {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            if *bytes == 0 {
+                continue;
+            }
+            let Some(file_id) = self.keep(call.scope, &open.folder.join(path), name, notes).await else { continue };
+            if is_image(name) {
+                produced.images.push(file_id.clone());
+            }
+            produced.files.push(WrittenFile { path: path.clone(), file_id });
+        }
+        if !produced.files.is_empty() {
+            self.inner.store.set_code_files(call.scope, call.thread, &produced.files).await?;
+        }
+        open.see(all);
+        Ok(produced)
+    }
+
+    /// Stores a file of the folder. If that fails, the model is told.
+    async fn keep(&self, scope: &Scope, path: &Path, name: &str, notes: &mut Vec<String>) -> Option<FileId> {
+        let request = CreateFile { purpose: Purpose::AssistantsOutput, expires_after: None };
+        let stored = async {
+            let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
+            let file = folder::open(path).map_err(unreadable)?;
+            let content = ReaderStream::new(tokio::fs::File::from_std(file)).map_err(unreadable);
+            let received = self.inner.files.receive_file(scope, content).await?;
+            received.finish_file(name.to_owned(), &request).await
+        };
+        match stored.await {
+            Ok(file) => Some(file.id),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to store a file that code has written"
+                );
+                notes.push(format!("The file {name} could not be stored for the user. Write it again."));
+                None
+            }
+        }
+    }
+}
+
+/// What the model reads if variables are lost.
+const LOST: &str = "This is a new Python session: variables and imports of earlier code in this conversation are lost. The \
+                    files in /mnt/data are still there.";
+
+#[derive(Debug, Default)]
+struct Produced {
+    images: Vec<FileId>,
+    files: Vec<WrittenFile>,
+}
+
+impl Open {
+    /// Notes the versions of files that users have, or that cannot be given to them.
+    fn see(&mut self, files: Vec<Found>) {
+        self.seen.extend(files.into_iter().map(|file| (file.path, file.stamp)));
+    }
+}
+
+/// Returns what users and the model see of a call.
+fn outcome(ran: &Execution, produced: Produced, notes: Vec<String>, time: Duration) -> Outcome {
+    let mut outputs = Vec::new();
+    let mut result = notes;
+    let printed = ran.output.trim_end_matches('\n');
+    if printed.is_empty() {
+        result.push("The code has printed nothing.".to_owned());
+    } else {
+        outputs.push(CodeOutput::Logs { logs: ran.output.clone() });
+        result.push(printed.to_owned());
+    }
+    if ran.is_truncated {
+        result.push("[The rest of the output was dropped, because it is too long.]".to_owned());
+    }
+    let end = match &ran.end {
+        End::Completed | End::Raised => None,
+        End::Exited => Some("The code has ended the Python session.".to_owned()),
+        End::TimedOut => Some(format!("The code was stopped after the time limit of {} s.", time.as_secs())),
+        End::Stopped => Some("The code was stopped.".to_owned()),
+        End::Crashed(reason) => Some(format!("The Python session has crashed: {reason}.")),
+    };
+    result.extend(end.map(|end| format!("[{end} Its variables are lost; the files in /mnt/data are still there.]")));
+    if !produced.files.is_empty() {
+        let paths: Vec<String> = produced.files.iter().map(|file| format!("sandbox:/mnt/data/{}", file.path)).collect();
+        result.push(format!("[The user can download the files: {}]", paths.join(", ")));
+    }
+    if !produced.images.is_empty() {
+        result.push(format!("[The user sees the images that the code has made: {}]", produced.images.len()));
+    }
+    let image = |file_id| CodeOutput::Image { image: OutputImage { file_id } };
+    outputs.extend(produced.images.into_iter().map(image));
+    Outcome { outputs, result: result.join("\n"), files: produced.files }
+}
+
+fn is_image(name: &str) -> bool {
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+    matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
+}
+
+/// Returns the last part of a file's name, as the name of a file in the folder.
+fn file_name(name: &str) -> String {
+    let last = name.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or("file");
+    let clean: String = last.chars().filter(|character| !character.is_control()).collect();
+    let clean = clean.trim_start_matches('.');
+    let end = clean.floor_char_boundary(200);
+    if clean.is_empty() { "file".to_owned() } else { clean[..end].to_owned() }
+}
+
+fn warn_unavailable(file: &FileId, error: &files::Error) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(error, file.id = %file, "failed to load a file for the code interpreter");
+}
+
+/// Runs blocking work on the threads for it.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, sandbox::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| sandbox::Error(format!("a session has failed: {error}")))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,219 @@
+//! Python in WebAssembly: each session is an instance of one compiled module.
+//!
+//! The instance has its own memory, which starts as a copy-on-write mapping of the module's, with Python already started. It
+//! can call nothing but [`super::wasi`].
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use wasmtime::{Engine, InstancePre, Linker, Memory, Module, Store, StoreLimitsBuilder, TypedFunc, UpdateDeadline};
+
+use super::folder::create_private;
+use super::install::Installation;
+use super::sandbox::{End, Error, Execution, Folder, Limits, Sandbox, Session};
+use super::wasi::{self, Host, Mount, Stop};
+
+/// How often a running guest looks whether it must end.
+const TICK: Duration = Duration::from_millis(10);
+/// Stack of the threads on which guests run: more than a guest's own.
+const STACK_BYTES: usize = 16 * 1024 * 1024;
+/// The folder of a session in which `/tmp` is.
+const TMP: &str = ".tmp";
+/// What a session has in memory when it is idle, in bytes, beside what it allocates.
+const BASE_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Python in WebAssembly.
+pub struct Wasm {
+    engine: Engine,
+    instance: InstancePre<Host>,
+    files: Installation,
+    memory_max: usize,
+    /// The memory of a new session, in bytes.
+    initial_memory: u64,
+    is_closed: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Wasm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wasm").field("files", &self.files).field("memory_max", &self.memory_max).finish_non_exhaustive()
+    }
+}
+
+impl Wasm {
+    /// Loads the runtime. `memory_max` is the maximum memory of a session, in bytes.
+    ///
+    /// # Errors
+    /// If a file is missing or is not of the engine's version, or if others can write to it.
+    pub fn load(engine: Engine, files: Installation, memory_max: usize) -> Result<Self, Error> {
+        let module = load_module(&engine, &files.module)?;
+        let mut linker = Linker::new(&engine);
+        wasi::add_to_linker(&mut linker).map_err(failed("the host's functions cannot be linked"))?;
+        let instance = linker.instantiate_pre(&module).map_err(failed("the runtime needs other functions"))?;
+        let pages = module.exports().find_map(|export| export.ty().memory().map(wasmtime::MemoryType::minimum));
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let initial_memory = pages.unwrap_or(0) * 64 * 1024;
+        let wasm = Self { engine, instance, files, memory_max, initial_memory, is_closed };
+        wasm.start_ticks()?;
+        Ok(wasm)
+    }
+
+    /// Starts the thread that makes running guests look whether they must end.
+    fn start_ticks(&self) -> Result<(), Error> {
+        let (engine, is_closed) = (self.engine.weak(), self.is_closed.clone());
+        let tick = move || {
+            while !is_closed.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                match engine.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => return,
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("code ticks".to_owned()).spawn(tick);
+        thread.map(drop).map_err(|error| Error(format!("no thread can be started: {error}")))
+    }
+
+    fn open_session(&self, folder: &Folder) -> Result<WasmSession, Error> {
+        let tmp = folder.path.join(TMP);
+        let io = |error: std::io::Error| Error(format!("the folder of a session cannot be made: {error}"));
+        create_private(&tmp).map_err(io)?;
+        let mounts = [
+            mount("/usr/local/lib", &self.files.standard_library, false),
+            mount("/usr/local/lib/python315.zip/matplotlib/mpl-data", &self.files.mpl_data, false),
+            mount("/mnt/data", &folder.path, true),
+            mount("/tmp", &tmp, true),
+        ];
+        let limits = StoreLimitsBuilder::new().memory_size(self.memory_max).trap_on_grow_failure(false).build();
+        let host = Host::new(&mounts, folder.path.clone(), limits).map_err(io)?;
+        let mut store = Store::new(&self.engine, host);
+        store.limiter(|host| &mut host.limits);
+        store.epoch_deadline_callback(|store| {
+            store.data().check()?;
+            Ok(UpdateDeadline::Continue(1))
+        });
+        store.set_epoch_deadline(1);
+        let instance = self.instance.instantiate(&mut store).map_err(failed("a session cannot be made"))?;
+        let memory = instance.get_memory(&mut store, "memory").ok_or_else(|| Error("no memory".to_owned()))?;
+        let missing = failed("the runtime has other functions");
+        let initialize = instance.get_typed_func(&mut store, "_initialize").ok();
+        let allocate = instance.get_typed_func(&mut store, "host_alloc").map_err(&missing)?;
+        let turn = instance.get_typed_func(&mut store, "turn").map_err(&missing)?;
+        let initial_memory = self.initial_memory;
+        Ok(WasmSession { store, memory, initialize, allocate, turn, initial_memory })
+    }
+}
+
+impl Drop for Wasm {
+    fn drop(&mut self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Sandbox for Wasm {
+    fn open(&self, folder: &Folder) -> Result<Box<dyn Session>, Error> {
+        Ok(Box::new(self.open_session(folder)?))
+    }
+}
+
+fn mount(name: &'static str, path: &Path, is_writable: bool) -> Mount {
+    Mount { name, path: path.to_owned(), is_writable }
+}
+
+fn failed(what: &'static str) -> impl Fn(wasmtime::Error) -> Error {
+    move |error| Error(format!("{what}: {error:#}"))
+}
+
+/// Loads a compiled module, which is native code.
+fn load_module(engine: &Engine, path: &Path) -> Result<Module, Error> {
+    check_private(path)?;
+    // SAFETY: the file was compiled by this program (`assistd code-interpreter install`) and only its user can write to it,
+    // as is checked above. wasmtime checks that its version and configuration are those of this engine.
+    #[expect(unsafe_code, reason = "there is no safe way to load a compiled module without copying it")]
+    let module = unsafe { Module::deserialize_file(engine, path) };
+    module.map_err(failed("the compiled module cannot be loaded"))
+}
+
+/// Fails if a file could have been written by another user.
+fn check_private(path: &Path) -> Result<(), Error> {
+    let own = rustix::process::geteuid().as_raw();
+    for path in [Some(path), path.parent()].into_iter().flatten() {
+        let metadata = fs::symlink_metadata(path).map_err(|error| Error(format!("{}: {error}", path.display())))?;
+        // The owner can also be root, as in an image that was built by another user.
+        let is_own = metadata.uid() == own || metadata.uid() == 0;
+        if metadata.is_symlink() || !is_own || metadata.mode() & 0o022 != 0 {
+            return Err(Error(format!("{}: other users can write to it, or it is a link", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// A session: an instance of the module.
+struct WasmSession {
+    store: Store<Host>,
+    memory: Memory,
+    /// Called once, before everything else.
+    initialize: Option<TypedFunc<(), ()>>,
+    allocate: TypedFunc<u32, u32>,
+    turn: TypedFunc<(u32, u32), i32>,
+    initial_memory: u64,
+}
+
+impl Session for WasmSession {
+    fn run(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution {
+        let started = Instant::now();
+        self.store.data_mut().begin(limits, stop);
+        self.store.set_epoch_deadline(1);
+        // On a thread with enough stack. If there is none, the call fails.
+        let end = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("code".to_owned()).stack_size(STACK_BYTES);
+            match thread.spawn_scoped(scope, || self.turn(code)) {
+                Ok(thread) => thread.join().unwrap_or_else(|_| End::Crashed("its host has failed".to_owned())),
+                Err(error) => End::Crashed(format!("no thread can be started: {error}")),
+            }
+        });
+        let (output, is_truncated) = self.store.data_mut().take_output();
+        Execution { output, is_truncated, end, duration: started.elapsed() }
+    }
+
+    fn set_originals(&mut self, paths: &[PathBuf]) {
+        self.store.data_mut().set_originals(paths);
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        BASE_BYTES + (self.memory.data_size(&self.store) as u64).saturating_sub(self.initial_memory)
+    }
+}
+
+impl WasmSession {
+    fn turn(&mut self, code: &str) -> End {
+        match self.call(code) {
+            Ok(0) => End::Completed,
+            Ok(1..=255) => End::Raised,
+            Ok(_) => End::Exited,
+            Err(error) => match error.downcast_ref::<Stop>() {
+                Some(Stop::Exited(_)) => End::Exited,
+                Some(Stop::TimedOut) => End::TimedOut,
+                Some(Stop::Stopped) => End::Stopped,
+                None => End::Crashed(error.root_cause().to_string()),
+            },
+        }
+    }
+
+    fn call(&mut self, code: &str) -> wasmtime::Result<i32> {
+        if let Some(initialize) = self.initialize.take() {
+            initialize.call(&mut self.store, ())?;
+        }
+        let bytes = u32::try_from(code.len())?;
+        // Where there is no memory, the guest raises a MemoryError.
+        let mut at = self.allocate.call(&mut self.store, bytes)?;
+        if at != 0 && self.memory.write(&mut self.store, at as usize, code.as_bytes()).is_err() {
+            at = 0;
+        }
+        self.turn.call(&mut self.store, (at, bytes))
+    }
+}
