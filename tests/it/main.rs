@@ -25,6 +25,7 @@ mod compatibility;
 mod docs;
 mod early_replies;
 mod engine;
+mod escapes;
 mod expiry;
 mod extraction;
 mod file_search;

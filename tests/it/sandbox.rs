@@ -1,49 +1,11 @@
 //! Python in WebAssembly: what code can do, and how it ends. Needs the runtime of the code interpreter.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use assistd::tools::code_interpreter::sandbox::{End, Folder, Limits, Sandbox, Session};
+use assistd::tools::code_interpreter::sandbox::End;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::code::runtime;
-
-/// A session in a folder of its own.
-struct Python {
-    session: Box<dyn Session>,
-    folder: PathBuf,
-    limits: Limits,
-}
-
-impl Python {
-    fn start() -> Option<Self> {
-        let sandbox = runtime()?;
-        let folder = std::env::temp_dir().join(format!("assistd-test-code-{}", uuid::Uuid::now_v7()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let session = sandbox.open(&Folder { path: folder.clone() }).unwrap();
-        let limits = Limits { time: Duration::from_mins(1), output_bytes: 100_000, disk_bytes: 1_000_000, files: 50 };
-        Some(Self { session, folder, limits })
-    }
-
-    /// Runs code and returns how it ended, and what it has printed.
-    fn run(&mut self, code: &str) -> (End, String) {
-        let ran = self.session.run(code, &self.limits, &CancellationToken::new());
-        (ran.end, ran.output)
-    }
-
-    /// Runs code that completes.
-    fn print(&mut self, code: &str) -> String {
-        let (end, output) = self.run(code);
-        assert_eq!(end, End::Completed, "{code}: {output}");
-        output
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
+use crate::support::code::Python;
 
 #[test]
 fn variables_are_kept_and_the_last_expression_is_shown() {

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::skip;
 use assistd::tools::code_interpreter::engine;
 use assistd::tools::code_interpreter::install::Installation;
+use assistd::tools::code_interpreter::sandbox::{End, Folder, Limits, Sandbox, Session};
 use assistd::tools::code_interpreter::wasm::Wasm;
+use tokio_util::sync::CancellationToken;
 
 /// Names the folder of the installation.
 const VARIABLE: &str = "ASSISTD_TEST_CODE_INTERPRETER";
@@ -31,4 +34,42 @@ pub fn runtime() -> Option<Arc<Wasm>> {
         Arc::new(Wasm::load(engine::engine().unwrap(), installed, MEMORY_MAX).unwrap())
     };
     Some(RUNTIME.get_or_init(load).clone())
+}
+
+/// A session in a folder of its own.
+pub struct Python {
+    pub session: Box<dyn Session>,
+    pub folder: PathBuf,
+    pub limits: Limits,
+}
+
+impl Python {
+    /// Opens a session; `None` if the runtime is not installed.
+    pub fn start() -> Option<Self> {
+        let sandbox = runtime()?;
+        let folder = std::env::temp_dir().join(format!("assistd-test-code-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let session = sandbox.open(&Folder { path: folder.clone() }).unwrap();
+        let limits = Limits { time: Duration::from_mins(1), output_bytes: 100_000, disk_bytes: 1_000_000, files: 50 };
+        Some(Self { session, folder, limits })
+    }
+
+    /// Runs code and returns how it ended, and what it has printed.
+    pub fn run(&mut self, code: &str) -> (End, String) {
+        let ran = self.session.run(code, &self.limits, &CancellationToken::new());
+        (ran.end, ran.output)
+    }
+
+    /// Runs code that completes.
+    pub fn print(&mut self, code: &str) -> String {
+        let (end, output) = self.run(code);
+        assert_eq!(end, End::Completed, "{code}: {output}");
+        output
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
