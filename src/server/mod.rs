@@ -135,10 +135,7 @@ impl Server {
     pub async fn start_with_program(settings: &Settings, clock: Arc<Clock>, program: PathBuf) -> Result<Self, Error> {
         let address = settings.address()?;
         let database = store::open(&settings.store(), clock.clone()).await?;
-        let has_keys = settings.has_keys() || database.has_keys().await?;
-        if !has_keys && !address.ip().is_loopback() {
-            return Err(Error::NoKeys { listen: settings.listen.clone() });
-        }
+        let has_keys = has_keys(settings, &*database, address).await?;
         let tasks = TaskTracker::new();
         let ids = Arc::new(Ids::unique_everywhere());
         let files = files(settings, &database, &clock, &ids, &tasks)?;
@@ -206,8 +203,7 @@ impl Server {
         let closing = CancellationToken::new();
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &ingestion, &database);
-        let reaped = files.clone();
-        supervisor.supervise("remove files", move || reaper::reap(reaped.clone()));
+        remove_files(&supervisor, &files);
         supervisor.supervise("check API keys", move || authenticator.clone().watch());
         sum_usage(&supervisor, &database, &app.clock, settings.usage_days);
         measure_sizes(&supervisor, &database, &app.clock);
@@ -288,6 +284,20 @@ const NOT_INSTALLED: &str = "The code interpreter is not installed on this serve
 fn measure_sizes(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc<Clock>) {
     let (database, clock) = (database.clone(), clock.clone());
     supervisor.supervise("measure vector stores", move || measure_vector_stores(database.clone(), clock.clone()));
+}
+
+/// Returns whether requests need a key. They do if others than this machine can connect.
+async fn has_keys(settings: &Settings, database: &dyn Store, address: SocketAddr) -> Result<bool, Error> {
+    let has_keys = settings.has_keys() || database.has_keys().await?;
+    if !has_keys && !address.ip().is_loopback() {
+        return Err(Error::NoKeys { listen: settings.listen.clone() });
+    }
+    Ok(has_keys)
+}
+
+fn remove_files(supervisor: &Supervisor, files: &FileService) {
+    let files = files.clone();
+    supervisor.supervise("remove files", move || reaper::reap(files.clone()));
 }
 
 fn close_sessions(supervisor: &Supervisor, interpreter: &Interpreter) {
