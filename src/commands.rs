@@ -1,4 +1,7 @@
-//! The commands for projects, API keys and searches. They work on the database directly, whether a server uses it or not.
+//! The commands for projects, API keys and searches, which work on the database directly, whether a server uses it or not; and
+//! those that install the code interpreter.
+
+pub mod code_interpreter;
 
 use std::fmt::Write as _;
 use std::sync::Arc;

@@ -422,6 +422,15 @@ impl Settings {
         }
     }
 
+    /// Returns the folder of the code interpreter's runtime. The default is a folder in `data_dir`.
+    #[must_use]
+    pub fn code_interpreter_dir(&self) -> PathBuf {
+        if self.code_interpreter_dir.as_os_str().is_empty() {
+            return self.data_dir.join("code-interpreter");
+        }
+        self.code_interpreter_dir.clone()
+    }
+
     /// Returns the limits of files.
     #[must_use]
     pub fn files(&self) -> files::service::Settings {
@@ -465,16 +474,6 @@ impl Settings {
             memory_chunks_max: (self.search_memory_chunks_max > 0).then_some(self.search_memory_chunks_max),
             weights: HybridWeights { embedding, text: 1.0 - embedding },
             rewrite_model: (!self.search_rewrite_model.is_empty()).then(|| self.search_rewrite_model.clone()),
-        }
-    }
-
-    /// Returns the folder in which the code interpreter is installed. The default is a folder in `data_dir`.
-    #[must_use]
-    pub fn code_interpreter_dir(&self) -> PathBuf {
-        if self.code_interpreter_dir.as_os_str().is_empty() {
-            self.data_dir.join("code-interpreter")
-        } else {
-            self.code_interpreter_dir.clone()
         }
     }
 

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use assistd::clock::Clock;
+use assistd::commands::code_interpreter::CodeInterpreterCommand;
 use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand, SearchArguments};
 use assistd::config::Settings;
 use assistd::retrieval::extract::child;
@@ -50,6 +51,9 @@ enum Command {
     Keys(KeysCommand),
     /// Search a vector store, in the database, and print the best chunks with the parts of their scores.
     Search(SearchArguments),
+    /// Install or remove the runtime of the code interpreter.
+    #[command(subcommand)]
+    CodeInterpreter(CodeInterpreterCommand),
     /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
     /// Extract the text of a file on standard input. The server runs this for each file that it parses.
@@ -61,6 +65,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::ExtractText(arguments)) = &arguments.command {
         return child::run(arguments);
+    }
+    if let Some(Command::CodeInterpreter(command)) = &arguments.command
+        && let Some(code) = command.run_without_settings()
+    {
+        return code;
     }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,6 +111,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))
         }
         Some(Command::Search(arguments)) => runtime.block_on(search(&settings, arguments)),
+        Some(Command::CodeInterpreter(command)) => {
+            // The package index is that of the user's Python tools.
+            let environment = std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+            let folder = settings.code_interpreter_dir();
+            print(runtime.block_on(command.run(&folder, &environment.collect()))?)
+        }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
         Some(Command::ExtractText(_)) => unreachable!("it runs without settings"),
     }

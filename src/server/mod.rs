@@ -29,7 +29,7 @@ use crate::runs::service::RunService;
 use crate::runs::{Dependencies, sweeper, upkeep};
 use crate::store::{self, Store};
 use crate::tools::code_interpreter::engine;
-use crate::tools::code_interpreter::install::Installation;
+use crate::tools::code_interpreter::install::{self, Installation};
 use crate::tools::code_interpreter::sandbox::Sandbox;
 use crate::tools::code_interpreter::sessions::Interpreter;
 use crate::tools::code_interpreter::wasm::Wasm;
@@ -277,10 +277,6 @@ pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>
     Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
 }
 
-/// Why there is no code interpreter.
-const NOT_INSTALLED: &str = "The code interpreter is not installed on this server. Install it with \"assistd code-interpreter \
-                             install\" and restart the server.";
-
 fn measure_sizes(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc<Clock>) {
     let (database, clock) = (database.clone(), clock.clone());
     supervisor.supervise("measure vector stores", move || measure_vector_stores(database.clone(), clock.clone()));
@@ -305,23 +301,27 @@ fn close_sessions(supervisor: &Supervisor, interpreter: &Interpreter) {
     supervisor.supervise("close sessions", move || interpreter.clone().close_idle());
 }
 
+/// Loads the runtime of the code interpreter, or returns why there is none.
 fn sandbox(settings: &Settings) -> Result<Arc<dyn Sandbox>, String> {
-    let installed = Installation::find(&settings.code_interpreter_dir()).map_err(|error| error.to_string())?;
-    let installed = installed.ok_or_else(|| NOT_INSTALLED.to_owned())?;
-    let engine = engine::engine().map_err(|error| error.to_string())?;
-    let wasm = Wasm::load(engine, installed, settings.code_memory_bytes_max).map_err(|error| error.to_string())?;
+    let unusable = |error: &dyn std::fmt::Display| {
+        tracing::error!(error = %error, "the code interpreter cannot be used");
+        "The code interpreter of this server cannot be used; see the server's log.".to_owned()
+    };
+    let installed = Installation::find(&settings.code_interpreter_dir()).map_err(|error| unusable(&error))?;
+    let installed = installed.ok_or_else(|| {
+        format!(
+            "The code interpreter is not installed on this server. Install it with \"{}\" and restart the server.",
+            install::COMMAND
+        )
+    })?;
+    let engine = engine::engine().map_err(|error| unusable(&error))?;
+    let wasm = Wasm::load(engine, installed, settings.code_memory_bytes_max).map_err(|error| unusable(&error))?;
     Ok(Arc::new(wasm))
 }
 
 /// Creates what runs code. If the runtime cannot be used, runs that need it fail.
 fn interpreter(settings: &Settings, database: &Arc<dyn Store>, files: &FileService, ids: &Arc<Ids>) -> Interpreter {
-    let sandbox = sandbox(settings);
-    if let Err(reason) = &sandbox
-        && reason != NOT_INSTALLED
-    {
-        tracing::error!(reason, "the code interpreter cannot be used");
-    }
-    Interpreter::new(sandbox, settings.code_sessions(), database.clone(), files.clone(), ids.clone())
+    Interpreter::new(sandbox(settings), settings.code_sessions(), database.clone(), files.clone(), ids.clone())
 }
 
 fn connection_bounds(settings: &Settings) -> connections::Settings {

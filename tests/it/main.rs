@@ -21,6 +21,7 @@ mod busy_thread;
 mod cancel;
 mod cli;
 mod code_interpreter;
+mod code_interpreter_install;
 mod compatibility;
 mod docs;
 mod early_replies;

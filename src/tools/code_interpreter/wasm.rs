@@ -3,8 +3,6 @@
 //! The instance has its own memory, which starts as a copy-on-write mapping of the module's, with Python already started. It
 //! can call nothing but [`super::wasi`].
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +46,7 @@ impl Wasm {
     /// Loads the runtime. `memory_max` is the maximum memory of a session, in bytes.
     ///
     /// # Errors
-    /// If a file is missing or is not of the engine's version, or if others can write to it.
+    /// If a file is missing or is not of the engine's version.
     pub fn load(engine: Engine, files: Installation, memory_max: usize) -> Result<Self, Error> {
         let module = load_module(&engine, &files.module)?;
         let mut linker = Linker::new(&engine);
@@ -130,26 +128,11 @@ fn failed(what: &'static str) -> impl Fn(wasmtime::Error) -> Error {
 
 /// Loads a compiled module, which is native code.
 fn load_module(engine: &Engine, path: &Path) -> Result<Module, Error> {
-    check_private(path)?;
-    // SAFETY: the file was compiled by this program (`assistd code-interpreter install`) and only its user can write to it,
-    // as is checked above. wasmtime checks that its version and configuration are those of this engine.
+    // SAFETY: this program has compiled the file, and no other user can write to it: `Installation::find` has checked that.
+    // wasmtime checks that its version and configuration are those of this engine.
     #[expect(unsafe_code, reason = "there is no safe way to load a compiled module without copying it")]
     let module = unsafe { Module::deserialize_file(engine, path) };
     module.map_err(failed("the compiled module cannot be loaded"))
-}
-
-/// Fails if a file could have been written by another user.
-fn check_private(path: &Path) -> Result<(), Error> {
-    let own = rustix::process::geteuid().as_raw();
-    for path in [Some(path), path.parent()].into_iter().flatten() {
-        let metadata = fs::symlink_metadata(path).map_err(|error| Error(format!("{}: {error}", path.display())))?;
-        // The owner can also be root, as in an image that was built by another user.
-        let is_own = metadata.uid() == own || metadata.uid() == 0;
-        if metadata.is_symlink() || !is_own || metadata.mode() & 0o022 != 0 {
-            return Err(Error(format!("{}: other users can write to it, or it is a link", path.display())));
-        }
-    }
-    Ok(())
 }
 
 /// A session: an instance of the module.

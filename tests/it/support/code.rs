@@ -11,7 +11,7 @@ use assistd::tools::code_interpreter::sandbox::{End, Folder, Limits, Sandbox, Se
 use assistd::tools::code_interpreter::wasm::Wasm;
 use tokio_util::sync::CancellationToken;
 
-/// Names the folder of the installation.
+/// Names the data folder of the installation.
 const VARIABLE: &str = "ASSISTD_TEST_CODE_INTERPRETER";
 /// Maximum memory of a session, in bytes.
 const MEMORY_MAX: usize = 512 * 1024 * 1024;
@@ -19,6 +19,7 @@ const MEMORY_MAX: usize = 512 * 1024 * 1024;
 /// Returns the folder in which the runtime is installed; `None`, with a message, if it is not. In CI, it must be.
 pub fn installed() -> Option<String> {
     let folder = std::env::var(VARIABLE).ok().filter(|folder| !folder.is_empty());
+    let folder = folder.map(|folder| format!("{folder}/code-interpreter"));
     if folder.is_none() {
         skip("runtime of the code interpreter (ASSISTD_TEST_CODE_INTERPRETER), which tests/run installs");
     }
