@@ -5,6 +5,7 @@
 //! them to an index one by one, and a search does not read the vectors of other vector stores.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
@@ -22,6 +23,11 @@ const VERSION_MIN: (u32, u32) = (0, 8);
 const EF_SEARCH_MAX: u32 = 1_000;
 /// The advisory lock under which servers create the table and its indexes.
 const LOCK: i64 = 0x6173_7369_7374_6476;
+/// The advisory lock under which one server at a time builds or drops an index: two of them would wait for each other.
+const BUILD_LOCK: i64 = LOCK + 1;
+/// How often a server tries to get that lock. It does not wait in the database, because the statement that waits would have a
+/// snapshot, for which the build waits.
+const BUILD_LOCK_POLL: Duration = Duration::from_millis(500);
 /// Number of vectors that one statement stores.
 const VECTORS_MAX: usize = 200;
 /// Memory for building an index: room for about 200,000 vectors with 384 dimensions. Above it, building is much slower.
@@ -101,6 +107,12 @@ pub(super) async fn remove_vectors(tx: &mut Transaction<Db>, store_files: &[&str
     Ok(())
 }
 
+async fn try_lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let (is_locked,): (bool,) =
+        sqlx::query_as::<Db, _>("select pg_try_advisory_lock($1)").bind(BUILD_LOCK).fetch_one(connection).await?;
+    Ok(is_locked)
+}
+
 /// Builds the index of a vector store, unless it exists.
 async fn build_index(
     connection: &mut PgConnection,
@@ -155,11 +167,26 @@ impl Backend {
         .bind(store)
         .fetch_all(&self.pool)
         .await?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.connect_and_lock().await?;
         for (name,) in names {
             let sql = format!("drop index concurrently if exists {name}");
-            sqlx::query::<Db>(AssertSqlSafe(sql)).execute(&self.pool).await?;
+            sqlx::query::<Db>(AssertSqlSafe(sql)).execute(&mut connection).await?;
         }
+        connection.close().await?;
         Ok(())
+    }
+
+    /// Returns a connection that has the lock under which indexes are built and dropped. It is not one of the pool, whose
+    /// statements have a timeout. The lock is released with it.
+    async fn connect_and_lock(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = PgConnection::connect_with(&self.options).await?;
+        while !try_lock(&mut connection).await? {
+            tokio::time::sleep(BUILD_LOCK_POLL).await;
+        }
+        Ok(connection)
     }
 }
 
@@ -212,8 +239,7 @@ impl NearestChunks for Backend {
 
     async fn index_vectors(&self, store: &VectorStoreId, dimensions: usize) -> Result<(), Error> {
         if self.vector_search.is_some() {
-            // Takes longer than the timeout of the statements of the pool.
-            let mut connection = PgConnection::connect_with(&self.options).await?;
+            let mut connection = self.connect_and_lock().await?;
             build_index(&mut connection, store, dimensions).await?;
             connection.close().await?;
         }

@@ -182,14 +182,16 @@ impl World {
         file
     }
 
+    /// A chunk whose text begins with "Unembedded" has no embedding.
     fn chunk(&self, text: &str, is_embedded: bool) -> NewChunk {
+        let has_vector = is_embedded && !text.starts_with("Unembedded");
         NewChunk {
             text: text.to_owned(),
             overlap_bytes: 0,
             tokens: 1,
             terms: Analyzer::new(Some(Language::English)).analyze(text).to_bytes(),
             content_hash: Sha256::digest(text).into(),
-            embedding: is_embedded.then(|| to_f16_bytes(&self.embedder.vector(text)).unwrap()),
+            embedding: has_vector.then(|| to_f16_bytes(&self.embedder.vector(text)).unwrap()),
         }
     }
 
@@ -508,13 +510,15 @@ both_stores!(an_index_in_the_database_has_the_same_results, async |database: Dat
     for (number, text) in TEXTS.iter().enumerate() {
         files.push(world.add(&number.to_string(), json!({"n": number}), &[text, "Refunds.", TEXTS[0]]).await);
     }
+    // A file of which one chunk has no embedding.
+    files.push(world.add("odd", json!({"n": 5}), &["Unembedded refund of an order.", TEXTS[1], "Refunds."]).await);
     compare(&[&stored]).await;
     let first = write_index(&world, &database, &stored, "").await;
     let finds_vectors = database.url.starts_with("postgres") && std::env::var_os("ASSISTD_TEST_PGVECTOR").is_some();
     assert_eq!(world.store.vector_search().is_some(), finds_vectors);
     if finds_vectors {
         let vectors = database.text("select count(*)::text from vector_store_vectors").await;
-        assert_eq!(vectors, (3 * TEXTS.len()).to_string());
+        assert_eq!(vectors, (3 * TEXTS.len() + 2).to_string());
     }
 
     // Other servers use what the first one has written.
@@ -554,6 +558,29 @@ both_stores!(an_index_in_the_database_has_the_same_results, async |database: Dat
     if world.store.vector_search().is_some() {
         assert_eq!(database.text("select cast(count(*) as text) from vector_store_vectors").await, "0");
     }
+});
+
+both_stores!(indexes_of_vectors_are_built_at_the_same_time, async |database: Database| {
+    let world = World::new(&database).await;
+    if world.store.vector_search().is_none() {
+        return;
+    }
+    let stores: Vec<VectorStoreId> = (0..4).map(|_| ids().generate()).collect();
+    for (number, store) in stores.iter().enumerate() {
+        let vector = |chunk: u32| {
+            let of_chunk = (0..8_u16).map(|at| f32::from(at) + chunk as f32 * 0.01 + number as f32);
+            ((ids().generate(), chunk), of_chunk.collect::<Vec<f32>>())
+        };
+        let vectors: Vec<_> = (0..300).map(vector).collect();
+        assert!(world.store.add_vectors(store, 8, &vectors).await.unwrap());
+    }
+
+    let built = futures_util::future::join_all(stores.iter().map(|store| world.store.index_vectors(store, 8))).await;
+
+    assert!(built.iter().all(Result::is_ok), "{built:?}");
+    let valid = "select count(*)::text from pg_index
+                 where indrelid = 'vector_store_vectors'::regclass and indisvalid and not indisprimary";
+    assert_eq!(database.text(valid).await, "4");
 });
 
 both_stores!(the_nearest_vectors_are_found_among_many_that_are_not_allowed, async |database: Database| {

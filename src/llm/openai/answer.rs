@@ -228,8 +228,8 @@ impl AnswerReader {
             }
         }
         let has_content = self.text.has_text() || self.has_refusal_or_call;
-        if !has_content && self.finish != Some(FinishReason::Length) {
-            let rest = self.text.end();
+        if !has_content {
+            let rest = self.text.end(self.finish == Some(FinishReason::Length));
             if !rest.is_empty() {
                 deltas.push(ChatDelta::Text(rest));
             }

@@ -117,10 +117,11 @@ impl VisibleText {
     }
 
     /// Returns the buffered text of a turn that has ended without visible text: an incomplete tag, or thinking without
-    /// a closing tag, which may be the answer. Returns an empty text if there is only whitespace.
-    pub fn end(&mut self) -> String {
+    /// a closing tag, which may be the answer, unless the turn was cut off. Returns an empty text if there is only whitespace.
+    pub fn end(&mut self, is_cut: bool) -> String {
         let held = std::mem::take(&mut self.held);
-        if self.state == State::Visible || held.trim().is_empty() {
+        let is_unfinished_thinking = is_cut && matches!(self.state, State::Thinking(_));
+        if self.state == State::Visible || is_unfinished_thinking || held.trim().is_empty() {
             return String::new();
         }
         self.state = State::Visible;
@@ -143,7 +144,7 @@ mod tests {
             visible.push_str(&parts.visible);
             hidden.push_str(&parts.hidden);
         }
-        visible.push_str(&filter.end());
+        visible.push_str(&filter.end(false));
         (visible, hidden)
     }
 
@@ -176,6 +177,12 @@ mod tests {
         assert_eq!(visible(ThinkTags::Strip, &["<thi"]), "<thi");
         assert_eq!(visible(ThinkTags::Strip, &["<think>The answer ", "is 4."]), "<think>The answer is 4.");
         assert_eq!(visible(ThinkTags::Strip, &["<thin", "g>"]), "<thing>");
+        // At the token limit, unfinished thinking is no answer.
+        for (text, rest) in [("[", "["), ("<thi", "<thi"), ("<think>Hm", ""), (" ", "")] {
+            let mut filter = VisibleText::new(ThinkTags::Strip);
+            assert_eq!(filter.push(text.to_owned()).visible, "");
+            assert_eq!(filter.end(true), rest, "{text}");
+        }
     }
 
     proptest! {

@@ -161,7 +161,7 @@ impl<F> Clone for StoreIndex<F> {
     }
 }
 
-/// Chunks of a segment that follow each other, and their vectors: one for each, or none.
+/// Chunks of a segment that follow each other, and their rows of vectors: one for each, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Span {
     chunks: Range<u32>,
@@ -339,7 +339,7 @@ impl<F> StoreIndex<F> {
         self.segments.iter().map(SegmentView::live_chunks).sum()
     }
 
-    /// Returns the number of chunks that are found by an embedding.
+    /// Returns the number of chunks of files that are found by embeddings.
     #[must_use]
     pub fn vectors(&self) -> usize {
         let spans = self.segments.iter().flat_map(|view| view.spans.iter());
@@ -449,11 +449,15 @@ impl<F> Added<F> {
     }
 
     fn add(&mut self, mut file: IndexFile<F>, segments: &mut Vec<SegmentView<F>>) {
-        let accepts = |bytes: &Vec<u8>| self.dimensions.is_some_and(|dimensions| Vectors::accepts(dimensions, bytes));
-        let has_vectors = file.chunks.iter().all(|chunk| chunk.vector.as_ref().is_some_and(accepts));
+        let dimensions = self.dimensions;
+        let accepts = |chunk: &IndexChunk| {
+            let fits = |bytes: &Vec<u8>| dimensions.is_some_and(|dimensions| Vectors::accepts(dimensions, bytes));
+            chunk.vector.as_ref().is_some_and(fits)
+        };
+        let has_rows = file.chunks.iter().any(accepts);
         loop {
             let before = file.chunks.len();
-            let is_complete = self.builder.add(&mut file, has_vectors);
+            let is_complete = self.builder.add(&mut file, has_rows, accepts);
             if is_complete || file.chunks.len() < before {
                 self.files.push(Some(file.facts.clone()));
             }
@@ -584,7 +588,8 @@ impl<'a, F> Search<'a, F> {
         for ((segment_index, span), range) in spans().zip(ranges) {
             let segment = self.segment(segment_index);
             for ((chunk, row), estimate) in span.chunks.clone().zip(span.rows.clone()).zip(&estimates[range]) {
-                if *estimate + error_max >= score_min && *estimate + segment.vectors.error(row) >= score_min {
+                let is_near = *estimate + error_max >= score_min && *estimate + segment.vectors.error(row) >= score_min;
+                if is_near && segment.vectors.has(row) {
                     let score = segment.vectors.score(row, vector);
                     best.push(Found { chunk: (segment_index, chunk), score, is_by_vector: true });
                 }
@@ -599,7 +604,8 @@ impl<'a, F> Search<'a, F> {
         let segment = self.segment(segment_index);
         let file_index = segment.file_of(chunk);
         let file = &segment.files[file_index];
-        let of_row = || self.vector.zip(file.row(chunk)).map(|(vector, row)| segment.vectors.score(row, vector));
+        let row = file.row(chunk).filter(|row| segment.vectors.has(*row));
+        let of_row = || self.vector.zip(row).map(|(vector, row)| segment.vectors.score(row, vector));
         let as_u32 = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
         Candidate {
             lexical: self.scores[self.starts[segment_index] + chunk as usize],

@@ -23,12 +23,12 @@ pub(super) struct FileRange {
     /// See [`analysis_index`].
     pub(super) analysis: u8,
     pub(super) chunks: Range<u32>,
-    /// The vectors of the chunks, in their order; empty if the file has none.
+    /// The rows of the chunks, in their order; empty if no chunk has a vector.
     pub(super) rows: Range<u32>,
 }
 
 impl FileRange {
-    /// Returns the row of a chunk of this file.
+    /// Returns the row of a chunk of this file; `None` if no chunk of the file has a vector.
     pub(super) fn row(&self, chunk: u32) -> Option<u32> {
         (!self.rows.is_empty()).then(|| self.rows.start + (chunk - self.chunks.start))
     }
@@ -390,8 +390,13 @@ impl Builder {
     /// Adds as many of a file's chunks as there is room for, from the beginning, and removes them from it. Returns `false` if
     /// chunks are left: they must go to another segment.
     ///
-    /// Uses the vectors if all chunks of the file have one that fits: `has_vectors` must be the same for all its parts.
-    pub(super) fn add<F>(&mut self, file: &mut IndexFile<F>, has_vectors: bool) -> bool {
+    /// `has_rows` says whether any chunk of the file has a vector that `accepts` accepts; it must be the same for all its parts.
+    pub(super) fn add<F>(
+        &mut self,
+        file: &mut IndexFile<F>,
+        has_rows: bool,
+        accepts: impl Fn(&IndexChunk) -> bool,
+    ) -> bool {
         let (first_chunk, first_row) = (count_u32(self.segment.chunks()), self.segment.vectors.rows());
         let analysis = u8::try_from(analysis_index(file.language)).unwrap_or(0);
         let mut added = 0;
@@ -401,7 +406,12 @@ impl Builder {
             if is_full && self.segment.chunks() > 0 {
                 break;
             }
-            self.add_chunk(chunk, analysis, has_vectors);
+            self.add_chunk(chunk, analysis);
+            match chunk.vector.as_ref().filter(|_| accepts(chunk)) {
+                Some(vector) => self.segment.vectors.push(vector),
+                None if has_rows => self.segment.vectors.push_absent(),
+                None => {}
+            }
             added += 1;
         }
         if added > 0 || file.chunks.is_empty() {
@@ -417,7 +427,7 @@ impl Builder {
         file.chunks.is_empty()
     }
 
-    fn add_chunk(&mut self, chunk: &IndexChunk, analysis: u8, has_vectors: bool) {
+    fn add_chunk(&mut self, chunk: &IndexChunk, analysis: u8) {
         let index = self.segment.chunks() as u64;
         for (term, count) in &chunk.terms.counts {
             let count = (*count).clamp(1, COUNT_MAX);
@@ -426,9 +436,6 @@ impl Builder {
         self.segment.numbers.push(chunk.number);
         self.segment.lengths.push(chunk.terms.words);
         self.segment.analyses.push(analysis);
-        if let Some(vector) = chunk.vector.as_ref().filter(|_| has_vectors) {
-            self.segment.vectors.push(vector);
-        }
     }
 
     pub(super) fn build(self) -> Segment {

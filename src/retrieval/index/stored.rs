@@ -309,7 +309,8 @@ fn vector_blocks(segment: &Segment) -> Vec<Vec<u8>> {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     let size = row_bytes(segment.vectors.dimensions());
     for file in segment.files.iter().filter(|file| !file.rows.is_empty()) {
-        for (chunk, row) in file.chunks.clone().zip(file.rows.clone()) {
+        let rows = file.chunks.clone().zip(file.rows.clone());
+        for (chunk, row) in rows.filter(|(_, row)| segment.vectors.has(*row)) {
             if blocks.last().is_none_or(|block| block.len() + size > BLOCK_BYTES_MAX) {
                 blocks.push(Vec::new());
             }

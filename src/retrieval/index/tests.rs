@@ -82,7 +82,6 @@ fn expected(
         let length: f64 = same_language().map(|document| f64::from(document.terms.words)).sum::<f64>();
         let average = length / same_language().count() as f64;
         let is_usable = |vector: &Vec<f32>| vector.len() == DIMENSIONS && to_f16_bytes(vector).is_some();
-        let is_embedded = file.chunks.iter().all(|(_, vector)| vector.as_ref().is_some_and(is_usable));
         for (number, (document, (_, own))) in of_file.iter().zip(&file.chunks).enumerate() {
             let (mut sum, mut bound) = (0.0, 0.0);
             for term in &query_terms.terms {
@@ -96,7 +95,7 @@ fn expected(
             }
             let lexical = if bound > 0.0 { sum / bound } else { 0.0 };
             let cosine =
-                own.as_ref().filter(|_| is_embedded).filter(|_| QueryVector::new(vector).is_some()).map(|own| {
+                own.as_ref().filter(|own| is_usable(own)).filter(|_| QueryVector::new(vector).is_some()).map(|own| {
                     let dot = |a: &[f32], b: &[f32]| -> f64 {
                         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
                     };

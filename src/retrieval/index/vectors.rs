@@ -156,6 +156,9 @@ fn normalized(mut vector: Vec<f32>) -> Option<Vec<f32>> {
     vector.iter().any(|value| *value != 0.0).then_some(vector)
 }
 
+/// The score of a row without vector: less than that of any vector.
+pub(super) const ABSENT: f32 = -1.5;
+
 /// Vectors of one number of dimensions, by row.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Vectors {
@@ -164,7 +167,7 @@ pub(super) struct Vectors {
     stride: usize,
     high: Vec<i8>,
     low: Vec<i8>,
-    /// The length of one unit, for each row.
+    /// The length of one unit, for each row; 0 if it has no vector.
     scales: Vec<f32>,
     /// The largest error of a score from the high bytes, for each row.
     errors: Vec<f32>,
@@ -214,6 +217,19 @@ impl Vectors {
         self.error_max = self.error_max.max(error);
     }
 
+    /// Adds the row of a chunk without vector.
+    pub(super) fn push_absent(&mut self) {
+        self.high.resize(self.high.len() + self.stride, 0);
+        self.low.resize(self.low.len() + self.stride, 0);
+        self.scales.push(0.0);
+        self.errors.push(0.0);
+    }
+
+    /// Reports whether a row has a vector.
+    pub(super) fn has(&self, row: u32) -> bool {
+        self.scales[row as usize] > 0.0
+    }
+
     /// Adds rows of other vectors of the same number of dimensions.
     pub(super) fn extend(&mut self, other: &Self, rows: Range<u32>) {
         let rows = rows.start as usize..rows.end as usize;
@@ -244,7 +260,8 @@ impl Vectors {
         self.high.capacity() + self.low.capacity() + 4 * (self.scales.capacity() + self.errors.capacity())
     }
 
-    /// Writes the scores of rows from their high bytes to `scores`, which has a place for each.
+    /// Writes the scores of rows from their high bytes to `scores`, which has a place for each. That of a row without vector is
+    /// [`ABSENT`].
     pub(super) fn estimate(&self, rows: Range<u32>, query: &QueryVector, scores: &mut [f32]) {
         let (start, end) = (rows.start as usize, rows.end as usize);
         let vectors = self.high[start * self.stride..end * self.stride].chunks_exact(self.stride);
@@ -254,7 +271,7 @@ impl Vectors {
             for ((score, vector), scale) in scores {
                 #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
                 let sum = product(vector, &query.values, i16::from) as f32;
-                *score = sum * (factor * scale);
+                *score = if *scale > 0.0 { sum * (factor * scale) } else { ABSENT };
             }
         });
     }

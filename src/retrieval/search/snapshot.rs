@@ -97,6 +97,11 @@ impl Snapshot {
         self.index.vectors() > 0 || self.segments.iter().any(|(_, vectors)| vectors.is_some())
     }
 
+    /// Reports whether the database finds vectors of segments.
+    pub(super) fn has_vectors_in_database(&self) -> bool {
+        self.segments.iter().any(|(_, vectors)| *vectors == Some(VectorsIn::Database))
+    }
+
     /// Reports whether this has all changes of a state.
     pub(super) fn is_current(&self, state: &StoreState) -> bool {
         self.version >= state.version && self.can_advance(state)

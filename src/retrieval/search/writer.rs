@@ -14,6 +14,8 @@ use crate::api::{Scope, StoreFileId, VectorStoreId};
 use crate::retrieval::index::{Change, IndexFile, StoreIndex, from_f16_bytes};
 use crate::store::{self, ChunkKey, FIRST_BLOCK, IndexClaim, IndexSegment, StoreState, VectorsIn};
 
+/// Minimum interval between two times that this server looks whether the database has an index of the vectors, in seconds.
+const CHECK_EVERY_S: i64 = 300;
 /// How long a claim lasts that is not renewed.
 const CLAIM: Duration = Duration::from_mins(5);
 /// Minimum interval between two times that this server begins to write the same index, in seconds.
@@ -22,13 +24,18 @@ const EVERY_S: i64 = 60;
 impl Inner {
     /// Writes the index of a vector store to the database in the background if it should not be in memory.
     pub(super) fn write_if_large(&self, scope: &Scope, id: &VectorStoreId, searched: &Searched, model: Option<&str>) {
-        let (model, writes_all) = match searched {
-            Searched::Index(snapshot) if snapshot.index.resident_chunks() <= self.memory_chunks_max => return,
-            Searched::Index(snapshot) => (snapshot.model.as_deref(), false),
-            Searched::Parts => (model, true),
+        let (model, task, every_s) = match searched {
+            Searched::Index(snapshot) if snapshot.index.resident_chunks() <= self.memory_chunks_max => {
+                if !snapshot.has_vectors_in_database() {
+                    return;
+                }
+                (snapshot.model.as_deref(), Task::CheckVectors, CHECK_EVERY_S)
+            }
+            Searched::Index(snapshot) => (snapshot.model.as_deref(), Task::WriteFull, EVERY_S),
+            Searched::Parts => (model, Task::WriteAll, EVERY_S),
         };
         let key = Self::key(scope, id);
-        if !self.cache.must_store(&key, self.clock.now(), EVERY_S) {
+        if !self.cache.must_store(&key, self.clock.now(), every_s) {
             return;
         }
         let writer = Writer {
@@ -38,7 +45,7 @@ impl Inner {
             model: model.map(str::to_owned),
             segment_chunks: self.memory_chunks_max.clamp(1, MEMORY_CHUNKS_MAX),
             segment_bytes: self.cache.bytes_max() / 2,
-            writes_all,
+            task,
         };
         let mut writers = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while writers.try_join_next().is_some() {}
@@ -57,8 +64,18 @@ struct Writer {
     segment_chunks: usize,
     /// It is also written when its index takes this much memory.
     segment_bytes: usize,
-    /// Whether to write a last segment that is smaller.
-    writes_all: bool,
+    task: Task,
+}
+
+/// What a writer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Task {
+    /// Writes all segments that are full.
+    WriteFull,
+    /// Writes also a last segment that is smaller.
+    WriteAll,
+    /// Builds the database's index of the vectors, if that has failed before.
+    CheckVectors,
 }
 
 /// Segments that are being written.
@@ -82,26 +99,40 @@ impl Writer {
         let claim = IndexClaim { store: store.clone(), owner: Uuid::now_v7().to_string() };
         let started = Instant::now();
         let outcome = match self.store.claim_index(&claim, CLAIM).await {
+            Ok(true) if self.task == Task::CheckVectors => self.check_vectors(&claim).await,
             Ok(true) => self.write(claim.clone()).await,
             // Another server does it.
             Ok(false) => return,
             Err(error) => Err(error.into()),
         };
         match outcome {
-            Ok(chunks) => tracing::info!(
+            Ok(chunks) if chunks > 0 => tracing::info!(
                 vector_store.id = %store, chunks, duration_ms = started.elapsed().as_millis(),
                 "wrote the index of a large vector store to the database"
             ),
+            // The vector store was deleted, or another server writes its index.
+            Err(Failure::Store(store::Error::Stale)) => {
+                tracing::debug!(vector_store.id = %store, "stopped to write the index of a large vector store");
+            }
             Err(Failure::Store(error)) => tracing::warn!(
                 vector_store.id = %store, error = &error as &dyn std::error::Error,
                 "failed to write the index of a large vector store to the database; it is tried again"
             ),
-            // The index is of another model meanwhile.
-            Err(Failure::NewModel(_) | Failure::Forgotten) => {}
+            // Nothing was to be written, or the index is of another model meanwhile.
+            Ok(_) | Err(Failure::NewModel(_) | Failure::Forgotten) => {}
         }
         // Otherwise, the claim ends by itself.
         let _ = self.store.release_index(&claim).await;
-        self.cache.forget(&self.key);
+        if self.task != Task::CheckVectors {
+            self.cache.forget(&self.key);
+        }
+    }
+
+    async fn check_vectors(&self, claim: &IndexClaim) -> Result<usize, Failure> {
+        if let Some(dimensions) = self.model.as_deref().and_then(dimensions) {
+            self.index_vectors(claim, dimensions).await?;
+        }
+        Ok(0)
     }
 
     /// Writes segments of the files that are not in one yet. Returns the number of chunks that were written.
@@ -159,18 +190,27 @@ impl Writer {
         let is_emptied = |segment: &crate::retrieval::index::StoredSegment| segment.live_chunks * 2 < segment.chunks;
         let emptied = known.index.stored().filter(is_emptied).map(|segment| segment.id.as_str().to_owned());
         segments.replaced.extend(emptied);
-        if self.writes_all {
+        if self.task == Task::WriteAll {
             self.add(&mut segments).await?;
         }
         if let (VectorsIn::Database, Some(dimensions)) = (segments.vectors, dimensions) {
-            self.store.index_vectors(store, dimensions).await?;
-            // That can take longer than the claim lasts.
-            self.renew(&segments.claim).await?;
+            self.index_vectors(&segments.claim, dimensions).await?;
         }
         if !segments.added.is_empty() || !segments.replaced.is_empty() {
             self.publish(&mut segments).await?;
         }
         Ok(segments.chunks)
+    }
+
+    /// Builds the database's index of the vectors, unless it exists, and keeps the claim meanwhile.
+    async fn index_vectors(&self, claim: &IndexClaim, dimensions: usize) -> Result<(), Failure> {
+        let mut building = std::pin::pin!(self.store.index_vectors(&self.key.1, dimensions));
+        loop {
+            tokio::select! {
+                built = &mut building => return Ok(built?),
+                () = tokio::time::sleep(CLAIM / 3) => self.renew(claim).await?,
+            }
+        }
     }
 
     async fn renew(&self, claim: &IndexClaim) -> Result<(), Failure> {
@@ -210,16 +250,17 @@ impl Writer {
     }
 }
 
-/// Returns the embeddings of the files whose chunks all have one with this number of dimensions.
+/// Returns the embeddings of the chunks that have one with this number of dimensions.
 fn vectors_of(files: &[IndexFile<FileFacts>], dimensions: usize) -> Vec<(ChunkKey, Vec<f32>)> {
     let mut vectors = Vec::new();
     for file in files {
         let of_chunk = |chunk: &crate::retrieval::index::IndexChunk| {
             let vector = from_f16_bytes(chunk.vector.as_ref()?);
-            (vector.len() == dimensions).then(|| ((StoreFileId::from_stored(&file.key), chunk.number), vector))
+            let has_direction = vector.iter().any(|value| *value != 0.0);
+            (vector.len() == dimensions && has_direction)
+                .then(|| ((StoreFileId::from_stored(&file.key), chunk.number), vector))
         };
-        let of_file: Option<Vec<_>> = file.chunks.iter().map(of_chunk).collect();
-        vectors.extend(of_file.unwrap_or_default());
+        vectors.extend(file.chunks.iter().filter_map(of_chunk));
     }
     vectors
 }
