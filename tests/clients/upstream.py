@@ -44,6 +44,8 @@ TURNS = {
     "talk-call": [(["Let", " me", " see."], [0]), ([], [1])],
     "call-talk": [([], [0]), (["Let", " me", " see."], [1])],
     "search": [([], [0])],
+    # Runs the user's message as code.
+    "code": [([], [0])],
     "talk-search": [(["Let", " me", " see."], [0])],
     "tool-fail": [([], [0])],
     "talk-fail": [(["Let", " me", " see."], [0])],
@@ -52,6 +54,7 @@ TURNS = {
 }
 ARGUMENTS = [["{\"city", "\": \"Ro", "me\"}"], ["{\"zone", "\": \"CE", "T\"}"]]
 MODELS = ["words", "slow", "steady", "repeat", "length", "cut", "fail", "limit", *TURNS]
+LINKING = ["Here", " it is: [", "out", "](sand", "box:/mnt/data/", "out.csv", ")."]
 CITING = ["It", " is", " cake", " [", "1", "]", "."]
 PROMPT_TOKENS = 11
 
@@ -72,6 +75,8 @@ def turn_of(model, request):
             return last, []
         if model.endswith("search"):
             return CITING, []
+        if model == "code":
+            return LINKING, []
         return ["The", " tools", " say:", " " + ", ".join(outputs)], []
     tokens, called = TURNS[model][rounds]
     if len(offered) <= max(called):
@@ -80,6 +85,10 @@ def turn_of(model, request):
     if model.endswith("search"):
         question = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
         arguments = [[json.dumps({"query": question})]]
+    if model == "code":
+        question = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
+        code = json.dumps({"code": question})
+        arguments = [[code[start : start + 7] for start in range(0, len(code), 7)]]
     return tokens, [(f"{model}/{rounds}/{index}", offered[index], arguments[index]) for index in called]
 
 

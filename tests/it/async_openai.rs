@@ -18,6 +18,7 @@ use async_openai::types::vectorstores::{
 use futures_util::StreamExt;
 
 use crate::both_stores;
+use crate::support::code::installed;
 use crate::support::database::Database;
 use crate::support::server::Server;
 use crate::support::upstream::{Answer, Upstream};
@@ -265,4 +266,58 @@ both_stores!(async_openai_searches_files, async |database: Database| {
         panic!("{:?}", part.text.annotations)
     };
     assert_eq!(citation.file_citation.file_id, file.id);
+});
+
+both_stores!(async_openai_runs_code, async |database: Database| {
+    let Some(runtime) = installed() else { return };
+    let code = r#"{"code": "print('hi')\nopen('/mnt/data/a.txt', 'w').write('a')\nfrom PIL import Image\nImage.new('RGB', (9, 9)).save('/mnt/data/i.png')"}"#;
+    let upstream = Upstream::scripted([
+        Answer::Calls(vec![], vec![("python", code)]),
+        Answer::Tokens(vec!["See ", "sandbox:/mnt/data/a.txt", "."]),
+    ])
+    .await;
+    let server = Server::with(&database, &upstream, &[("CODE_INTERPRETER_DIR", &runtime)]).await;
+    let client = client(&server);
+    let assistant = serde_json::json!({"model": "m", "tools": [{"type": "code_interpreter"}]});
+    let assistant = client.assistants().create(serde_json::from_value(assistant).unwrap()).await.unwrap();
+    let thread = client.threads().create(CreateThreadRequestArgs::default().build().unwrap()).await.unwrap();
+    let request = CreateRunRequestArgs::default().assistant_id(&assistant.id).build().unwrap();
+
+    let mut stream = client.threads().runs(&thread.id).create_stream(request).await.unwrap();
+    let (mut kinds, mut run) = (Vec::new(), None);
+    while let Some(event) = stream.next().await {
+        match event.unwrap() {
+            AssistantStreamEvent::ThreadMessageDelta(delta) => {
+                for part in delta.delta.content.into_iter().flatten() {
+                    kinds.push(match part {
+                        MessageDeltaContent::ImageFile(_) => "image",
+                        MessageDeltaContent::Text(_) => "text",
+                        other => panic!("{other:?}"),
+                    });
+                }
+            }
+            AssistantStreamEvent::ThreadRunCompleted(completed) => run = Some(completed.id),
+            _ => {}
+        }
+    }
+    kinds.dedup();
+    assert_eq!(kinds, ["image", "text"]);
+
+    let steps = client.threads().runs(&thread.id).steps(&run.unwrap()).list().await.unwrap().data;
+    let called = steps.iter().find_map(|step| match &step.step_details {
+        StepDetails::ToolCalls(calls) => match calls.tool_calls.as_slice() {
+            [RunStepDetailsToolCalls::CodeInterpreter(call)] => Some(call.code_interpreter.clone()),
+            _ => None,
+        },
+        StepDetails::MessageCreation(_) => None,
+    });
+    assert_eq!(called.unwrap().outputs.len(), 2);
+    let messages = client.threads().messages(&thread.id).list().await.unwrap().data;
+    let [MessageContent::ImageFile(_), MessageContent::Text(part)] = messages[0].content.as_slice() else {
+        panic!("{:?}", messages[0].content)
+    };
+    let MessageContentTextAnnotations::FilePath(path) = &part.text.annotations[0] else {
+        panic!("{:?}", part.text.annotations)
+    };
+    assert_eq!(client.files().content(&path.file_path.file_id).await.unwrap(), "a".as_bytes());
 });

@@ -54,7 +54,7 @@ fn wheel() -> Vec<u8> {
 }
 
 fn artifact(wheel: &[u8]) -> Artifact {
-    let sha256: String = Sha256::digest(wheel).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = Sha256::digest(wheel).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     Artifact {
         name: "small",
         version: "1.0",
@@ -90,12 +90,14 @@ fn left(folder: &Folder) -> Vec<String> {
 
 type Answer = Arc<dyn Fn(&str) -> Response + Send + Sync>;
 
+/// The path of a request, and its credentials.
+type Received = (String, Option<String>);
+
 /// A package index that answers by path.
 #[derive(Clone)]
 struct Server {
     address: String,
-    /// Paths of the requests, with their credentials.
-    requests: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    requests: Arc<Mutex<Vec<Received>>>,
     answer: Answer,
 }
 
@@ -117,7 +119,7 @@ impl Server {
         format!("http://{}/simple", self.address)
     }
 
-    fn requests(&self) -> Vec<(String, Option<String>)> {
+    fn requests(&self) -> Vec<Received> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -148,7 +150,8 @@ fn moved(to: &str) -> Response {
 
 #[tokio::test]
 async fn a_wheel_is_installed_from_indexes_of_all_forms() {
-    let forms: [(&str, fn(&str) -> Option<Response>); 4] = [
+    type List = fn(&str) -> Option<Response>;
+    let forms: [(&str, List); 4] = [
         ("JSON", |path| (path == "/simple/small/").then(|| json_list(FILE_NAME, &format!("../../files/{FILE_NAME}")))),
         ("HTML", |path| (path == "/simple/small/").then(|| html_list(&format!("/files/{FILE_NAME}#sha256=00")))),
         ("a redirected list", |path| match path {
@@ -193,7 +196,9 @@ async fn only_our_user_can_read_an_installation() {
         let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
         assert_eq!(metadata.permissions().mode() & 0o777, expected, "{}", path.display());
         if metadata.is_dir() {
-            std::fs::read_dir(path).unwrap().for_each(|entry| check(&entry.unwrap().path()));
+            for entry in std::fs::read_dir(path).unwrap() {
+                check(&entry.unwrap().path());
+            }
         }
     }
     let folder = Folder::new();

@@ -566,10 +566,10 @@ both_stores!(indexes_of_vectors_are_built_at_the_same_time, async |database: Dat
         return;
     }
     let stores: Vec<VectorStoreId> = (0..4).map(|_| ids().generate()).collect();
-    for (number, store) in stores.iter().enumerate() {
-        let vector = |chunk: u32| {
-            let of_chunk = (0..8_u16).map(|at| f32::from(at) + chunk as f32 * 0.01 + number as f32);
-            ((ids().generate(), chunk), of_chunk.collect::<Vec<f32>>())
+    for (store, number) in stores.iter().zip(0_u16..) {
+        let vector = |chunk: u16| {
+            let of_chunk = (0..8_u16).map(|at| f32::from(at) + f32::from(chunk) * 0.01 + f32::from(number));
+            ((ids().generate(), u32::from(chunk)), of_chunk.collect::<Vec<f32>>())
         };
         let vectors: Vec<_> = (0..300).map(vector).collect();
         assert!(world.store.add_vectors(store, 8, &vectors).await.unwrap());

@@ -3,6 +3,9 @@ def _assistd_prelude():
     import importlib.util
     import sys
 
+    # In the order of what is printed to stderr.
+    sys.stdout.reconfigure(line_buffering=True)
+
     # A backend of matplotlib that writes each figure that is shown, or that is left at the end of the code, as an image.
     source = '''
 import os

@@ -19,6 +19,7 @@ from azure.ai.agents import AgentsClient  # noqa: E402
 from azure.ai.agents.aio import AgentsClient as AsyncAgentsClient  # noqa: E402
 from azure.ai.agents.models import (  # noqa: E402
     AgentEventHandler,
+    CodeInterpreterTool,
     FilePurpose,
     FileSearchTool,
     FunctionTool,
@@ -196,6 +197,34 @@ class AgentsClientTest(unittest.TestCase):
         self.client.files.delete(file.id)
         with self.assertRaises(ResourceNotFoundError):
             self.client.files.get(file.id)
+
+    @unittest.skipUnless(os.environ.get("ASSISTD_CODE_INTERPRETER_DIR"), "the runtime is not installed")
+    def test_runs_code(self):
+        file = self.client.files.upload_and_poll(
+            file=("numbers.csv", b"n\n20\n22\n"), purpose=FilePurpose.AGENTS, polling_interval=0.05
+        )
+        tool = CodeInterpreterTool(file_ids=[file.id])
+        agent = self.client.create_agent(
+            model="code", name="n", tools=tool.definitions, tool_resources=tool.resources
+        )
+        thread = self.client.threads.create()
+        code = (
+            "import csv\nrows = list(csv.DictReader(open('/mnt/data/numbers.csv')))\n"
+            "open('/mnt/data/out.csv', 'w').write('x')\nsum(int(row['n']) for row in rows)"
+        )
+        self.client.messages.create(thread_id=thread.id, role="user", content=code)
+        run = self.client.runs.create_and_process(thread_id=thread.id, agent_id=agent.id, polling_interval=0.05)
+        self.assertEqual(run.status, "completed", run)
+        steps = list(self.client.run_steps.list(thread_id=thread.id, run_id=run.id))
+        (call,) = [call for step in steps if step.type == "tool_calls" for call in step.step_details.tool_calls]
+        self.assertEqual((call.code_interpreter.input, call.code_interpreter.outputs[0].logs), (code, "42\n"))
+        answer = self.client.messages.get_last_message_by_role(thread_id=thread.id, role=MessageRole.AGENT)
+        (annotation,) = answer.file_path_annotations
+        self.assertEqual(b"".join(self.client.files.get_content(annotation.file_path.file_id)), b"x")
+        handler = Handler()
+        with self.client.runs.stream(thread_id=thread.id, agent_id=agent.id, event_handler=handler) as stream:
+            stream.until_done()
+        self.assertEqual((handler.states[-1], handler.unexpected, handler.is_done), ("completed", [], True))
 
     def test_creates_a_run_asynchronously(self):
         async def flow():

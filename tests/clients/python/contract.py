@@ -87,7 +87,7 @@ class Tee(httpx2.SyncByteStream):
             yield part
 
     def close(self):
-        self.exchange.text = self.bytes.decode()
+        self.exchange.text = self.bytes.decode(errors="replace")
         self.inner.close()
 
 
@@ -101,7 +101,7 @@ class AsyncTee(httpx2.AsyncByteStream):
             yield part
 
     async def aclose(self):
-        self.exchange.text = self.bytes.decode()
+        self.exchange.text = self.bytes.decode(errors="replace")
         await self.inner.aclose()
 
 

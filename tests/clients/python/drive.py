@@ -15,6 +15,7 @@ import contract  # noqa: E402
 import suite  # noqa: E402
 from cases.assistants import AssistantTest  # noqa: E402, F401
 from cases.asynchronous import AsynchronousClient  # noqa: E402, F401
+from cases.code_interpreter import CodeInterpreter  # noqa: E402, F401
 from cases.common import Case, recorder  # noqa: E402
 from cases.early_replies import EarlyReply  # noqa: E402, F401
 from cases.file_search import FileSearch, VectorStore  # noqa: E402, F401
