@@ -278,7 +278,8 @@ both_stores!(async_openai_runs_code, async |database: Database| {
     .await;
     let server = Server::with(&database, &upstream, &[("CODE_INTERPRETER_DIR", &runtime)]).await;
     let client = client(&server);
-    let assistant = serde_json::json!({"model": "m", "tools": [{"type": "code_interpreter"}]});
+    let assistant =
+        serde_json::json!({"model": "m", "instructions": "Calculate.", "tools": [{"type": "code_interpreter"}]});
     let assistant = client.assistants().create(serde_json::from_value(assistant).unwrap()).await.unwrap();
     let thread = client.threads().create(CreateThreadRequestArgs::default().build().unwrap()).await.unwrap();
     let request = CreateRunRequestArgs::default().assistant_id(&assistant.id).build().unwrap();
