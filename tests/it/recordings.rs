@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::both_stores;
+use crate::support::code::installed;
 use crate::support::contract;
 use crate::support::database::Database;
 use crate::support::server::Server;
@@ -119,4 +120,58 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
             assert_eq!(shape(&without_our_additions(&name, ours.data)), shape(&data), "{name}");
         }
     }
+});
+
+both_stores!(the_stream_of_code_matches_the_recording, async |database: Database| {
+    let (Some(recording), Some(runtime)) = (contract::file("recordings/code_interpreter.sse"), installed()) else {
+        return;
+    };
+    let recorded = frames(&recording);
+    let ended = recorded.iter().find(|(name, _)| name == "thread.run.step.completed").unwrap();
+    let call = &ended.1["step_details"]["tool_calls"][0]["code_interpreter"];
+    let arguments: &'static str = json!({"code": call["input"]}).to_string().leak();
+    let tokens: Vec<&'static str> = recorded
+        .iter()
+        .filter(|(name, _)| name == "thread.message.delta")
+        .map(|(_, data)| {
+            data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
+        })
+        .collect();
+    let upstream =
+        Upstream::scripted([Answer::Calls(vec![], vec![("python", arguments)]), Answer::Tokens(tokens)]).await;
+    let server = Server::with(&database, &upstream, &[("CODE_INTERPRETER_DIR", &runtime)]).await;
+    let client = &server.client;
+    let tools = json!([{"type": "code_interpreter"}]);
+    let assistant = client.post("/v1/assistants", json!({"model": "gpt-4o-mini", "tools": tools})).await;
+    let thread = client.create_thread("I need to solve the equation `3x + 11 = 14`. Can you help me?").await;
+    let body = json!({"assistant_id": assistant["id"], "stream": true});
+    let ours = client.stream(&format!("/v1/threads/{thread}/runs"), body).await;
+
+    // The code is in pieces of other lengths, and we show the value of its last expression.
+    let one_of_each = |names: Vec<String>| {
+        let mut names = names;
+        names.dedup();
+        names
+    };
+    assert_eq!(
+        one_of_each(ours.iter().map(|event| event.name.clone()).collect()),
+        one_of_each(recorded.iter().map(|(name, _)| name.clone()).collect())
+    );
+    let of_step = |name: &str| name.starts_with("thread.run.step.");
+    let (our_steps, recorded_steps): (Vec<_>, Vec<_>) = (
+        ours.iter().filter(|event| of_step(&event.name)).take(4).collect(),
+        recorded.iter().filter(|(name, _)| of_step(name)).take(4).collect(),
+    );
+    for (ours, (name, data)) in our_steps.into_iter().zip(recorded_steps) {
+        assert_eq!(shape(&without_our_additions(name, ours.data.clone())), shape(data), "{name}");
+    }
+    let input: String = ours
+        .iter()
+        .filter(|event| event.name == "thread.run.step.delta")
+        .map(|event| {
+            let call = &event.data["delta"]["step_details"]["tool_calls"][0]["code_interpreter"];
+            call["input"].as_str().unwrap_or_default().to_owned()
+        })
+        .collect();
+    assert_eq!(input, call["input"].as_str().unwrap());
 });
