@@ -31,6 +31,8 @@ const FIGURES: &str = "'assistd_figures' in __import__('sys').modules and __impo
 const OWN_TIME: Duration = Duration::from_secs(20);
 /// Maximum number of files that one call gives to users.
 const WRITTEN_MAX: usize = 50;
+/// The name of a file that is being loaded. Hidden, so that it is never taken for one that code has written.
+const LOADING: &str = ".loading";
 /// How often idle sessions are searched.
 const IDLE_POLL: Duration = Duration::from_secs(30);
 
@@ -309,7 +311,7 @@ impl Interpreter {
             if let Some(parent) = path.parent() {
                 folder::create_private(parent)?;
             }
-            if let Err(error) = self.load(call.scope, &file, &path).await {
+            if let Err(error) = self.load(call.scope, &file, &open.folder, &path).await {
                 warn_unavailable(&file.id, &error);
             }
         }
@@ -327,7 +329,7 @@ impl Interpreter {
             // It was deleted.
             let Some(file) = self.inner.store.file(call.scope, id).await? else { continue };
             let path = open.folder.join(id.as_str());
-            if let Err(error) = self.load(call.scope, &file, &path).await {
+            if let Err(error) = self.load(call.scope, &file, &open.folder, &path).await {
                 warn_unavailable(id, &error);
                 notes.push(format!("The file {id} ({}) cannot be read now.", file.filename));
                 continue;
@@ -353,12 +355,12 @@ impl Interpreter {
         Ok(())
     }
 
-    /// Writes the bytes of a file to a path that does not exist.
-    async fn load(&self, scope: &Scope, file: &File, path: &Path) -> Result<(), files::Error> {
+    /// Writes the bytes of a file to a path below the folder of a session.
+    async fn load(&self, scope: &Scope, file: &File, folder: &Path, path: &Path) -> Result<(), files::Error> {
         let mut bytes = self.inner.files.open_range(scope, file, None).await?;
         let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
         // Written under another name first, so that it is there as a whole or not at all.
-        let partial = path.with_extension("partial");
+        let partial = folder.join(LOADING);
         let written = async {
             let mut target = tokio::fs::File::create(&partial).await?;
             while let Some(bytes) = bytes.next().await {
