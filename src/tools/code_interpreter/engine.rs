@@ -15,7 +15,8 @@ pub fn engine() -> wasmtime::Result<Engine> {
     Engine::new(&config())
 }
 
-/// Creates an engine that compiles for every processor of this architecture. [`engine`] loads its modules as well.
+/// Creates an engine that compiles for every processor of this architecture. [`engine`] loads its modules as well. Computations
+/// with vectors are several times slower.
 ///
 /// # Errors
 /// If the platform is not supported.

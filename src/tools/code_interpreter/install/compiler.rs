@@ -7,7 +7,8 @@ use std::process::{ExitCode, ExitStatus, Stdio};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::super::engine;
+use super::super::engine::{engine, portable_engine};
+use super::Options;
 use super::unpack::create_file;
 
 /// Memory that the compilation needs.
@@ -38,12 +39,18 @@ pub struct Arguments {
     module: PathBuf,
     /// Where to write the compiled module.
     compiled: PathBuf,
+    /// Compile for every processor of this architecture.
+    #[arg(long)]
+    portable: bool,
 }
 
-/// Compiles a module with a child process of `program`. If the future is dropped, the child is killed.
-pub(super) async fn compile(program: &Path, module: &Path, compiled: &Path) -> Result<(), Error> {
-    let mut command = Command::new(program);
+/// Compiles a module with a child process. If the future is dropped, the child is killed.
+pub(super) async fn compile(options: &Options, module: &Path, compiled: &Path) -> Result<(), Error> {
+    let mut command = Command::new(&options.program);
     command.args(["code-interpreter", "compile-module"]).arg(module).arg(compiled);
+    if options.portable {
+        command.arg("--portable");
+    }
     // It ends when its standard input is closed, so that it does not outlive us.
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(Error::Start)?;
@@ -80,7 +87,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 
 fn compile_here(arguments: &Arguments) -> wasmtime::Result<()> {
     let module = std::fs::read(&arguments.module)?;
-    let compiled = engine::portable_engine()?.precompile_module(&module)?;
+    let engine = if arguments.portable { portable_engine()? } else { engine()? };
+    let compiled = engine.precompile_module(&module)?;
     let mut file = create_file(&arguments.compiled)?;
     std::io::Write::write_all(&mut file, &compiled)?;
     Ok(file.sync_all()?)

@@ -134,6 +134,9 @@ pub struct Options {
     pub source: Source,
     /// This program, which compiles in a child process.
     pub program: PathBuf,
+    /// Whether to compile for every processor of this architecture instead of this machine's. Computations with vectors are
+    /// several times slower.
+    pub portable: bool,
 }
 
 /// What an installation is doing.
@@ -292,7 +295,7 @@ async fn build(options: &Options, new: &Path, progress: &watch::Sender<Step>) ->
     unpacked.await??;
 
     progress.send_replace(Step::Compiling);
-    compiler::compile(&options.program, &module, &version.join(MODULE_NAME)).await?;
+    compiler::compile(options, &module, &version.join(MODULE_NAME)).await?;
     Ok(unpack::sync_folder(&version)?)
 }
 
@@ -454,7 +457,7 @@ async fn lock(folder: &Path, progress: &watch::Sender<Step>) -> Result<File, Err
 
 /// Returns the name of the folder of a version.
 fn version_name(artifact: &Artifact) -> Result<String, Error> {
-    // Modules that it compiles do not depend on the processor.
+    // Its configuration does not depend on the processor of this machine; otherwise it is that of the engine that loads.
     let engine = engine::portable_engine().map_err(|error| Error::Unsupported(format!("{error:#}")))?;
     let mut hash = ConfigHash(Sha256::new());
     hash.0.update(artifact.sha256);
