@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::citations::{self, CitationStyle, Piece, Source};
+use super::code;
 use super::drive::{DriveError, Driver, LeasedRun};
 use super::file_paths::{self, FilePaths};
 use super::file_search::Passages;
@@ -148,7 +149,7 @@ impl Driver {
         let mut answer = route.server.chat(request);
         let spec = &run.current.progress.run.spec;
         let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
-        let mut citer = self.citer(run);
+        let mut citer = self.citer(run).await?;
         let mut is_first_text = true;
         loop {
             let deltas = tokio::select! {
@@ -364,15 +365,21 @@ impl Driver {
     }
 
     /// Returns what turns the references of the next answer into marks.
-    fn citer(&self, run: &LeasedRun) -> Citer {
+    async fn citer(&self, run: &LeasedRun) -> Result<Citer, DriveError> {
         let Settings { citations: style, quotes_passages, .. } = self.settings;
         let steps = &run.current.progress.steps;
         let sources = Passages::of(steps).into_sources();
         // The newest file with a path is the one that is meant.
         let code = steps.iter().rev().flat_map(|step| step.tool_calls().iter().rev()).filter_map(ToolCall::code);
-        let files = code.flat_map(|code| code.files.clone()).collect();
+        let mut files: Vec<WrittenFile> = code.flat_map(|code| code.files.clone()).collect();
+        let spec = &run.current.progress.run.spec;
+        if code::is_offered(spec) {
+            // Those of earlier runs.
+            let store = &self.dependencies.store;
+            files.extend(self.retry(|| store.code_files(&spec.scope, &spec.thread_id)).await?);
+        }
         let state = citations::State::new(style);
-        Citer { sources, style, quotes_passages, state, files, paths: FilePaths::default() }
+        Ok(Citer { sources, style, quotes_passages, state, files, paths: FilePaths::default() })
     }
 
     /// Applies the events of one read to the run, and publishes them together.

@@ -181,10 +181,10 @@ both_stores!(files_go_in_and_come_out, async |database: Database| {
     assert_eq!(listed["data"].as_array().unwrap().len(), 2);
     assert!(run.contains(&thread));
 
-    // Another server has the files, and not the variables.
+    // Another server has the files, and not the variables. A link to the file of an earlier run is recognized.
     upstream.then([
         code("{\"code\":\"import os\\nprint(sorted(os.listdir('/mnt/data')))\\nd\"}"),
-        Answer::Tokens(vec!["no"]),
+        Answer::Tokens(vec!["sandbox:/mnt/data/out put.csv"]),
     ]);
     client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "More"})).await;
     server.stop().await;
@@ -194,6 +194,8 @@ both_stores!(files_go_in_and_come_out, async |database: Database| {
     let output = last_output(&upstream);
     assert!(output.contains("new Python session"), "{output}");
     assert!(output.contains("'out put.csv', 'sales.csv'") && output.contains("NameError"), "{output}");
+    let message = other.client.get(&format!("/v1/threads/{thread}/messages")).await["data"][0].clone();
+    assert_eq!(message["content"][0]["text"]["annotations"][0]["file_path"]["file_id"], *written);
 });
 
 both_stores!(without_the_runtime_a_run_that_needs_it_fails_with_the_command, async |database: Database| {
