@@ -484,7 +484,7 @@ async fn credentials_of_the_index_are_sent_to_it_alone_and_are_not_printed() {
         let (ok, out, err) = ended(command(&folder, &["install"]).env("PIP_INDEX_URL", url)).await;
 
         assert!(!ok && err.contains("it is not the expected file"), "{err}");
-        assert!(err.contains(&format!("from http://{}/simple/", server.address)), "{err}");
+        assert!(err.contains(&format!("http://{}/simple/", server.address)), "{err}");
         assert!(!format!("{out}{err}").contains("hidden"), "{out}{err}");
     }
 
