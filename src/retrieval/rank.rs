@@ -9,6 +9,9 @@
 //! the weights, divided by the larger one. So `l` and `v` are independent evidence: either alone can make a score high,
 //! without embeddings the score is `l`, and with a weight of 0 one of them does not count. A chunk is never reported with
 //! more than the chunk before it in the order, so a threshold cuts off the end of a list.
+//!
+//! **No embedding.** A chunk without an embedding counts by its words alone, whether or not other chunks of its file have one:
+//! `v` is 0, and so is the scaled cosine.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -282,6 +285,29 @@ mod tests {
         let by_vectors = rank(&candidates, HybridWeights { embedding: 1.0, text: 0.0 }, 10, 0.0);
         assert_eq!(order(&by_vectors), [1, 2, 0]);
         assert!((by_vectors[0].score - 0.8).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_chunk_without_an_embedding_counts_by_its_words_beside_others() {
+        let mut candidates = [
+            candidate(0, 0.5, None),
+            candidate(1, 0.5, Some(0.6)),
+            candidate(2, 0.0, Some(0.9)),
+            candidate(3, 0.0, None),
+            candidate(4, 0.5, None),
+        ];
+
+        let ranked = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0);
+
+        // The last two are as good as each other, and one has neither words nor an embedding.
+        assert_eq!(order(&ranked), [1, 2, 0, 4]);
+        let score = |ranked: &Ranked| (ranked.score * 1e6).round() / 1e6;
+        assert_eq!(ranked.iter().map(score).collect::<Vec<_>>(), [0.8, 0.8, 0.5, 0.5]);
+        candidates.reverse();
+        let reversed = rank(&candidates, DEFAULT_WEIGHTS, 10, 0.0);
+        assert_eq!(order(&reversed), [3, 2, 4, 0], "the order of the candidates does not matter");
+        let by_vectors = rank(&candidates, HybridWeights { embedding: 1.0, text: 0.0 }, 10, 0.0);
+        assert_eq!(order(&by_vectors), [2, 3]);
     }
 
     #[test]

@@ -28,6 +28,11 @@ const BUILD_LOCK: i64 = LOCK + 1;
 /// How often a server tries to get that lock. It does not wait in the database, because the statement that waits would have a
 /// snapshot, for which the build waits.
 const BUILD_LOCK_POLL: Duration = Duration::from_millis(500);
+/// Settings of the connections that build and drop indexes: what an administrator has set for short statements does not apply,
+/// and the database notices within minutes that a server was lost, whose lock would prevent all other builds.
+const BUILD_SETTINGS: &str =
+    "select set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
+    set_config('tcp_keepalives_idle', '60', false), set_config('tcp_keepalives_interval', '10', false)";
 /// Number of vectors that one statement stores.
 const VECTORS_MAX: usize = 200;
 /// Memory for building an index: room for about 200,000 vectors with 384 dimensions. Above it, building is much slower.
@@ -113,27 +118,41 @@ async fn try_lock(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     Ok(is_locked)
 }
 
+/// Closes a connection. Releases its locks before, because the database may notice the end of the connection later.
+async fn unlock_and_close(mut connection: PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query::<Db>("select pg_advisory_unlock_all()").execute(&mut connection).await?;
+    connection.close().await
+}
+
+/// Returns the name of the index of a vector store, and whether it is valid if it exists. It is not while it is being built, or
+/// if that failed.
+async fn find_index(
+    executor: impl sqlx::Executor<'_, Database = Db>,
+    store: &VectorStoreId,
+    dimensions: usize,
+) -> Result<(String, Option<bool>), sqlx::Error> {
+    // The ID could be longer than a name may be.
+    sqlx::query_as::<Db, _>(
+        "select name, (select indisvalid from pg_index where indexrelid = to_regclass(name))
+         from (select 'vector_store_vectors_' || md5($1) || '_' || $2 as name) as named",
+    )
+    .bind(store.as_str())
+    .bind(dimensions.to_string())
+    .fetch_one(executor)
+    .await
+}
+
 /// Builds the index of a vector store, unless it exists.
 async fn build_index(
     connection: &mut PgConnection,
     store: &VectorStoreId,
     dimensions: usize,
 ) -> Result<(), sqlx::Error> {
-    // The ID could be longer than a name may be.
-    let (name,): (String,) = sqlx::query_as::<Db, _>("select 'vector_store_vectors_' || md5($1) || '_' || $2")
-        .bind(store.as_str())
-        .bind(dimensions.to_string())
-        .fetch_one(&mut *connection)
-        .await?;
-    let is_valid: Option<(bool,)> =
-        sqlx::query_as::<Db, _>("select indisvalid from pg_index where indexrelid = to_regclass($1)")
-            .bind(&name)
-            .fetch_optional(&mut *connection)
-            .await?;
+    let (name, is_valid) = find_index(&mut *connection, store, dimensions).await?;
     match is_valid {
-        Some((true,)) => return Ok(()),
-        // Building was interrupted.
-        Some((false,)) => {
+        Some(true) => return Ok(()),
+        // Building has failed, or its server was lost.
+        Some(false) => {
             let sql = format!("drop index concurrently if exists {name}");
             sqlx::query::<Db>(AssertSqlSafe(sql)).execute(&mut *connection).await?;
         }
@@ -157,8 +176,9 @@ async fn build_index(
 }
 
 impl Backend {
-    /// Removes the indexes of the vectors of a vector store.
-    pub(super) async fn drop_vector_indexes(&self, store: &str) -> Result<(), Error> {
+    /// Removes the indexes of the vectors of a vector store. Returns `false` if they cannot be removed now, because a server
+    /// is building an index.
+    pub(super) async fn drop_vector_indexes(&self, store: &str) -> Result<bool, Error> {
         let names: Vec<(String,)> = sqlx::query_as::<Db, _>(
             "select indexrelid::regclass::text from pg_index
              where indrelid = to_regclass('vector_store_vectors')
@@ -168,24 +188,23 @@ impl Backend {
         .fetch_all(&self.pool)
         .await?;
         if names.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
-        let mut connection = self.connect_and_lock().await?;
-        for (name,) in names {
+        let mut connection = self.connect_to_build().await?;
+        let is_locked = try_lock(&mut connection).await?;
+        for (name,) in names.into_iter().filter(|_| is_locked) {
             let sql = format!("drop index concurrently if exists {name}");
             sqlx::query::<Db>(AssertSqlSafe(sql)).execute(&mut connection).await?;
         }
-        connection.close().await?;
-        Ok(())
+        unlock_and_close(connection).await?;
+        Ok(is_locked)
     }
 
-    /// Returns a connection that has the lock under which indexes are built and dropped. It is not one of the pool, whose
-    /// statements have a timeout. The lock is released with it.
-    async fn connect_and_lock(&self) -> Result<PgConnection, sqlx::Error> {
+    /// Returns a connection that builds or drops indexes. It is not one of the pool, whose statements have a timeout. A lock
+    /// is released with it.
+    async fn connect_to_build(&self) -> Result<PgConnection, sqlx::Error> {
         let mut connection = PgConnection::connect_with(&self.options).await?;
-        while !try_lock(&mut connection).await? {
-            tokio::time::sleep(BUILD_LOCK_POLL).await;
-        }
+        sqlx::query::<Db>(BUILD_SETTINGS).execute(&mut connection).await?;
         Ok(connection)
     }
 }
@@ -238,11 +257,16 @@ impl NearestChunks for Backend {
     }
 
     async fn index_vectors(&self, store: &VectorStoreId, dimensions: usize) -> Result<(), Error> {
-        if self.vector_search.is_some() {
-            let mut connection = self.connect_and_lock().await?;
-            build_index(&mut connection, store, dimensions).await?;
-            connection.close().await?;
+        if self.vector_search.is_none() || find_index(&self.pool, store, dimensions).await?.1 == Some(true) {
+            return Ok(());
         }
+        let _turn = self.building.lock().await;
+        let mut connection = self.connect_to_build().await?;
+        while !try_lock(&mut connection).await? {
+            tokio::time::sleep(BUILD_LOCK_POLL).await;
+        }
+        build_index(&mut connection, store, dimensions).await?;
+        unlock_and_close(connection).await?;
         Ok(())
     }
 

@@ -324,6 +324,8 @@ pub struct Backend {
     unreadable: Unreadable,
     /// What finds vectors in the database, if anything does.
     vector_search: Option<String>,
+    /// Locked while this server builds an index of vectors or waits for another server that does, on one connection.
+    building: tokio::sync::Mutex<()>,
 }
 
 impl Backend {
@@ -343,7 +345,15 @@ impl Backend {
         let vector_search = pgvector::prepare(&mut first).await;
         first.close().await?;
         let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
-        let backend = Self { pool, options, display_name, clock, unreadable: Unreadable::default(), vector_search };
+        let backend = Self {
+            pool,
+            options,
+            display_name,
+            clock,
+            unreadable: Unreadable::default(),
+            vector_search,
+            building: tokio::sync::Mutex::default(),
+        };
         backend.synchronize_clock().await?;
         Ok(backend)
     }

@@ -100,7 +100,8 @@ pub trait NearestChunks {
         dimensions: usize,
         vectors: &[(ChunkKey, Vec<f32>)],
     ) -> Result<bool, Error>;
-    /// Builds what finds the vectors of a vector store quickly. Takes about a minute for 100,000 of them.
+    /// Builds what finds the vectors of a vector store quickly, unless it is there and valid. Takes about a minute for 100,000 of
+    /// them. Builds of several vector stores follow each other, also those of several servers.
     async fn index_vectors(&self, store: &VectorStoreId, dimensions: usize) -> Result<(), Error>;
     /// Returns up to `limit` chunks of a vector store whose embeddings are near to another one, about the nearest ones. `None`:
     /// the database cannot find vectors.

@@ -294,8 +294,8 @@ impl Backend {
 
     /// SQLite has no vectors: nothing to remove.
     #[expect(clippy::unused_async, reason = "as in Postgres")]
-    async fn drop_vector_indexes(&self, _: &str) -> Result<(), Error> {
-        Ok(())
+    async fn drop_vector_indexes(&self, _: &str) -> Result<bool, Error> {
+        Ok(true)
     }
 
     async fn insert_thread(&self, scope: &Scope, thread: &Thread, messages: &[Message]) -> Result<(), Error> {

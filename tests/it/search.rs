@@ -9,7 +9,7 @@ use assistd::api::rule::Request as _;
 use assistd::api::vector_store::{
     Attributes, ChunkingStrategy, CreateVectorStore, HybridWeights, NewStoreFile, VectorStoreSearchRequest,
 };
-use assistd::api::{FileId, Ids, ProjectId, Scope, Timestamp, VectorStoreId};
+use assistd::api::{FileId, Ids, ProjectId, Scope, StoreFileId, Timestamp, VectorStoreId};
 use assistd::clock::Clock;
 use assistd::llm::{self, Echo, Embedded, Embedder, EmbeddingInput, Entry, Models};
 use assistd::retrieval::index::{self, Change, Facts, IndexChunk, IndexFile, QueryVector, StoreIndex, to_f16_bytes};
@@ -20,6 +20,8 @@ use assistd::store::{CompletedFile, IndexClaim, IndexSegment, NewChunk, Store, V
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use sqlx::Connection as _;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::both_stores;
 use crate::support::client::{Client, Reply};
@@ -575,12 +577,164 @@ both_stores!(indexes_of_vectors_are_built_at_the_same_time, async |database: Dat
         assert!(world.store.add_vectors(store, 8, &vectors).await.unwrap());
     }
 
-    let built = futures_util::future::join_all(stores.iter().map(|store| world.store.index_vectors(store, 8))).await;
+    // Two servers build the indexes of two vector stores each.
+    let other = database.open_at(world.clock.clone()).await;
+    let servers = [&world.store, &other, &world.store, &other];
+    let builds = stores.iter().zip(servers).map(|(store, server)| server.index_vectors(store, 8));
+    let built = futures_util::future::join_all(builds).await;
 
     assert!(built.iter().all(Result::is_ok), "{built:?}");
-    let valid = "select count(*)::text from pg_index
-                 where indrelid = 'vector_store_vectors'::regclass and indisvalid and not indisprimary";
-    assert_eq!(database.text(valid).await, "4");
+    assert_eq!(vector_indexes(&database).await, ["valid"; 4]);
+});
+
+/// Returns the states of the indexes of vectors.
+async fn vector_indexes(database: &Database) -> Vec<String> {
+    let states =
+        "select coalesce(string_agg(case when indisvalid then 'valid' else 'invalid' end, ' '), '') from pg_index
+                  where indrelid = 'vector_store_vectors'::regclass and not indisprimary";
+    database.text(states).await.split_whitespace().map(str::to_owned).collect()
+}
+
+both_stores!(an_index_of_vectors_that_is_missing_or_invalid_is_built_after_a_search, async |database: Database| {
+    let world = World::new(&database).await;
+    if world.store.vector_search().is_none() {
+        return;
+    }
+    let embedder = Some(world.embedder.clone() as Arc<dyn Embedder>);
+    let server = world.server_of(embedder, search::Settings { memory_chunks_max: Some(5), ..settings(64 << 20) });
+    for (number, text) in TEXTS.iter().enumerate() {
+        world.add(&number.to_string(), json!({}), &[text]).await;
+    }
+    write_index(&world, &database, &server, "").await;
+    let is_valid = async || vector_indexes(&database).await == ["valid"];
+    while !is_valid().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let expected = world.search(&server, "refund of an order").await;
+
+    // What a build leaves that has failed at its beginning, or later.
+    let indexes = "pg_index where indrelid = 'vector_store_vectors'::regclass and not indisprimary";
+    let name = database.text(&format!("select indexrelid::regclass::text from {indexes}")).await;
+    for (damage, left) in [
+        (format!("drop index {name}"), Vec::new()),
+        (format!("update pg_index set indisvalid = false where indexrelid = '{name}'::regclass"), vec!["invalid"]),
+    ] {
+        database.execute(&damage).await;
+        assert_eq!(vector_indexes(&database).await, left);
+        world.clock.advance(300);
+
+        assert_eq!(world.search(&server, "refund of an order").await.hits, expected.hits);
+
+        while !is_valid().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(world.search(&server, "refund of an order").await.hits, expected.hits);
+    }
+});
+
+both_stores!(an_index_of_vectors_whose_build_has_failed_is_built_again, async |database: Database| {
+    let world = World::new(&database).await;
+    if world.store.vector_search().is_none() {
+        return;
+    }
+    let vectors = |dimensions: u16, file: &str| {
+        vec![((StoreFileId::from_stored(file), 0), (0..dimensions).map(|at| f32::from(at) + 1.0).collect::<Vec<f32>>())]
+    };
+    assert!(world.store.add_vectors(&world.id, 8, &vectors(8, "good")).await.unwrap());
+    // A vector with another number of dimensions makes the build fail.
+    assert!(world.store.add_vectors(&world.id, 8, &vectors(3, "bad")).await.unwrap());
+
+    let failed = world.store.index_vectors(&world.id, 8).await;
+
+    assert!(failed.is_err(), "{failed:?}");
+    assert_eq!(vector_indexes(&database).await, ["invalid"]);
+    database.execute("delete from vector_store_vectors where store_file_id = 'bad'").await;
+    world.store.index_vectors(&world.id, 8).await.unwrap();
+    assert_eq!(vector_indexes(&database).await, ["valid"]);
+});
+
+both_stores!(vector_stores_are_removed_while_an_index_of_vectors_is_built, async |database: Database| {
+    let world = World::new(&database).await;
+    if world.store.vector_search().is_none() {
+        return;
+    }
+    let without_index = create_store(&world.store, json!({})).await;
+    let vectors = vec![((ids().generate(), 0), vec![1.0_f32; 8])];
+    assert!(world.store.add_vectors(&world.id, 8, &vectors).await.unwrap());
+    world.store.index_vectors(&world.id, 8).await.unwrap();
+    // As a server that builds another index.
+    let mut building = sqlx::PgConnection::connect(&database.url).await.unwrap();
+    sqlx::query("select pg_advisory_lock(x'6173736973746477'::bigint)").execute(&mut building).await.unwrap();
+    for id in [&world.id, &without_index] {
+        assert!(world.store.delete_vector_store(&scope(), id).await.unwrap());
+    }
+    world.clock.advance(2 * assistd::store::TOMBSTONE_KEPT_S);
+    let remove = async || while world.store.remove_store_data(100).await.unwrap() {};
+    let left = async || database.text("select coalesce(string_agg(id, ' '), '') from vector_stores").await;
+
+    remove().await;
+    assert_eq!((left().await, vector_indexes(&database).await), (world.id.to_string(), vec!["valid".to_owned()]));
+
+    sqlx::query("select pg_advisory_unlock_all()").execute(&mut building).await.unwrap();
+    remove().await;
+    assert_eq!((left().await, vector_indexes(&database).await), (String::new(), Vec::new()));
+});
+
+both_stores!(the_log_says_why_a_server_stopped_writing_an_index, async |database: Database| {
+    let files = format!("file://{}", database.files().display());
+    let settings = [
+        ("LISTEN", "127.0.0.1:0"),
+        ("DATABASE_URL", database.url.as_str()),
+        ("FILES_URL", files.as_str()),
+        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
+        ("SEARCH_MEMORY_CHUNKS_MAX", "1"),
+        ("LOG", "assistd=debug"),
+    ];
+    let (mut child, address, _out) = process::serve(&settings).await;
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (sender, mut log) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            let _ = sender.send(line);
+        }
+    });
+    let client = Client::new(address.parse().unwrap());
+    let texts = [("a.txt", "A refund.", json!({})), ("b.txt", "An order.", json!({})), ("c.txt", "A card.", json!({}))];
+    let deleted = create_searchable(&client, &texts).await;
+    let claimed = create_searchable(&client, &texts).await;
+    // While their indexes are written, the first vector store is deleted, and another server claims the second one.
+    let changes = format!(
+        "update vector_stores set status = 'deleted' where id = '{deleted}' and id = new.vector_store_id;
+         update vector_store_index_claims set owner = 'another' where vector_store_id = new.vector_store_id;"
+    );
+    let trigger = "create trigger on_segment after insert on vector_store_segments for each row";
+    let sql = if database.url.starts_with("sqlite:") {
+        format!("{trigger} begin {changes} end")
+    } else {
+        format!(
+            "create function change() returns trigger as $$ begin {changes} return new; end $$ language plpgsql;
+             {trigger} execute function change()"
+        )
+    };
+    database.execute(&sql).await;
+    let mut seen = Vec::new();
+    for (store, reason) in [(&deleted, "it was deleted or has expired"), (&claimed, "another server writes it")] {
+        client.post(&format!("/v1/vector_stores/{store}/search"), json!({"query": "refund"})).await;
+
+        loop {
+            let line = log.recv().await.unwrap();
+            let is_reason = line.contains("stopped writing the index") && line.contains(store.as_str());
+            seen.push(line);
+            if is_reason {
+                break;
+            }
+        }
+        assert!(seen[seen.len() - 1].contains(reason), "{seen:?}");
+    }
+
+    let warned: Vec<_> =
+        seen.iter().filter(|line| line.contains("\"WARN\"") && line.contains("the index of")).collect();
+    assert!(warned.len() == 1 && warned[0].contains(&claimed), "{warned:?}");
 });
 
 both_stores!(the_nearest_vectors_are_found_among_many_that_are_not_allowed, async |database: Database| {

@@ -110,10 +110,7 @@ impl Writer {
                 vector_store.id = %store, chunks, duration_ms = started.elapsed().as_millis(),
                 "wrote the index of a large vector store to the database"
             ),
-            // The vector store was deleted, or another server writes its index.
-            Err(Failure::Store(store::Error::Stale)) => {
-                tracing::debug!(vector_store.id = %store, "stopped to write the index of a large vector store");
-            }
+            Err(Failure::Store(store::Error::Stale)) => self.report_lost_claim().await,
             Err(Failure::Store(error)) => tracing::warn!(
                 vector_store.id = %store, error = &error as &dyn std::error::Error,
                 "failed to write the index of a large vector store to the database; it is tried again"
@@ -128,6 +125,26 @@ impl Writer {
         }
     }
 
+    /// Logs why the claim is no longer valid.
+    async fn report_lost_claim(&self) {
+        let (project, store) = &self.key;
+        match self.store.store_state(&Scope::of(project.clone()), store).await {
+            Ok(Some(state)) if !state.is_expired => tracing::warn!(
+                vector_store.id = %store,
+                "stopped writing the index of a large vector store to the database; another server writes it"
+            ),
+            Ok(_) => tracing::debug!(
+                vector_store.id = %store,
+                "stopped writing the index of a large vector store to the database; it was deleted or has expired"
+            ),
+            Err(error) => tracing::warn!(
+                vector_store.id = %store, error = &error as &dyn std::error::Error,
+                "stopped writing the index of a large vector store to the database; the claim is no longer valid"
+            ),
+        }
+    }
+
+    /// Builds the database's index of the vectors, unless it exists. Returns the number of chunks that were written: none.
     async fn check_vectors(&self, claim: &IndexClaim) -> Result<usize, Failure> {
         if let Some(dimensions) = self.model.as_deref().and_then(dimensions) {
             self.index_vectors(claim, dimensions).await?;

@@ -213,18 +213,25 @@ async fn remove_rows(tx: &mut Transaction<Db>, ids: &[&str]) -> Result<(), Error
 }
 
 /// Marks files of deleted and expired vector stores as deleted, and removes the rows of vector stores that were deleted some
-/// time ago. Returns whether there may be more.
-async fn remove_stores(tx: &mut Transaction<Db>, fixed_time: Option<i64>, limit: u32) -> Result<bool, Error> {
+/// time ago, among those that are `removable`. Returns whether there may be more.
+async fn remove_stores(
+    tx: &mut Transaction<Db>,
+    fixed_time: Option<i64>,
+    removable: &[&str],
+    limit: u32,
+) -> Result<bool, Error> {
     let stores: Vec<(String, String, i64, i64)> = sqlx::query_as::<Db, _>(concat!(
         "select id, status, last_active_at, ",
         now!("$1"),
         " from vector_stores where remove_at <= ",
         now!("$1"),
-        " order by remove_at limit $2",
+        " and id in (",
+        json_texts!("$2"),
+        ") order by remove_at",
         skip_locked!()
     ))
     .bind(fixed_time)
-    .bind(STORES_REMOVED_MAX)
+    .bind(to_json(&removable))
     .fetch_all(&mut *tx)
     .await?;
     let mut left = i64::from(limit.max(1));
@@ -474,17 +481,20 @@ impl Ingestion for Backend {
         let stores: Vec<(String,)> = sqlx::query_as::<Db, _>(concat!(
             "select id from vector_stores where remove_at <= ",
             now!("$1"),
-            " limit $2"
+            " order by remove_at limit $2"
         ))
         .bind(self.fixed_time())
         .bind(STORES_REMOVED_MAX)
         .fetch_all(self.reader())
         .await?;
+        let mut removable = Vec::new();
         for (id,) in &stores {
-            self.drop_vector_indexes(id).await?;
+            if self.drop_vector_indexes(id).await? {
+                removable.push(id.as_str());
+            }
         }
         let mut tx = self.begin().await?;
-        let outcome = remove_stores(&mut tx, self.fixed_time(), limit).await;
+        let outcome = remove_stores(&mut tx, self.fixed_time(), &removable, limit).await;
         let more_stores = finish(tx, outcome).await?;
         let mut tx = self.begin().await?;
         let outcome = remove_deleted_files(&mut tx, self.fixed_time(), limit).await;
