@@ -430,6 +430,55 @@ async fn text_before_an_error_stays_in_the_message() {
 }
 
 #[tokio::test]
+async fn the_beginning_of_a_tag_is_text_however_the_answer_ends() {
+    let pieces = |text: &str| -> Vec<String> {
+        text.chars().map(|character| chunk(&json!({"content": character.to_string()}))).collect()
+    };
+    let reported = format!("data: {}\n\n", json!({"error": {"message": "boom"}}));
+    let ends = [
+        ([finish("stop"), done()].concat(), "completed"),
+        (done(), "completed"),
+        ([finish("galaxy"), done()].concat(), "completed"),
+        ([finish("length"), done()].concat(), "incomplete"),
+        ([finish("content_filter"), done()].concat(), "incomplete"),
+        (finish("abort"), "failed"),
+        (finish("galaxy"), "failed"),
+        (reported, "failed"),
+        ("data: {\"choices\": [".to_owned(), "failed"),
+        (String::new(), "failed"),
+    ];
+    let texts = ["[", "[T", "<thi", "\n<", "◁"];
+    let cases = || texts.iter().flat_map(|text| ends.iter().map(move |(end, status)| (*text, end, *status)));
+    let answers = cases().map(|(text, end, _)| events(&[pieces(text).concat(), end.clone()]));
+    let (server, upstream) = start(answers.collect::<Vec<_>>()).await;
+
+    for (text, end, status) in cases() {
+        let run = run(&server).await;
+        let shown = (run["status"].as_str().unwrap(), newest_text(&server, &run).await);
+        assert_eq!(shown, (status, text.to_owned()), "{text} {end}");
+    }
+    assert_eq!(upstream.requests().len(), cases().count(), "no answer is requested again");
+    let (server, _upstream) =
+        start([Answer::Disconnect(vec!["["]), events(&[pieces("<think>Hm").concat(), finish("length"), done()])]).await;
+    let broken = run(&server).await;
+    assert_eq!((&broken["status"], newest_text(&server, &broken).await.as_str()), (&json!("failed"), "["));
+    let thinking = run(&server).await;
+    assert_eq!((&thinking["status"], newest_text(&server, &thinking).await.as_str()), (&json!("incomplete"), ""));
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_tag_before_a_call_is_text() {
+    let deltas = [json!({"content": "<think>Hm</think>\n"}), json!({"content": "["}), call("time", "{}")];
+    let (server, _upstream) = start([answer(&deltas, "tool_calls"), Answer::Tokens(vec!["Noon."])]).await;
+
+    let (run, path) = run_with(&server, json!({})).await;
+
+    assert_eq!((calls(&run), newest_text(&server, &run).await.as_str()), (vec![("time", "{}")], "["));
+    let ended = submit(&server.client, &path).await;
+    assert_eq!(newest_text(&server, &ended).await, "[\n\nNoon.");
+}
+
+#[tokio::test]
 async fn a_json_body_on_an_open_connection_is_complete_when_its_value_is() {
     let (server, upstream) =
         start([Answer::Hang("{\"choices\":[{\"message\":{\"content\":\"Hello\"},\"finish_reason\":\"stop\"}]}")]).await;

@@ -215,23 +215,14 @@ impl AnswerReader {
     /// # Errors
     /// An answer that does not prove that it is complete.
     pub fn end(mut self, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
-        match std::mem::replace(&mut self.form, Form::Unknown(Vec::new())) {
-            Form::Unknown(_) => {}
-            Form::Json { body, .. } => self.read_json(&body, deltas)?,
-            Form::Events { mut parser, beginning } => {
-                let last = parser.end();
-                if !self.has_events && last.is_none() && is_text(&beginning) {
-                    let text = String::from_utf8_lossy(&beginning).trim().to_owned();
-                    return Err(Failure::NotAnAnswer("sent something other than an answer", text));
-                }
-                self.read_events(last.into_iter().collect(), deltas)?;
-            }
-        }
-        let has_content = self.text.has_text() || self.has_refusal_or_call;
-        if !has_content {
-            let rest = self.text.end(self.finish == Some(FinishReason::Length));
-            if !rest.is_empty() {
-                deltas.push(ChatDelta::Text(rest));
+        let read = self.read_rest(deltas);
+        self.release_text(deltas);
+        read?;
+        if !self.text.has_text() && !self.has_refusal_or_call {
+            let is_cut = matches!(self.finish, Some(FinishReason::Length | FinishReason::ContentFilter));
+            let thinking = self.text.end(is_cut);
+            if !thinking.is_empty() {
+                deltas.push(ChatDelta::Text(thinking));
             }
         }
         let has_content = self.text.has_text() || self.has_refusal_or_call;
@@ -248,6 +239,31 @@ impl AnswerReader {
             (None, None) => return Err(Failure::Invalid("closed the connection during its answer".to_owned())),
         }
         Ok(())
+    }
+
+    /// Reads what the last bytes of the body have completed.
+    fn read_rest(&mut self, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
+        match std::mem::replace(&mut self.form, Form::Unknown(Vec::new())) {
+            Form::Unknown(_) => Ok(()),
+            Form::Json { body, .. } => self.read_json(&body, deltas),
+            Form::Events { mut parser, beginning } => {
+                let last = parser.end();
+                if !self.has_events && last.is_none() && is_text(&beginning) {
+                    let text = String::from_utf8_lossy(&beginning).trim().to_owned();
+                    return Err(Failure::NotAnAnswer("sent something other than an answer", text));
+                }
+                self.read_events(last.into_iter().collect(), deltas)
+            }
+        }
+    }
+
+    /// Appends the text that was held back because it could have become a tag. No further text may follow it: the answer has
+    /// failed, ended, or continues with something else.
+    pub fn release_text(&mut self, deltas: &mut Vec<ChatDelta>) {
+        let text = self.text.release();
+        if !text.is_empty() {
+            deltas.push(ChatDelta::Text(text));
+        }
     }
 
     fn read_events(&mut self, events: Vec<Event>, deltas: &mut Vec<ChatDelta>) -> Result<(), Failure> {
@@ -349,6 +365,7 @@ impl AnswerReader {
                 ChatDelta::Refusal(_) | ChatDelta::Call(_) => {
                     has_content = true;
                     self.has_refusal_or_call = true;
+                    self.release_text(deltas);
                     deltas.push(delta);
                 }
                 ChatDelta::Usage(_) => {

@@ -207,6 +207,9 @@ impl Upstream {
         let mut next = first;
         while let Some(bytes) = next {
             let pushed = reader.push(&bytes, &mut deltas);
+            if pushed.is_err() {
+                reader.release_text(&mut deltas);
+            }
             if let Some(report) = reader.reported_error() {
                 return Err(Failure::Reported(report));
             }
@@ -605,6 +608,9 @@ impl ChatModel for Upstream {
             let mut bytes = std::pin::pin!(response.bytes_stream());
             let mut failure = failure.map(|failure| upstream.failed_answer(failure));
             loop {
+                if failure.is_some() {
+                    reader.release_text(&mut deltas);
+                }
                 if let Some((model, adaptations)) = learned.take_if(|_| failure.is_none() && !deltas.is_empty()) {
                     upstream.inner.learned.store(&model, &adaptations);
                 }

@@ -116,16 +116,27 @@ impl VisibleText {
         }
     }
 
-    /// Returns the buffered text of a turn that has ended without visible text: an incomplete tag, or thinking without
-    /// a closing tag, which may be the answer, unless the turn was cut off. Returns an empty text if there is only whitespace.
+    /// Returns the buffered beginning of a tag that nothing continues: something other than text follows it, or the turn has
+    /// ended. It is text. Returns an empty text if only whitespace or thinking is buffered.
+    pub fn release(&mut self) -> String {
+        let rest = self.held.trim_start();
+        if self.state != State::Start || rest.is_empty() {
+            return String::new();
+        }
+        let text = if self.has_thought { rest.to_owned() } else { self.held.clone() };
+        self.held.clear();
+        self.state = State::Visible;
+        text
+    }
+
+    /// Returns the buffered thinking of a turn that has ended without visible text and without the closing tag: it may be the
+    /// answer, unless the turn was cut off.
     pub fn end(&mut self, is_cut: bool) -> String {
-        let held = std::mem::take(&mut self.held);
-        let is_unfinished_thinking = is_cut && matches!(self.state, State::Thinking(_));
-        if self.state == State::Visible || is_unfinished_thinking || held.trim().is_empty() {
+        if is_cut || !matches!(self.state, State::Thinking(_)) {
             return String::new();
         }
         self.state = State::Visible;
-        held
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -144,6 +155,7 @@ mod tests {
             visible.push_str(&parts.visible);
             hidden.push_str(&parts.hidden);
         }
+        visible.push_str(&filter.release());
         visible.push_str(&filter.end(false));
         (visible, hidden)
     }
@@ -177,11 +189,12 @@ mod tests {
         assert_eq!(visible(ThinkTags::Strip, &["<thi"]), "<thi");
         assert_eq!(visible(ThinkTags::Strip, &["<think>The answer ", "is 4."]), "<think>The answer is 4.");
         assert_eq!(visible(ThinkTags::Strip, &["<thin", "g>"]), "<thing>");
-        // At the token limit, unfinished thinking is no answer.
-        for (text, rest) in [("[", "["), ("<thi", "<thi"), ("<think>Hm", ""), (" ", "")] {
+        // At the token limit, unfinished thinking is not an answer.
+        let cut = [("[", "["), ("\n<thi", "\n<thi"), ("<think>Hm", ""), ("<think>Hm</think>\n[", "["), (" ", "")];
+        for (text, rest) in cut {
             let mut filter = VisibleText::new(ThinkTags::Strip);
             assert_eq!(filter.push(text.to_owned()).visible, "");
-            assert_eq!(filter.end(true), rest, "{text}");
+            assert_eq!(filter.release() + &filter.end(true), rest, "{text}");
         }
     }
 
