@@ -1,17 +1,20 @@
 //! What code tries in order to leave the sandbox, or to use more than it may. Each case says what the code must not get.
 //!
 //! The code can do in Python what it wants, as public escapes of Python sandboxes show: there is nothing to reach. Files of
-//! the host have a marker, which no output contains and no code changes.
+//! the host have a marker, which no output contains. Nothing outside of the session's folder is changed or made, and the
+//! runtime's files stay as they are.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use assistd::tools::code_interpreter::sandbox::{End, Folder, Sandbox as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::code::{Python, runtime};
+use crate::support::code::{Python, installed, runtime};
 
-/// What files of the host contain that code must not read.
+/// The name and the content of files of the host that code must neither see nor read.
 const MARKER: &str = "assistd-marker-7f3a";
 
 /// What must happen to code.
@@ -23,10 +26,14 @@ enum Expected {
     Prints(&'static str),
     /// Its session is lost, or it gets an exception.
     Ends,
+    /// Its session is lost.
+    Loses,
+    /// It does not end by itself, and its session is lost.
+    Stops,
     /// It may do anything but reach something.
     Anything,
 }
-use Expected::{Anything, Ends, Prints, Raises};
+use Expected::{Anything, Ends, Loses, Prints, Raises, Stops};
 
 /// Reading and writing outside of the folder.
 const FILES: [(&str, Expected); 24] = [
@@ -45,7 +52,7 @@ const FILES: [(&str, Expected); 24] = [
     ("import os; os.link('/etc/passwd', '/mnt/data/hard')", Raises("Error")),
     // Links that the host has put into the folder lead nowhere.
     ("open('/mnt/data/host-link').read()", Raises("Error")),
-    ("open('/mnt/data/host-folder/marker').read()", Raises("Error")),
+    ("open('/mnt/data/host-folder/plain').read()", Raises("Error")),
     ("import os; print(os.listdir('/mnt/data/host-folder'))", Raises("Error")),
     ("open('/mnt/data/host-link', 'w').write('x')", Raises("Error")),
     ("open('/usr/local/lib/python315.zip', 'r+b').write(b'x')", Raises("Error")),
@@ -94,7 +101,7 @@ const HOST: [(&str, Expected); 24] = [
 ];
 
 /// Public escapes of sandboxes that are written in Python: they find the modules that are there anyway.
-const PYTHON: [(&str, Expected); 12] = [
+const PYTHON: [(&str, Expected); 11] = [
     ("print(len(().__class__.__base__.__subclasses__()) > 100)", Prints("True")),
     (
         "for c in ().__class__.__base__.__subclasses__():\n    if c.__name__ == '_wrap_close':\n        \
@@ -114,7 +121,6 @@ const PYTHON: [(&str, Expected); 12] = [
         Ends,
     ),
     ("import gc\nfor o in gc.get_objects()[:10000]: repr(type(o))\nprint(1)", Prints("1")),
-    ("import sys; sys.modules.clear(); print(1)", Anything),
 ];
 
 /// Code that uses too much. The session lives on, or is lost and said to be.
@@ -173,52 +179,343 @@ const ODD: [(&str, Expected); 18] = [
     ("import os; os._exit(0)", Ends),
 ];
 
-/// Returns a session whose folder has links to a folder of the host with a marker.
-fn start(outside: &Path) -> Option<Python> {
-    let python = Python::start()?;
-    std::fs::write(python.folder.join("mine"), "mine").unwrap();
-    std::os::unix::fs::symlink(outside.join("marker"), python.folder.join("host-link")).unwrap();
-    std::os::unix::fs::symlink(outside, python.folder.join("host-folder")).unwrap();
-    Some(python)
+/// Reading and writing outside of the folder by libraries, archives, open folders, and links that the host has made.
+const LIBRARIES: [(&str, Expected); 34] = [
+    ("import urllib.request as r; r.urlopen('file:///etc/passwd').read()", Raises("Error")),
+    ("import urllib.request as r; r.urlopen('file:///mnt/data/../../etc/passwd').read()", Raises("Error")),
+    ("import linecache; print(linecache.getlines('/etc/passwd'))", Prints("[]")),
+    ("import fileinput; list(fileinput.input('/etc/passwd'))", Raises("Error")),
+    ("import runpy; runpy.run_path('/etc/passwd')", Raises("Error")),
+    ("import numpy; numpy.fromfile('/etc/passwd')", Raises("Error")),
+    ("import numpy; numpy.memmap('/etc/passwd')", Raises("Error")),
+    ("import pandas; pandas.read_csv('/etc/passwd')", Raises("Error")),
+    ("import PIL.Image; PIL.Image.open('/proc/self/exe')", Raises("Error")),
+    ("import lxml.etree; lxml.etree.parse('/etc/passwd')", Raises("Error")),
+    (
+        "from lxml import etree\np = etree.XMLParser(resolve_entities=True, no_network=False, load_dtd=True)\n\
+         x = '<!DOCTYPE x [<!ENTITY e SYSTEM \"file:///etc/passwd\">]><x>&e;</x>'\nprint(etree.fromstring(x, p).text)",
+        Prints("None"),
+    ),
+    ("import sqlite3; sqlite3.connect('/etc/x.db').execute('create table a(b)')", Raises("Error")),
+    ("import sqlite3; sqlite3.connect('/mnt/data/s.db').execute(\"attach '/etc/passwd' as p\")", Raises("Error")),
+    ("import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)", Raises("Error")),
+    ("import zipimport; zipimport.zipimporter('/etc/passwd')", Raises("Error")),
+    ("import shutil; shutil.copy('/mnt/data/host-link', '/mnt/data/copy')", Raises("Error")),
+    ("import os; print([names for _, _, names in os.walk('/mnt/data', followlinks=True)])", Prints("mine")),
+    ("import os; os.stat('/mnt/data/host-link')", Raises("Error")),
+    ("import os; print(os.readlink('/mnt/data/host-link'))", Raises("Error")),
+    ("import os; os.utime('/mnt/data/host-link', (1, 1))", Raises("Error")),
+    ("import os; os.truncate('/mnt/data/host-link', 0)", Raises("Error")),
+    ("import os; os.chmod('/mnt/data/host-link', 0)", Anything),
+    ("import os; os.rename('/mnt/data/host-link', '/mnt/data/moved'); open('/mnt/data/moved').read()", Raises("Error")),
+    ("import os; os.mkdir('/mnt/data/host-folder/new')", Raises("Error")),
+    ("import os; os.rename('/mnt/data/mine', '/mnt/data/host-folder/new')", Raises("Error")),
+    ("open('/mnt/data/host-new', 'w').write('x')", Raises("Error")),
+    ("open('/mnt/data/host-folder/../outside/new', 'w').write('x')", Raises("Error")),
+    ("open('/tmp/../../../outside/new', 'w').write('x')", Raises("Error")),
+    ("import os; os.open('..', os.O_RDONLY, dir_fd=os.open('/mnt/data', os.O_RDONLY))", Raises("Error")),
+    (
+        "import os; os.open('../outside/new', os.O_CREAT | os.O_WRONLY, dir_fd=os.open('/tmp', os.O_RDONLY))",
+        Raises("Error"),
+    ),
+    ("import os; os.open('/etc/passwd', os.O_RDONLY, dir_fd=os.open('/mnt/data', os.O_RDONLY))", Raises("Error")),
+    (
+        "import io, tarfile\nb = io.BytesIO(); t = tarfile.open(fileobj=b, mode='w')\n\
+         i = tarfile.TarInfo('../../outside/new'); i.size = 1; t.addfile(i, io.BytesIO(b'x')); t.close(); b.seek(0)\n\
+         tarfile.open(fileobj=b).extractall('/mnt/data', filter='fully_trusted')",
+        Raises("Error"),
+    ),
+    (
+        "import io, tarfile\nb = io.BytesIO(); t = tarfile.open(fileobj=b, mode='w')\n\
+         i = tarfile.TarInfo('etc'); i.type = tarfile.SYMTYPE; i.linkname = '/etc'; t.addfile(i); t.close(); b.seek(0)\n\
+         try: tarfile.open(fileobj=b).extractall('/mnt/data', filter='fully_trusted')\n\
+         finally: print(open('/mnt/data/etc/passwd').read())",
+        Raises("Error"),
+    ),
+    (
+        "import io, os, zipfile\nb = io.BytesIO(); z = zipfile.ZipFile(b, 'w'); z.writestr('../../outside/new', 'x'); z.close()\n\
+         zipfile.ZipFile(b).extractall('/mnt/data'); print(os.listdir('/mnt/data/outside'))",
+        Prints("['new']"),
+    ),
+];
+
+/// More ways to the host: devices, other processes' files, pools, the runtime's own door, signals, descriptors, clocks.
+const DOORS: [(&str, Expected); 42] = [
+    ("open('/proc/1/root/etc/passwd').read()", Raises("Error")),
+    ("open('/proc/self/fd/3').read()", Raises("Error")),
+    ("import os; os.listdir('/proc/self/cwd')", Raises("Error")),
+    ("open('/sys/class/dmi/id/product_name').read()", Raises("Error")),
+    ("open('/dev/tty', 'w').write('x')", Raises("Error")),
+    ("open('/dev/shm/assistd-escape', 'w').write('x')", Raises("Error")),
+    ("import os; os.pipe()", Raises("Error")),
+    ("import os; os.openpty()", Raises("Error")),
+    ("import os; os.memfd_create('x')", Raises("Error")),
+    ("import os; os.chroot('/')", Raises("Error")),
+    ("import os; os.popen('ls').read()", Raises("Error")),
+    ("import os; os.spawnv(os.P_WAIT, '/bin/ls', ['ls'])", Raises("Error")),
+    ("import asyncio; asyncio.run(asyncio.create_subprocess_shell('ls'))", Raises("Error")),
+    ("import concurrent.futures as c; c.ThreadPoolExecutor().submit(print, 1).result()", Raises("Error")),
+    ("import concurrent.futures as c; c.ProcessPoolExecutor().submit(print, 1).result()", Raises("Error")),
+    ("import _thread; _thread.start_new_thread(print, ())", Raises("Error")),
+    ("import socket; socket.socketpair()", Raises("Error")),
+    ("import socket; socket.socket(fileno=3).recv(1)", Raises("Error")),
+    ("import http.client; http.client.HTTPConnection('127.0.0.1', 80).request('GET', '/')", Raises("Error")),
+    ("import smtplib; smtplib.SMTP('127.0.0.1')", Raises("Error")),
+    ("import ssl; ssl.create_default_context()", Raises("Error")),
+    ("import webbrowser; print(webbrowser.open('http://127.0.0.1/'))", Prints("False")),
+    ("import socket; print(socket.gethostname())", Prints("(none)")),
+    ("import os; print(os.uname().nodename, os.getpid())", Prints("(none) 42")),
+    ("import getpass; getpass.getuser()", Raises("Error")),
+    ("import _host; _host.call(b'')", Raises("ConnectionRefusedError")),
+    ("import _host; _host.call(b'x' * 10**7)", Raises("ConnectionRefusedError")),
+    ("import js", Raises("Error")),
+    ("import _ctypes", Raises("Error")),
+    ("import ctypes; ctypes.string_at(0, 10)", Raises("Error")),
+    ("import fcntl; fcntl.fcntl(1, 0)", Raises("Error")),
+    ("import pip", Raises("Error")),
+    ("import mmap; mmap.mmap(-1, 4096)[0] = 1", Raises("Error")),
+    ("import signal; signal.raise_signal(signal.SIGINT)", Raises("KeyboardInterrupt")),
+    ("import signal; signal.raise_signal(9)", Loses),
+    ("import faulthandler; faulthandler._sigsegv()", Loses),
+    ("import os; os.dup(1)", Raises("Not supported")),
+    ("import os; os.close(3)", Raises("not permitted")),
+    ("import os; os.closerange(0, 1000); print(os.path.exists('/mnt/data/mine'), 'still')", Prints("True still")),
+    ("import time; print({time.process_time_ns() % 1_000_000 for _ in range(1000)})", Prints("{0}")),
+    ("import time; print({time.monotonic_ns() % 1_000_000 for _ in range(1000)})", Prints("{0}")),
+    ("import datetime as d; print({d.datetime.now().microsecond % 1000 for _ in range(1000)})", Prints("{0}")),
+];
+
+/// More code that uses too much: memory, and the stack.
+const MEMORY: [(&str, Expected); 24] = [
+    ("'a' * 10**10", Raises("OverflowError")),
+    ("[0] * 10**9", Raises("MemoryError")),
+    ("'%1000000000d' % 1", Raises("MemoryError")),
+    ("'x'.ljust(10**9)", Raises("MemoryError")),
+    ("f'{1:>1000000000}'", Raises("MemoryError")),
+    ("import itertools; list(itertools.count())", Ends),
+    ("import gzip; gzip.decompress(gzip.compress(bytes(10**7)) * 100)", Ends),
+    ("import lzma; lzma.decompress(lzma.compress(bytes(10**7)) * 100)", Ends),
+    ("import zlib; d = zlib.compress(bytes(10**8)); x = [zlib.decompress(d) for _ in range(20)]", Ends),
+    ("import PIL.Image as i; i.MAX_IMAGE_PIXELS = None; i.new('RGB', (60000, 60000))", Raises("MemoryError")),
+    (
+        "import xml.etree.ElementTree as t\ne = ''.join(f'<!ENTITY l{n} \"' + f'&l{n-1};' * 10 + '\">' for n in range(1, 10))\n\
+         t.fromstring('<!DOCTYPE x [<!ENTITY l0 \"lol\">' + e + ']><x>&l9;</x>')",
+        Raises("amplification"),
+    ),
+    (
+        "import lxml.etree as t\ne = ''.join(f'<!ENTITY l{n} \"' + f'&l{n-1};' * 10 + '\">' for n in range(1, 10))\n\
+         t.fromstring('<!DOCTYPE x [<!ENTITY l0 \"lol\">' + e + ']><x>&l9;</x>')",
+        Raises("amplification"),
+    ),
+    ("import sys\nsys.setrecursionlimit(10**8)\ndef f(n): return f(n + 1)\nf(0)", Ends),
+    ("x = []\nfor _ in range(10**5): x = [x]\nimport pickle; pickle.dumps(x)", Raises("RecursionError")),
+    ("x = []\nfor _ in range(10**5): x = [x]\nimport copy; copy.deepcopy(x)\nwhile True: pass", Stops),
+    ("x = []\nfor _ in range(10**5): x = [x]\nrepr(x)", Raises("RecursionError")),
+    ("x = []\nfor _ in range(10**6): x = [x]\ndel x\nwhile True: pass", Stops),
+    ("x = ()\nfor _ in range(10**6): x = (x,)\nhash(x)\nwhile True: pass", Stops),
+    ("import ast; ast.parse('a' + '.b' * 10**5); compile('a' + '()' * 10**5, 'x', 'eval'); 1 / 0", Ends),
+    ("import re; re.compile('(' * 10000 + ')' * 10000)", Raises("RecursionError")),
+    // Exceptions of C++ are objects of the engine's garbage collector.
+    (
+        "import matplotlib._path as p, numpy as np\nn = 0\nfor _ in range(3000):\n    \
+         try: p.affine_transform(np.zeros((2, 2)), np.zeros((7, 7)))\n    except ValueError: n += 1\nprint(n)",
+        Prints("3000"),
+    ),
+    // Code that is not Python's: it can destroy the memory of its own interpreter.
+    (
+        "import types\nc = (lambda: 0).__code__.replace(co_code=bytes([100, 255] * 8 + [35, 0]), co_consts=(), co_stacksize=10)\n\
+         types.FunctionType(c, {})()",
+        Anything,
+    ),
+    ("import sys; sys.stdout.write('\\ud800')", Raises("UnicodeEncodeError")),
+    ("import sys; sys.stderr.write('x' * 10**6); print('ok')", Anything),
+];
+
+/// More code that does not end.
+const ENDLESS: [(&str, Expected); 24] = [
+    ("sum(range(10**12))", Stops),
+    ("pow(3, 10**9)", Stops),
+    ("import math; math.factorial(10**7)", Stops),
+    ("import numpy as np\na = np.arange(10**6)\nwhile True: np.sort(a[::-1])", Stops),
+    ("import collections, itertools as i; collections.deque(i.product(range(100), repeat=8), maxlen=0)", Stops),
+    ("any(iter(int, 1))", Stops),
+    ("import hashlib\nh = hashlib.sha256()\nwhile True: h.update(bytes(10**6))", Stops),
+    (
+        "import sqlite3; sqlite3.connect(':memory:').execute('with recursive r(n) as (select 1 union all select n + 1 from r) \
+         select count(*) from r').fetchall()",
+        Stops,
+    ),
+    ("import re; re.sub('(x+x+)+y', '', 'x' * 100)", Stops),
+    ("import threading; l = threading.Lock(); l.acquire(); l.acquire()", Stops),
+    ("import queue; queue.Queue().get()", Stops),
+    ("import select; select.select([0], [], [0], 10**6); import time; time.sleep(10**9)", Stops),
+    ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", Stops),
+    ("import time\nwhile True:\n    try: time.sleep(10)\n    finally: continue", Stops),
+    ("class A:\n    def __del__(self):\n        while True: pass\na = A(); del a", Stops),
+    ("class A:\n    def __repr__(self):\n        while True: pass\nA()", Stops),
+    ("class A(Exception):\n    def __str__(self):\n        while True: pass\nraise A()", Stops),
+    ("import atexit; atexit.register(lambda: exec('while True: pass')); atexit._run_exitfuncs()", Stops),
+    ("import sys; sys.settrace(lambda *a: any(iter(int, 1)))\ndef f(): pass\nf()", Stops),
+    ("import sys; sys.excepthook = lambda *a: any(iter(int, 1)); 1 / 0", Ends),
+    (
+        "import sys\nclass O:\n    def write(self, text):\n        while True: pass\n    def flush(self): pass\nsys.stdout = O()\n\
+         print(1)",
+        Stops,
+    ),
+    ("import signal, sys; signal.signal(2, lambda *a: any(iter(int, 1))); signal.raise_signal(2)", Stops),
+    ("import os\nwhile True: os.listdir('/mnt/data')", Stops),
+    ("import os\nwhile True: os.urandom(10**6)", Stops),
+];
+
+/// More odd files and descriptors.
+const DESCRIPTORS: [(&str, Expected); 12] = [
+    ("open('/mnt/data/' + 'x' * 255, 'w').write('1'); print('ok')", Prints("ok")),
+    ("open('/mnt/data/\\u202e\\u0007 .', 'w').write('1'); print('ok')", Prints("ok")),
+    ("import os\nfor _ in range(10**5): os.open('/mnt/data', os.O_RDONLY)", Raises("No file descriptors available")),
+    ("import os\nfor n in range(1000):\n    try: os.close(n)\n    except OSError: pass\nprint('ok')", Prints("ok")),
+    ("import os; os.rename('/mnt/data', '/tmp/data')", Raises("Error")),
+    ("import os; os.rename('/tmp', '/mnt/data/t')", Raises("Error")),
+    ("import os; os.rename('/mnt/data/.', '/mnt/data/z')", Raises("Error")),
+    ("import os; os.rename('/usr/local/lib', '/mnt/data/lib')", Raises("Error")),
+    ("import os; os.mkdir('/usr/local/lib/new')", Raises("Error")),
+    ("import os; os.utime('/usr/local/lib/python315.zip', (1, 1))", Raises("Error")),
+    (
+        "import os; os.open('new', os.O_CREAT | os.O_WRONLY, dir_fd=os.open('/usr/local/lib', os.O_RDONLY))",
+        Raises("Error"),
+    ),
+    (
+        "import os\nf = os.open('/mnt/data/p', os.O_RDWR | os.O_CREAT); large = 2**63 - 1\n\
+         for call in (lambda: os.pread(f, 10, large), lambda: os.pwrite(f, b'x', large), lambda: os.lseek(f, large, 0),\n             \
+         lambda: os.lseek(f, large, 1), lambda: os.lseek(f, -large, 2), lambda: os.ftruncate(f, large),\n             \
+         lambda: os.utime(f, ns=(large, large)), lambda: os.utime(f, ns=(-1, -1))):\n    \
+         try: call()\n    except (OSError, OverflowError): pass\nprint('ok', os.fstat(f).st_size)",
+        Prints("ok 0"),
+    ),
+];
+
+/// The part of the host that code must not reach: a folder with the marker, beside the folders of sessions.
+struct Surroundings {
+    root: PathBuf,
+    before: BTreeMap<PathBuf, State>,
+}
+
+/// What is compared of a file: its type and mode, its size, and when it was changed. Folders are not: they have more entries.
+type State = (u32, u64, Option<(i64, i64)>);
+
+impl Surroundings {
+    /// Makes the folder; `None` if the runtime is not installed.
+    fn new() -> Option<Self> {
+        installed()?;
+        let root = std::env::temp_dir().join(format!("assistd-test-outside-{}", uuid::Uuid::now_v7()));
+        for folder in ["outside", "sessions/other"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+            // The name of one of them is a marker as well; code can name the other one without printing it.
+            for name in [MARKER, "plain"] {
+                std::fs::write(root.join(folder).join(name), MARKER).unwrap();
+            }
+        }
+        let before = Self::files(&root);
+        Some(Self { root, before })
+    }
+
+    /// Opens a session whose folder has links to the files with the marker.
+    fn open(&self) -> Python {
+        let folder = self.root.join("sessions").join(uuid::Uuid::now_v7().to_string());
+        let python = Python::start_in(folder).unwrap();
+        std::fs::write(python.folder.join("mine"), "mine").unwrap();
+        let outside = self.root.join("outside");
+        symlink(outside.join(MARKER), python.folder.join("host-link")).unwrap();
+        symlink(&outside, python.folder.join("host-folder")).unwrap();
+        symlink("../../outside/new", python.folder.join("host-new")).unwrap();
+        python
+    }
+
+    /// Returns the files around the sessions, and those of the runtime.
+    fn files(root: &Path) -> BTreeMap<PathBuf, State> {
+        let mut files = BTreeMap::new();
+        let runtime = PathBuf::from(installed().unwrap());
+        for folder in [root, &root.join("outside"), &root.join("sessions/other"), &runtime] {
+            collect(folder, folder == runtime, &mut files);
+        }
+        files
+    }
+
+    /// Returns what is in an output that code must not know.
+    fn leak(&self, output: &str) -> Option<&'static str> {
+        let root = self.root.to_str().unwrap();
+        [(MARKER, "the marker"), ("root:", "a file of the host"), (root, "a path of the host")]
+            .into_iter()
+            .find_map(|(text, what)| output.contains(text).then_some(what))
+    }
+
+    /// Fails if something was changed, and removes the folder.
+    fn finish(self) {
+        assert_eq!(Self::files(&self.root), self.before, "code has changed something outside of its folder");
+        for folder in ["outside", "sessions/other"] {
+            for name in [MARKER, "plain"] {
+                assert_eq!(std::fs::read_to_string(self.root.join(folder).join(name)).unwrap(), MARKER);
+            }
+        }
+        assert_eq!(std::fs::read_dir(self.root.join("sessions")).unwrap().count(), 1, "code has made a folder");
+        std::fs::remove_dir_all(self.root).unwrap();
+    }
+}
+
+fn collect(folder: &Path, is_deep: bool, files: &mut BTreeMap<PathBuf, State>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            files.insert(path.clone(), (metadata.mode(), 0, None));
+            if is_deep {
+                collect(&path, true, files);
+            }
+        } else {
+            // Not the time of the last change of the status, which hard links and backups change as well.
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            files.insert(path, (metadata.mode(), metadata.len(), Some(modified)));
+        }
+    }
 }
 
 /// Runs cases in one session after the other; a session that is lost is replaced.
 fn try_all(cases: &[(&str, Expected)]) {
-    let outside = std::env::temp_dir().join(format!("assistd-test-outside-{}", uuid::Uuid::now_v7()));
-    std::fs::create_dir_all(&outside).unwrap();
-    std::fs::write(outside.join("marker"), MARKER).unwrap();
-    let Some(mut python) = start(&outside) else { return };
+    let Some(surroundings) = Surroundings::new() else { return };
+    let mut python = surroundings.open();
     let mut failures = Vec::new();
     for (code, expected) in cases {
         // A machine under load is slow; only code that does not end by itself waits for the limit.
-        python.limits.time = Duration::from_secs(if matches!(expected, Ends) { 1 } else { 60 });
+        python.limits.time = Duration::from_secs(if matches!(expected, Ends | Stops) { 1 } else { 60 });
         let (end, output) = python.run(code);
         let is_met = match expected {
             Raises(text) => end == End::Raised && output.contains(text),
             Prints(text) => end == End::Completed && output.contains(text),
             Ends => end != End::Completed,
+            Loses | Stops => end.is_lost(),
             Anything => true,
         };
         let shown: String = output.chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
         if !is_met {
             failures.push(format!("{code}\n  expected {expected:?}: {end:?} {shown}"));
         }
-        if output.contains(MARKER) || output.contains("root:") {
-            failures.push(format!("{code}\n  has read a file of the host: {shown}"));
+        if let Some(what) = surroundings.leak(&output) {
+            failures.push(format!("{code}\n  has read {what}: {shown}"));
         }
         if end.is_lost() {
-            python = start(&outside).unwrap();
-        } else {
-            let (end, output) = python.run("print(6 * 7)");
-            if end.is_lost() {
-                failures.push(format!("{code}\n  the session is lost afterwards: {end:?} {output}"));
-                python = start(&outside).unwrap();
-            }
+            drop(python);
+            python = surroundings.open();
+        }
+        // The session works, or the new one.
+        python.limits.time = Duration::from_mins(1);
+        let (end, output) = python.run("print(6 * 7)");
+        if (&end, output.as_str()) != (&End::Completed, "42\n") {
+            failures.push(format!("{code}\n  the session does not work afterwards: {end:?} {output}"));
+            drop(python);
+            python = surroundings.open();
         }
     }
-    let files: Vec<_> = std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!((files.len(), std::fs::read_to_string(outside.join("marker")).unwrap().as_str()), (1, MARKER));
-    std::fs::remove_dir_all(outside).unwrap();
+    drop(python);
+    surroundings.finish();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
@@ -245,6 +542,31 @@ fn code_that_uses_too_much_is_stopped() {
 #[test]
 fn odd_code_does_not_confuse_the_host() {
     try_all(&ODD);
+}
+
+#[test]
+fn libraries_archives_and_links_lead_to_no_file_outside_of_the_folder() {
+    try_all(&LIBRARIES);
+}
+
+#[test]
+fn devices_pools_signals_and_descriptors_lead_nowhere() {
+    try_all(&DOORS);
+}
+
+#[test]
+fn code_that_uses_too_much_memory_or_stack_is_stopped() {
+    try_all(&MEMORY);
+}
+
+#[test]
+fn code_that_does_not_end_is_stopped_wherever_it_runs() {
+    try_all(&ENDLESS);
+}
+
+#[test]
+fn odd_files_and_descriptors_do_not_confuse_the_host() {
+    try_all(&DESCRIPTORS);
 }
 
 #[test]

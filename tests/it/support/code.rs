@@ -47,8 +47,12 @@ pub struct Python {
 impl Python {
     /// Opens a session; `None` if the runtime is not installed.
     pub fn start() -> Option<Self> {
+        Self::start_in(std::env::temp_dir().join(format!("assistd-test-code-{}", uuid::Uuid::now_v7())))
+    }
+
+    /// Opens a session whose files are in this folder, which is removed with it; `None` if the runtime is not installed.
+    pub fn start_in(folder: PathBuf) -> Option<Self> {
         let sandbox = runtime()?;
-        let folder = std::env::temp_dir().join(format!("assistd-test-code-{}", uuid::Uuid::now_v7()));
         std::fs::create_dir_all(&folder).unwrap();
         let session = sandbox.open(&Folder { path: folder.clone() }).unwrap();
         let limits = Limits { time: Duration::from_mins(1), output_bytes: 100_000, disk_bytes: 1_000_000, files: 50 };
