@@ -60,7 +60,6 @@ impl Bench {
     fn open(&mut self) -> Result<Box<dyn Session>> {
         self.opened += 1;
         let path = self.folder.join(self.opened.to_string());
-        std::fs::create_dir_all(&path)?;
         Ok(self.wasm.open(&Folder { path })?)
     }
 }

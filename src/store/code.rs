@@ -11,8 +11,8 @@ use crate::api::{CodeSessionId, Scope, ThreadId};
 /// Sessions of the code interpreter.
 #[async_trait]
 pub trait CodeSessions {
-    /// Records that a server has opened a session for a thread. Returns whether the thread had a session before.
-    async fn open_code_session(&self, scope: &Scope, thread: &ThreadId, id: &CodeSessionId) -> Result<bool, Error>;
+    /// Records that a server has opened a session for a thread.
+    async fn open_code_session(&self, scope: &Scope, thread: &ThreadId, id: &CodeSessionId) -> Result<(), Error>;
     /// Returns the newest session of a thread, on any server.
     async fn newest_code_session(&self, scope: &Scope, thread: &ThreadId) -> Result<Option<CodeSessionId>, Error>;
     /// Adds a call to a session.

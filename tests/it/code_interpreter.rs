@@ -138,6 +138,29 @@ both_stores!(a_run_writes_code_and_reads_its_output_as_recorded, async |database
     assert_eq!(sessions, 1, "{usage:#}");
 });
 
+both_stores!(input_files_count_for_the_limit_of_a_session, async |database: Database| {
+    let upstream = Upstream::scripted([
+        code("{\"code\":\"import os; sorted(n for n in os.listdir('/mnt/data') if n[0] != 'f')\"}"),
+        code("{\"code\":\"open('/mnt/data/out', 'wb').write(bytes(9_000))\"}"),
+        Answer::Tokens(vec!["Done."]),
+    ])
+    .await;
+    let Some(server) = start(&database, &upstream, &[("CODE_DISK_BYTES_MAX", "50000")]).await else { return };
+    let client = &server.client;
+    let (large, small) =
+        (upload(client, "large", &vec![b'x'; 50_001]).await, upload(client, "small", &vec![b'x'; 42_000]).await);
+    let (assistant, thread) = (assistant(client, &[&large, &small], &[]).await, client.create_thread("Go").await);
+
+    let (_, events) = stream_run(client, &assistant, &thread).await;
+
+    let outputs = grown(&events).1;
+    assert_eq!(outputs[0]["logs"], "['small']\n");
+    assert!(outputs[1]["logs"].as_str().unwrap().contains("No space left on device"), "{outputs:#?}");
+    let read = upstream.requests()[1]["messages"].to_string();
+    let note = format!("The file {large} (large) has 50001 bytes; the session has room for 50000 bytes.");
+    assert!(read.contains(&note), "{read}");
+});
+
 both_stores!(files_go_in_and_come_out, async |database: Database| {
     let upstream = Upstream::scripted([
         code(

@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use assistd::tools::code_interpreter::folder;
 use assistd::tools::code_interpreter::sandbox::{End, Folder, Sandbox as _};
 use tokio_util::sync::CancellationToken;
 
@@ -426,7 +427,7 @@ impl Surroundings {
         let outside = self.root.join("outside");
         symlink(outside.join(MARKER), python.folder.join("host-link")).unwrap();
         symlink(&outside, python.folder.join("host-folder")).unwrap();
-        symlink("../../outside/new", python.folder.join("host-new")).unwrap();
+        symlink("../../../outside/new", python.folder.join("host-new")).unwrap();
         python
     }
 
@@ -597,7 +598,6 @@ fn many_sessions_are_used_at_once() {
     let mut sessions: Vec<_> = (0..50)
         .map(|number| {
             let path = folder.join(number.to_string());
-            std::fs::create_dir_all(&path).unwrap();
             sandbox.open(&Folder { path }).unwrap()
         })
         .collect();
@@ -625,4 +625,222 @@ fn many_sessions_are_used_at_once() {
     }
     drop(sessions);
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn files_that_were_removed_count_as_long_as_they_are_open() {
+    let Some(mut python) = Python::start() else { return };
+    python.print("import os");
+
+    for remove in ["os.remove('/mnt/data/x')", "os.rename('/mnt/data/y', '/mnt/data/x')"] {
+        let (end, output) = python.run(&format!(
+            "open_files = []\nfor n in range(20):\n    open('/mnt/data/y', 'w').close()\n    \
+             file = open('/mnt/data/x', 'wb', buffering=0); open_files.append(file)\n    \
+             file.write(bytes(900_000)); {remove}"
+        ));
+
+        // 18 MB, where 1 MB is the limit.
+        assert!(end == End::Raised && output.contains("No space left on device"), "{remove}: {end:?} {output}");
+        python.print("for file in open_files: file.close()");
+    }
+}
+
+/// Returns a session with two originals, `file-a` and `file-b`, which are also `a.txt` and `b.txt`.
+fn start_with_originals() -> Option<Python> {
+    let mut python = Python::start()?;
+    let mut originals = Vec::new();
+    for (id, name) in [("file-a", "a.txt"), ("file-b", "b.txt")] {
+        let original = python.folder.join(id);
+        std::fs::write(&original, format!("content of {id}")).unwrap();
+        std::fs::hard_link(&original, python.folder.join(name)).unwrap();
+        originals.push(original);
+    }
+    python.session.set_originals(&originals);
+    Some(python)
+}
+
+#[test]
+fn originals_are_neither_changed_nor_replaced_by_detours() {
+    let mut failures = Vec::new();
+    for code in [
+        // Paths below an open folder.
+        "os.open('file-a', os.O_WRONLY | os.O_TRUNC, dir_fd=folder)",
+        "os.unlink('file-a', dir_fd=folder)",
+        "os.rename('file-a', 'moved', src_dir_fd=folder, dst_dir_fd=folder)",
+        "open('/mnt/data/new', 'w').close(); os.rename('new', 'file-a', src_dir_fd=folder, dst_dir_fd=folder)",
+        // The copy that is made before `a.txt` is written is written over another original.
+        "os.rename('/mnt/data/b.txt', '/mnt/data/a.txt.assistd-copy'); open('/mnt/data/a.txt', 'a').write('x')",
+        // Times make a file look new, so that it is given to users.
+        "os.utime('/mnt/data/a.txt', (1, 1))",
+        "os.utime(os.open('/mnt/data/file-b', os.O_RDONLY), (1, 1))",
+        "os.utime('file-a', (1, 1), dir_fd=folder)",
+        // These are refused.
+        "os.chmod('/mnt/data/file-a', 0o777); open('/mnt/data/file-a', 'w')",
+        "os.truncate('/mnt/data/file-a', 0)",
+        "os.truncate(os.open('/mnt/data/file-a', os.O_RDONLY), 0)",
+        "os.write(os.open('/mnt/data/a.txt', os.O_RDONLY), b'x')",
+        "import shutil; shutil.rmtree('/mnt/data', ignore_errors=True)",
+    ] {
+        let Some(mut python) = start_with_originals() else { return };
+        let paths = ["file-a", "file-b"].map(|id| python.folder.join(id));
+        let states = || {
+            let state = |path: &PathBuf| {
+                let metadata = std::fs::symlink_metadata(path).ok()?;
+                Some((metadata.ino(), metadata.mtime(), std::fs::read_to_string(path).ok()?))
+            };
+            paths.each_ref().map(state)
+        };
+        let before = states();
+        python.print("import os\nfolder = os.open('/mnt/data', os.O_RDONLY)");
+
+        let (end, output) = python.run(code);
+
+        assert!(!end.is_lost(), "{code}: {end:?} {output}");
+        if states() != before {
+            failures.push(format!("{code}\n  {before:?}\n  {:?}", states()));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn code_cannot_set_the_times_of_the_files_of_the_runtime() {
+    let Some(mut python) = Python::start() else { return };
+
+    // The times that it has already: other tests use the file.
+    let (end, output) = python.run(
+        "import os\npath = '/usr/local/lib/python315.zip'\ns = os.stat(path)\n\
+         os.utime(os.open(path, os.O_RDONLY), ns=(s.st_atime_ns, s.st_mtime_ns))",
+    );
+
+    assert_eq!(end, End::Raised, "{output}");
+}
+
+#[test]
+fn output_that_is_not_unicode_is_not_longer_than_the_limit() {
+    let Some(mut python) = Python::start() else { return };
+    python.limits.output_bytes = 1_000;
+
+    for code in ["b'\\xff' * 5_000", "'€'.encode() * 5_000", "b'a\\xe2\\x82' * 5_000"] {
+        let (end, output) = python.run(&format!("import sys; sys.stdout.buffer.write({code}); sys.stdout.flush()"));
+
+        assert_eq!(end, End::Completed, "{code}: {output}");
+        assert!(output.len() <= 1_000, "{code}: {} bytes", output.len());
+    }
+}
+
+#[test]
+fn times_of_files_are_as_coarse_as_the_clocks() {
+    let Some(mut python) = Python::start() else { return };
+
+    for touch in ["f.write('x'); f.flush()", "os.utime('/mnt/data/t')"] {
+        let output = python.print(&format!(
+            "import os\nf = open('/mnt/data/t', 'w')\ntimes = set()\nfor _ in range(200):\n    {touch}\n    \
+             s = os.stat('/mnt/data/t'); times |= {{t % 1_000_000 for t in (s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns)}}\n\
+             print(len(times))"
+        ));
+
+        assert_eq!(output, "1\n", "{touch}: the number of different fractions of a millisecond");
+    }
+}
+
+#[test]
+fn a_session_that_code_has_broken_is_lost_or_works() {
+    let mut failures = Vec::new();
+    for code in [
+        "import sys; sys.modules.clear()",
+        "import builtins\nfor name in list(vars(builtins)): vars(builtins).pop(name)",
+        "import sys; del sys.modules['__main__']",
+        "import sys; sys.stdout = sys.stderr = None",
+        "import sys; sys.stdout.close()",
+        "import sys; sys.stdout.detach()",
+    ] {
+        let Some(mut python) = Python::start() else { return };
+        let (end, _) = python.run(code);
+        if end.is_lost() {
+            continue;
+        }
+
+        let (end, output) = python.run("print(6 * 7)");
+
+        if !end.is_lost() && output != "42\n" {
+            failures.push(format!("{code}\n  afterwards: {end:?} {output}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn folders_whose_paths_are_too_long_for_the_host_do_not_break_the_session() {
+    let Some(mut python) = Python::start() else { return };
+    // Twice ten folders, one below the other: the path has more than 4,096 bytes.
+    python.print(
+        "import os\ndef chain(letter):\n    path = '/mnt/data'\n    for _ in range(10):\n        \
+         path += '/' + letter * 250; os.mkdir(path)\n    return path\nchain('a'); bottom = chain('b')\n\
+         try: os.rename('/mnt/data/' + 'a' * 250, bottom + '/' + 'a' * 250)\nexcept OSError: pass",
+    );
+
+    let (end, output) = python.run("open('/mnt/data/small', 'w').write('x')");
+    let found = folder::files(&python.folder).map(|files| files.len()).map_err(|error| error.to_string());
+
+    // A small file can be written, and the server finds it.
+    assert_eq!((end, found), (End::Completed, Ok(1)), "{output}");
+}
+
+#[test]
+fn temporary_files_can_be_made_after_code_has_emptied_its_folder() {
+    let Some(mut python) = Python::start() else { return };
+    python.print("import shutil; shutil.rmtree('/mnt/data', ignore_errors=True)");
+
+    assert_eq!(python.print("import tempfile\nwith tempfile.TemporaryFile() as f: print(f.write(b'x'))"), "1\n");
+}
+
+#[test]
+fn folders_cannot_be_so_deep_that_they_cannot_be_searched() {
+    let Some(mut python) = Python::start() else { return };
+    python.limits.files = 1_000;
+    // One below the other, without a path: by the open folder above.
+    let output = python.print(
+        "import errno, os\nfolder = os.open('/mnt/data', os.O_RDONLY)\ntry:\n    for depth in range(900):\n        \
+         os.mkdir('d', dir_fd=folder); above, folder = folder, os.open('d', os.O_RDONLY, dir_fd=folder); os.close(above)\n\
+         except OSError as error: print(error.errno == errno.ENAMETOOLONG, depth > 64)",
+    );
+    assert_eq!(output, "True True\n");
+
+    // Or by moving a folder into another one.
+    let output = python.print(
+        "os.mkdir('/mnt/data/x')\ntry: os.rename('/mnt/data/d', '/mnt/data/x/d'); print('moved')\n\
+         except OSError as error: print(error.errno == errno.ENAMETOOLONG)\nopen('/mnt/data/f', 'w').write('x')\n\
+         print(sorted(os.listdir('/mnt/data')), os.listdir('/mnt/data/x'))",
+    );
+
+    assert_eq!(output, "True\n['d', 'f', 'x'] []\n");
+    assert_eq!(folder::files(&python.folder).unwrap().len(), 1);
+}
+
+#[test]
+fn a_stream_that_code_puts_in_the_place_of_its_output_stays() {
+    let Some(mut python) = Python::start() else { return };
+
+    python.print("import io, sys; sys.stdout = io.StringIO()");
+    assert_eq!(python.print("print('kept')"), "");
+
+    assert_eq!(python.print("print(sys.stdout.getvalue(), end='', file=sys.__stdout__)"), "kept\n");
+    python.print("sys.stdout.close()");
+    assert_eq!(
+        python.print("print('shown'); print(sorted(n for n in globals() if n[0] != '_'))"),
+        "shown\n['io', 'sys']\n"
+    );
+}
+
+#[test]
+fn the_number_of_open_folders_is_limited() {
+    let Some(mut python) = Python::start() else { return };
+
+    let output = python.print(
+        "import errno, os\ntry:\n    for n in range(200): os.open('/mnt/data', os.O_RDONLY)\n\
+         except OSError as error: print(error.errno == errno.EMFILE, n < 64)",
+    );
+
+    assert_eq!(output, "True True\n");
 }

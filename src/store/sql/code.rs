@@ -11,8 +11,7 @@ use crate::store::{CodeSessions, Error};
 
 #[async_trait]
 impl CodeSessions for Backend {
-    async fn open_code_session(&self, scope: &Scope, thread: &ThreadId, id: &CodeSessionId) -> Result<bool, Error> {
-        let before = self.newest_code_session(scope, thread).await?;
+    async fn open_code_session(&self, scope: &Scope, thread: &ThreadId, id: &CodeSessionId) -> Result<(), Error> {
         sqlx::query::<Db>(concat!(
             "insert into code_sessions (id, project_id, thread_id, opened_at, calls, run_ms)
              values ($2, $3, $4, ",
@@ -25,7 +24,7 @@ impl CodeSessions for Backend {
         .bind(thread.as_str())
         .execute(self.writer())
         .await?;
-        Ok(before.is_some())
+        Ok(())
     }
 
     async fn newest_code_session(&self, scope: &Scope, thread: &ThreadId) -> Result<Option<CodeSessionId>, Error> {

@@ -4,20 +4,30 @@
 //! FOLDER/                 of all servers that use this data folder; private
 //!     SERVER/             of one server
 //!         lock            locked as long as the server runs
-//!         SESSION/        mounted as /mnt/data
+//!         SESSION/
+//!             data/       mounted as /mnt/data
+//!             tmp/        mounted as /tmp
+//!             loading     a file that is being loaded
 //! ```
 
-use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::ops::Add;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, Metadata, MetadataExt as _};
 
 /// The folder in which the figures are that code has shown.
 const FIGURES: &str = ".figures";
-/// Maximum depth of the folders that are searched.
-const DEPTH_MAX: usize = 16;
+/// Maximum depth of folders. Each level needs a file handle while a folder is searched.
+const DEPTH_MAX: usize = 128;
+/// Maximum depth of the files that are given to users.
+const FOUND_DEPTH_MAX: usize = 16;
 
 /// The folder of a server's sessions. It is removed with the server, or by the next one that starts.
 #[derive(Debug)]
@@ -88,7 +98,7 @@ impl Stamp {
     fn of(metadata: &Metadata) -> Self {
         Self {
             inode: metadata.ino(),
-            bytes: metadata.size(),
+            bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
@@ -106,31 +116,81 @@ pub struct Found {
     pub stamp: Stamp,
 }
 
-/// Returns the regular files in a folder, ordered by path, without hidden ones. Links are not followed.
-pub fn files(folder: &Path) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
-    search(folder, "", 0, &mut found)?;
-    found.sort_by(|left, right| left.path.cmp(&right.path));
-    Ok(found)
+/// Calls `visit` with everything below a folder: its path below the folder, and what it is. The entries of a folder are visited
+/// if `visit` returns true for it. Links are not followed, and paths can be longer than the system allows.
+///
+/// # Errors
+/// If a folder cannot be read, or the folders are too deep.
+pub fn walk(folder: &Path, visit: &mut impl FnMut(&Path, &Metadata) -> bool) -> io::Result<()> {
+    walk_below(&Dir::open_ambient_dir(folder, ambient_authority())?, &mut PathBuf::new(), 0, visit)
 }
 
-fn search(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<Found>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+fn walk_below(
+    dir: &Dir,
+    path: &mut PathBuf,
+    depth: usize,
+    visit: &mut impl FnMut(&Path, &Metadata) -> bool,
+) -> io::Result<()> {
+    if depth > DEPTH_MAX {
+        return Err(io::Error::other("the folders are too deep"));
+    }
+    for entry in dir.entries()? {
         let entry = entry?;
-        // A file whose name is not Unicode cannot be given to users.
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if name.starts_with('.') || name == "__pycache__" {
-            continue;
+        let metadata = entry.metadata()?;
+        path.push(entry.file_name());
+        if visit(path, &metadata) && metadata.is_dir() {
+            walk_below(&entry.open_dir()?, path, depth + 1, visit)?;
         }
-        let metadata = fs::symlink_metadata(entry.path())?;
-        let path = format!("{prefix}{name}");
-        if metadata.is_dir() && depth < DEPTH_MAX {
-            search(&entry.path(), &format!("{path}/"), depth + 1, found)?;
-        } else if metadata.is_file() {
-            found.push(Found { path, bytes: metadata.size(), stamp: Stamp::of(&metadata) });
-        }
+        path.pop();
     }
     Ok(())
+}
+
+/// Bytes, and files and folders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// The bytes of files.
+    pub bytes: u64,
+    /// The number of files and folders.
+    pub files: u64,
+}
+
+impl Add for Size {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(more.bytes), files: self.files.saturating_add(more.files) }
+    }
+}
+
+/// Returns the size of everything in a folder. A file with several names has its bytes once.
+///
+/// # Errors
+/// If a folder cannot be read, or the folders are too deep.
+pub fn size(folder: &Path) -> io::Result<Size> {
+    let (mut size, mut linked) = (Size::default(), HashSet::new());
+    walk(folder, &mut |_, metadata| {
+        let is_new = metadata.is_file() && (metadata.nlink() == 1 || linked.insert(metadata.ino()));
+        size = size + Size { bytes: if is_new { metadata.len() } else { 0 }, files: 1 };
+        true
+    })?;
+    Ok(size)
+}
+
+/// Returns the regular files in a folder, ordered by path, without hidden ones.
+pub fn files(folder: &Path) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    walk(folder, &mut |path, metadata| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let is_shown = name.is_some_and(|name| !name.starts_with('.') && name != "__pycache__");
+        // A file whose path is not Unicode cannot be given to users.
+        if let Some(path) = path.to_str().filter(|_| is_shown && metadata.is_file()) {
+            found.push(Found { path: path.to_owned(), bytes: metadata.len(), stamp: Stamp::of(metadata) });
+        }
+        is_shown && path.components().count() <= FOUND_DEPTH_MAX
+    })?;
+    found.sort_by(|left, right| left.path.cmp(&right.path));
+    Ok(found)
 }
 
 /// Returns the files that are not in `seen` or have changed.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Opens sessions.
 pub trait Sandbox: Send + Sync + fmt::Debug {
-    /// Opens a session whose `/mnt/data` is a folder of the host. Blocks for some milliseconds.
+    /// Opens a session whose files are in a folder of the host. Blocks for some milliseconds.
     fn open(&self, folder: &Folder) -> Result<Box<dyn Session>, Error>;
 }
 
@@ -17,6 +17,20 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
 pub struct Folder {
     /// Its path on the host.
     pub path: PathBuf,
+}
+
+impl Folder {
+    /// What code sees as `/mnt/data`.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// What code sees as `/tmp`.
+    #[must_use]
+    pub fn tmp(&self) -> PathBuf {
+        self.path.join("tmp")
+    }
 }
 
 /// An interpreter that keeps its variables between calls.
@@ -41,9 +55,9 @@ pub struct Limits {
     pub time: Duration,
     /// Maximum size of the output, in bytes. The rest is dropped.
     pub output_bytes: usize,
-    /// Maximum size of all files in `/mnt/data`, in bytes. Writes beyond it fail with "No space left on device".
+    /// Maximum size of all files in `/mnt/data` and `/tmp`, in bytes. Writes beyond it fail with "No space left on device".
     pub disk_bytes: u64,
-    /// Maximum number of files and folders in `/mnt/data`. Creating more fails in the same way.
+    /// Maximum number of files and folders in `/mnt/data` and `/tmp`. Creating more fails in the same way.
     pub files: u64,
 }
 
@@ -59,6 +73,14 @@ pub struct Execution {
     pub end: End,
     /// How long it took.
     pub duration: Duration,
+}
+
+impl Execution {
+    /// Returns what is known of code whose interpreter failed for this reason.
+    #[must_use]
+    pub fn crashed(reason: String, duration: Duration) -> Self {
+        Self { output: String::new(), is_truncated: false, end: End::Crashed(reason), duration }
+    }
 }
 
 /// How code ended.

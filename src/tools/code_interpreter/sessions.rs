@@ -31,8 +31,8 @@ const FIGURES: &str = "'assistd_figures' in __import__('sys').modules and __impo
 const OWN_TIME: Duration = Duration::from_secs(20);
 /// Maximum number of files that one call gives to users.
 const WRITTEN_MAX: usize = 50;
-/// The name of a file that is being loaded. Hidden, so that it is never taken for one that code has written.
-const LOADING: &str = ".loading";
+/// The name of a file that is being loaded, in the folder of a session.
+const LOADING: &str = "loading";
 /// How often idle sessions are searched.
 const IDLE_POLL: Duration = Duration::from_secs(30);
 
@@ -139,7 +139,9 @@ struct Open {
     id: CodeSessionId,
     /// `None` while code runs, and after it is lost.
     session: Option<Box<dyn Session>>,
-    folder: PathBuf,
+    folder: Folder,
+    /// How many bytes can be loaded into the folder.
+    room: u64,
     /// The versions of the files that users have.
     seen: HashMap<String, Stamp>,
     /// The input files that are in the folder.
@@ -154,10 +156,10 @@ impl std::fmt::Debug for Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let (session, folder) = (self.session.take(), std::mem::take(&mut self.folder));
+        let (session, folder) = (self.session.take(), self.folder.clone());
         let close = move || {
             drop(session);
-            if let Err(error) = std::fs::remove_dir_all(&folder) {
+            if let Err(error) = std::fs::remove_dir_all(&folder.path) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "failed to remove the folder of a session");
             }
         };
@@ -193,16 +195,15 @@ impl Interpreter {
         let sandbox = inner.sandbox.as_ref().map_err(|reason| Error::Unavailable(reason.clone()))?;
         let slot = self.slot(call.thread);
         let mut open = slot.open.clone().lock_owned().await;
-        let Ok(_permit) = inner.calls.acquire().await else { return Err(Error::Unavailable("stopped".to_owned())) };
+        // The semaphore is never closed.
+        let _permit = inner.calls.acquire().await.ok();
         // Dropped with this future.
         let stop = stop.child_token();
         let _stop = stop.clone().drop_guard();
 
         let mut notes = Vec::new();
-        if self.prepare(sandbox, &mut open, &call, &stop).await? {
-            notes.push(LOST.to_owned());
-        }
-        let Some(session) = open.as_mut() else { return Err(Error::Unavailable("no session".to_owned())) };
+        self.prepare(sandbox, &mut open, &call, &stop, &mut notes).await?;
+        let Some(session) = open.as_mut() else { return Err(sandbox::Error("it is lost".to_owned()).into()) };
         self.load_inputs(session, &call, &mut notes).await?;
         let ran = self.execute(session, call.code, &stop).await?;
         let memory = session.session.as_ref().map_or(0, |session| session.memory_bytes());
@@ -261,30 +262,33 @@ impl Interpreter {
         }
     }
 
-    /// Opens a session if there is none, or if another server has a newer one. Returns whether variables are lost.
+    /// Opens a session if there is none, or if another server has a newer one.
     async fn prepare(
         &self,
         sandbox: &Arc<dyn Sandbox>,
         open: &mut OwnedMutexGuard<Option<Open>>,
         call: &Call<'_>,
         stop: &CancellationToken,
-    ) -> Result<bool, Error> {
+        notes: &mut Vec<String>,
+    ) -> Result<(), Error> {
         let inner = &self.inner;
         let newest = inner.store.newest_code_session(call.scope, call.thread).await?;
         let is_usable = |open: &Open| open.session.is_some() && Some(&open.id) == newest.as_ref();
         if open.as_ref().is_some_and(is_usable) {
-            return Ok(false);
+            return Ok(());
         }
         **open = None;
         let id: CodeSessionId = inner.ids.generate();
-        let folder = inner.folder.get_or_try_init(|| self.server_folder()).await?.of_session(id.as_str());
-        folder::create_private(&folder)?;
+        let path = inner.folder.get_or_try_init(|| self.server_folder()).await?.of_session(id.as_str());
+        folder::create_private(&path)?;
+        let (folder, room) = (Folder { path }, inner.settings.limits.disk_bytes);
         // Removes the folder if anything fails.
-        let mut new = Open { id, session: None, folder: folder.clone(), seen: HashMap::new(), inputs: HashSet::new() };
+        let mut new =
+            Open { id, session: None, folder: folder.clone(), room, seen: HashMap::new(), inputs: HashSet::new() };
         let sandbox = sandbox.clone();
         let (limits, stop) = (Limits { time: OWN_TIME, ..inner.settings.limits }, stop.clone());
         let opened = in_background(move || {
-            let mut session = sandbox.open(&Folder { path: folder })?;
+            let mut session = sandbox.open(&folder)?;
             let prelude = session.run(PRELUDE, &limits, &stop);
             if prelude.end != End::Completed {
                 return Err(sandbox::Error(format!("the prelude ended with {:?}: {}", prelude.end, prelude.output)));
@@ -292,10 +296,13 @@ impl Interpreter {
             Ok(session)
         });
         new.session = Some(opened.await??);
-        let had_session = inner.store.open_code_session(call.scope, call.thread, &new.id).await?;
-        self.restore(&mut new, call).await?;
+        inner.store.open_code_session(call.scope, call.thread, &new.id).await?;
+        if newest.is_some() {
+            notes.push(LOST.to_owned());
+        }
+        self.restore(&mut new, call, notes).await?;
         **open = Some(new);
-        Ok(had_session)
+        Ok(())
     }
 
     async fn server_folder(&self) -> Result<ServerFolder, Error> {
@@ -304,82 +311,97 @@ impl Interpreter {
     }
 
     /// Loads the files that earlier sessions of the thread have written.
-    async fn restore(&self, open: &mut Open, call: &Call<'_>) -> Result<(), Error> {
+    async fn restore(&self, open: &mut Open, call: &Call<'_>, notes: &mut Vec<String>) -> Result<(), Error> {
         for written in self.inner.store.code_files(call.scope, call.thread).await? {
             let Some(file) = self.inner.store.file(call.scope, &written.file_id).await? else { continue };
-            let path = open.folder.join(&written.path);
+            let path = open.folder.data().join(&written.path);
             if let Some(parent) = path.parent() {
                 folder::create_private(parent)?;
             }
-            if let Err(error) = self.load(call.scope, &file, &open.folder, &path).await {
-                warn_unavailable(&file.id, &error);
-            }
+            self.load(open, call.scope, &file, &path, notes).await;
         }
-        open.see(folder::files(&open.folder)?);
+        open.see(files_in(&open.folder).await?);
         Ok(())
     }
 
     /// Loads the input files that are not yet in the folder: under their IDs, and under their names.
     async fn load_inputs(&self, open: &mut Open, call: &Call<'_>, notes: &mut Vec<String>) -> Result<(), Error> {
+        let new: Vec<&FileId> = call.files.iter().filter(|id| !open.inputs.contains(*id)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (data, tmp) = (open.folder.data(), open.folder.tmp());
+        let used = in_background(move || Ok::<_, std::io::Error>(folder::size(&data)? + folder::size(&tmp)?)).await??;
+        open.room = self.inner.settings.limits.disk_bytes.saturating_sub(used.bytes);
+        let data = open.folder.data();
         let mut added = Vec::new();
-        for id in call.files {
-            if open.inputs.contains(id) {
-                continue;
-            }
+        for id in new {
             // It was deleted.
             let Some(file) = self.inner.store.file(call.scope, id).await? else { continue };
-            let path = open.folder.join(id.as_str());
-            if let Err(error) = self.load(call.scope, &file, &open.folder, &path).await {
-                warn_unavailable(id, &error);
-                notes.push(format!("The file {id} ({}) cannot be read now.", file.filename));
+            let path = data.join(id.as_str());
+            if !self.load(open, call.scope, &file, &path, notes).await {
                 continue;
             }
             let name = file_name(&file.filename);
-            let named = open.folder.join(&name);
-            if std::fs::symlink_metadata(&named).is_err() {
-                std::fs::hard_link(&path, &named)?;
+            match std::fs::hard_link(&path, data.join(&name)) {
+                Ok(()) => added.push(format!("/mnt/data/{name} (also /mnt/data/{id})")),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    added.push(format!("/mnt/data/{id} ({name}; another file has this name)"));
+                }
+                Err(error) => return Err(error.into()),
             }
-            added.push(format!("/mnt/data/{name} (also /mnt/data/{id})"));
             open.inputs.insert(id.clone());
         }
         if !added.is_empty() {
-            let inputs = &open.inputs;
-            let originals: Vec<PathBuf> = inputs.iter().map(|id| open.folder.join(id.as_str())).collect();
+            let originals: Vec<PathBuf> = open.inputs.iter().map(|id| data.join(id.as_str())).collect();
             if let Some(session) = &mut open.session {
                 session.set_originals(&originals);
             }
-            let new = folder::files(&open.folder)?.into_iter().filter(|file| !open.seen.contains_key(&file.path));
-            open.see(new.collect());
+            let mut new = files_in(&open.folder).await?;
+            new.retain(|file| !open.seen.contains_key(&file.path));
+            open.see(new);
             notes.push(format!("Files of the user: {}.", added.join(", ")));
         }
         Ok(())
     }
 
-    /// Writes the bytes of a file to a path below the folder of a session.
-    async fn load(&self, scope: &Scope, file: &File, folder: &Path, path: &Path) -> Result<(), files::Error> {
-        let mut bytes = self.inner.files.open_range(scope, file, None).await?;
-        let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
-        // Written under another name first, so that it is there as a whole or not at all.
-        let partial = folder.join(LOADING);
-        let written = async {
-            let mut target = tokio::fs::File::create(&partial).await?;
-            while let Some(bytes) = bytes.next().await {
-                target.write_all(&bytes?).await?;
-            }
-            target.flush().await?;
-            tokio::fs::rename(&partial, path).await
-        };
-        let written: std::io::Result<()> = written.await;
-        if written.is_err() {
-            let _ = tokio::fs::remove_file(&partial).await;
+    /// Writes the bytes of a file to a path below the folder of a session. If that fails, the notes say so.
+    async fn load(&self, open: &mut Open, scope: &Scope, file: &File, path: &Path, notes: &mut Vec<String>) -> bool {
+        let (id, name) = (&file.id, &file.filename);
+        if file.bytes > open.room {
+            let (bytes, room) = (file.bytes, open.room);
+            notes.push(format!("The file {id} ({name}) has {bytes} bytes; the session has room for {room} bytes."));
+            return false;
         }
-        written.map_err(unreadable)
+        // Written elsewhere first, so that it is there as a whole or not at all.
+        let partial = open.folder.path.join(LOADING);
+        let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
+        let loaded = async {
+            let mut bytes = self.inner.files.open_range(scope, file, None).await?;
+            let mut target = tokio::fs::File::create(&partial).await.map_err(unreadable)?;
+            while let Some(bytes) = bytes.next().await {
+                target.write_all(&bytes.map_err(unreadable)?).await.map_err(unreadable)?;
+            }
+            target.flush().await.map_err(unreadable)?;
+            tokio::fs::rename(&partial, path).await.map_err(unreadable)
+        };
+        let loaded: Result<(), files::Error> = loaded.await;
+        match loaded {
+            Ok(()) => open.room -= file.bytes,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, file.id = %id, "failed to load a file for the code interpreter");
+                notes.push(format!("The file {id} ({name}) cannot be read now."));
+                return false;
+            }
+        }
+        true
     }
 
     /// Runs code, and then writes the figures that it has left.
     async fn execute(&self, open: &mut Open, code: &str, stop: &CancellationToken) -> Result<Execution, Error> {
         // While code runs, the session is not in its place: if this future is dropped, it is lost.
-        let Some(mut session) = open.session.take() else { return Err(Error::Unavailable("no session".to_owned())) };
+        let Some(mut session) = open.session.take() else { return Err(sandbox::Error("it is lost".to_owned()).into()) };
         let (code, limits, stop) = (code.to_owned(), self.inner.settings.limits, stop.clone());
         let ran = in_background(move || {
             let ran = session.run(&code, &limits, &stop);
@@ -397,17 +419,14 @@ impl Interpreter {
 
     /// Stores what code has written as files. Returns the images and the files.
     async fn collect(&self, open: &mut Open, call: &Call<'_>, notes: &mut Vec<String>) -> Result<Produced, Error> {
-        let folder = open.folder.clone();
-        let inputs: HashSet<String> = open.inputs.iter().map(ToString::to_string).collect();
-        let seen = std::mem::take(&mut open.seen);
-        let (all, mut new, figures, seen) = in_background(move || {
-            let all = folder::files(&folder)?;
-            let new = folder::changed(all.clone(), &seen);
-            Ok::<_, std::io::Error>((all, new, folder::figures(&folder)?, seen))
-        })
-        .await??;
-        open.seen = seen;
-        new.retain(|file| !inputs.contains(&file.path));
+        let data = open.folder.data();
+        let all = files_in(&open.folder).await?;
+        let mut new = folder::changed(all.clone(), &open.seen);
+        new.retain(|file| !open.inputs.iter().any(|input| input.as_str() == file.path));
+        let figures = {
+            let data = data.clone();
+            in_background(move || folder::figures(&data)).await??
+        };
         let dropped = new.len().saturating_sub(WRITTEN_MAX);
         new.truncate(WRITTEN_MAX);
         if dropped > 0 {
@@ -420,14 +439,14 @@ impl Interpreter {
             }
         }
         for path in figures {
-            std::fs::remove_file(path)?;
+            tokio::fs::remove_file(path).await?;
         }
         for Found { path, bytes, .. } in &new {
             let name = path.rsplit('/').next().unwrap_or(path);
             if *bytes == 0 {
                 continue;
             }
-            let Some(file_id) = self.keep(call.scope, &open.folder.join(path), name, notes).await else { continue };
+            let Some(file_id) = self.keep(call.scope, &data.join(path), name, notes).await else { continue };
             if is_image(name) {
                 produced.images.push(file_id.clone());
             }
@@ -529,9 +548,10 @@ fn file_name(name: &str) -> String {
     if clean.is_empty() { "file".to_owned() } else { clean[..end].to_owned() }
 }
 
-fn warn_unavailable(file: &FileId, error: &files::Error) {
-    let error = error as &dyn std::error::Error;
-    tracing::warn!(error, file.id = %file, "failed to load a file for the code interpreter");
+/// Returns the files that code has in `/mnt/data`.
+async fn files_in(folder: &Folder) -> Result<Vec<Found>, Error> {
+    let data = folder.data();
+    Ok(in_background(move || folder::files(&data)).await??)
 }
 
 /// Runs blocking work on the threads for it.

@@ -17,15 +17,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Caller, Linker, StoreLimits};
 
-use disk::Disk;
 pub use memory::Errno;
-use memory::{Guest, Result};
+use memory::{Guest, Result, after};
 use open_files::{Descriptor, Files};
 
-use super::sandbox::Limits;
+use super::sandbox::{Folder, Limits};
 
-/// Resolution of the clocks: finer ones help attacks that measure time.
-const RESOLUTION: Duration = Duration::from_millis(1);
+/// Resolution of the clocks and of the times of files, in nanoseconds: finer ones help attacks that measure time.
+const RESOLUTION_NANOSECONDS: u64 = 1_000_000;
 /// How long a sleep lasts before it looks whether it must end.
 const SLEEP_SLICE: Duration = Duration::from_millis(10);
 /// Maximum number of random bytes of one call.
@@ -56,14 +55,13 @@ pub struct Mount {
     pub name: &'static str,
     /// Its path on the host.
     pub path: PathBuf,
-    /// Whether the guest can write to it. Only one mount below the folder of the session is measured.
+    /// Whether the guest can write to it.
     pub is_writable: bool,
 }
 
 /// The state of a session's host.
 pub struct Host {
     files: Files,
-    disk: Disk,
     output: Vec<u8>,
     output_max: usize,
     is_truncated: bool,
@@ -75,11 +73,10 @@ pub struct Host {
 }
 
 impl Host {
-    /// Creates the host of a session, whose files are below `folder`.
-    pub fn new(mounts: &[Mount], folder: PathBuf, limits: StoreLimits) -> std::io::Result<Self> {
+    /// Creates the host of a session.
+    pub fn new(mounts: &[Mount], folder: &Folder, limits: StoreLimits) -> std::io::Result<Self> {
         Ok(Self {
-            files: Files::new(mounts)?,
-            disk: Disk::new(folder),
+            files: Files::new(mounts, folder)?,
             output: Vec::new(),
             output_max: 0,
             is_truncated: false,
@@ -97,17 +94,21 @@ impl Host {
         self.output_max = limits.output_bytes;
         self.deadline = Instant::now() + limits.time;
         self.stop = stop.clone();
-        self.disk.set_limits(limits.disk_bytes, limits.files);
+        self.files.set_limits(limits.disk_bytes, limits.files);
     }
 
     /// Returns what the guest has printed in this call, and whether some of it was dropped.
     pub fn take_output(&mut self) -> (String, bool) {
         let bytes = std::mem::take(&mut self.output);
-        let text = match String::from_utf8(bytes) {
+        let mut text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         };
-        (text, self.is_truncated)
+        // What is not Unicode was replaced, and is longer.
+        let end = text.floor_char_boundary(self.output_max);
+        let is_truncated = self.is_truncated || end < text.len();
+        text.truncate(end);
+        (text, is_truncated)
     }
 
     /// Names the files that cannot be changed.
@@ -136,9 +137,13 @@ impl Host {
             1..=3 => self.opened_at.elapsed(),
             _ => return Err(Errno::INVAL),
         };
-        let coarse = time.as_nanos() / RESOLUTION.as_nanos() * RESOLUTION.as_nanos();
-        u64::try_from(coarse).map_err(|_| Errno::OVERFLOW)
+        u64::try_from(time.as_nanos()).map(coarse).map_err(|_| Errno::OVERFLOW)
     }
+}
+
+/// Rounds a time down to the resolution of the clocks. In nanoseconds.
+fn coarse(nanoseconds: u64) -> u64 {
+    nanoseconds - nanoseconds % RESOLUTION_NANOSECONDS
 }
 
 /// Returns the time of the machine.
@@ -183,10 +188,10 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         };
         "environ_get" = |guest, _host, list: u32, text: u32| {
             let mut at = text;
-            for (variable, index) in ENVIRONMENT.iter().zip(0_u32..) {
-                guest.write_u32(list + 4 * index, at)?;
+            for (variable, index) in ENVIRONMENT.iter().zip(0..) {
+                guest.write_u32(after(list, 4 * index)?, at)?;
                 guest.write(at, format!("{variable}\0").as_bytes())?;
-                at += u32::try_from(variable.len() + 1).map_err(|_| Errno::OVERFLOW)?;
+                at = after(at, variable.len() as u64 + 1)?;
             }
             Ok(())
         };
@@ -197,7 +202,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         };
         "clock_res_get" = |guest, host, clock: i32, out: u32| {
             host.time(clock)?;
-            guest.write_u64(out, u64::try_from(RESOLUTION.as_nanos()).map_err(|_| Errno::OVERFLOW)?)
+            guest.write_u64(out, RESOLUTION_NANOSECONDS)
         };
         "clock_time_get" = |guest, host, clock: i32, _precision: i64, out: u32| {
             let time = host.time(clock)?;
@@ -223,7 +228,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let stat = host.files.get(fd)?.metadata()?;
             guest.write(out, &stat)
         };
-        "fd_filestat_set_size" = |_guest, host, fd: u32, size: u64| host.files.set_size(fd, size, &mut host.disk);
+        "fd_filestat_set_size" = |_guest, host, fd: u32, size: u64| host.files.set_size(fd, size);
         "fd_filestat_set_times" = |_guest, host, fd: u32, accessed: u64, modified: u64, flags: i32| {
             host.files.set_times(fd, accessed, modified, flags)
         };
@@ -231,8 +236,8 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let mut read = 0;
             for (buffer, bytes) in guest.buffers(list, count)? {
                 let target = guest.slice_mut(buffer, bytes)?;
-                let more = host.files.read_at(fd, target, offset + u64::from(read))?;
-                read += more;
+                let more = host.files.read_at(fd, target, after(offset, u64::from(read))?)?;
+                read = after(read, more.into())?;
                 if more < bytes {
                     break;
                 }
@@ -244,7 +249,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             for (buffer, bytes) in guest.buffers(list, count)? {
                 let target = guest.slice_mut(buffer, bytes)?;
                 let more = host.files.read(fd, target)?;
-                read += more;
+                read = after(read, more.into())?;
                 if more < bytes {
                     break;
                 }
@@ -255,8 +260,8 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let mut written = 0;
             for (buffer, bytes) in guest.buffers(list, count)? {
                 let source = guest.slice(buffer, bytes)?;
-                host.files.write_at(fd, source, offset + u64::from(written), &mut host.disk)?;
-                written += bytes;
+                host.files.write_at(fd, source, after(offset, u64::from(written))?)?;
+                written = after(written, bytes.into())?;
             }
             guest.write_u32(out, written)
         };
@@ -267,16 +272,16 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 if let Descriptor::Output = host.files.get(fd)? {
                     host.print(source);
                 } else {
-                    host.files.write(fd, source, &mut host.disk)?;
+                    host.files.write(fd, source)?;
                 }
-                written += bytes;
+                written = after(written, bytes.into())?;
             }
             guest.write_u32(out, written)
         };
         "fd_prestat_get" = |guest, host, fd: u32, out: u32| {
             let name = host.files.mount_name(fd)?;
             guest.write_u32(out, 0)?;
-            guest.write_u32(out + 4, u32::try_from(name.len()).map_err(|_| Errno::OVERFLOW)?)
+            guest.write_u32(after(out, 4)?, u32::try_from(name.len()).map_err(|_| Errno::OVERFLOW)?)
         };
         "fd_prestat_dir_name" = |guest, host, fd: u32, path: u32, bytes: u32| {
             let name = host.files.mount_name(fd)?;
@@ -300,7 +305,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         };
         "path_create_directory" = |guest, host, fd: u32, path: u32, bytes: u32| {
             let path = guest.path(path, bytes)?;
-            host.files.create_directory(fd, &path, &mut host.disk)
+            host.files.create_directory(fd, &path)
         };
         "path_filestat_get" = |guest, host, fd: u32, flags: i32, path: u32, bytes: u32, out: u32| {
             let path = guest.path(path, bytes)?;
@@ -318,7 +323,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             |guest, host, fd: u32, _lookup: i32, path: u32, bytes: u32, how: i32, rights: u64, _inherited: u64, flags: i32,
              out: u32| {
                 let path = guest.path(path, bytes)?;
-                let opened = host.files.open(fd, &path, &open_files::How { how, rights, flags }, &mut host.disk)?;
+                let opened = host.files.open(fd, &path, &open_files::How { how, rights, flags })?;
                 guest.write_u32(out, opened)
             };
         "path_readlink" =
@@ -388,7 +393,7 @@ fn poll(mut caller: Caller<'_, Host>, list: u32, out: u32, count: u32, ready: u3
             let mut event = [0; 32];
             event[..8].copy_from_slice(&subscription.user_data);
             event[10] = subscription.kind;
-            guest.write(out + 32 * number, &event)?;
+            guest.write(after(out, 32 * u64::from(number))?, &event)?;
             number += 1;
         }
         guest.write_u32(ready, number)
@@ -407,7 +412,8 @@ fn subscriptions(guest: &Guest<'_>, host: &Host, list: u32, count: u32) -> Resul
         return Err(Errno::INVAL);
     }
     let read = |index: u32| {
-        let bytes: &[u8; 48] = guest.slice(list + 48 * index, 48)?.try_into().map_err(|_| Errno::FAULT)?;
+        let bytes: &[u8; 48] =
+            guest.slice(after(list, 48 * u64::from(index))?, 48)?.try_into().map_err(|_| Errno::FAULT)?;
         let integer = |at: usize| u64::from_le_bytes(std::array::from_fn(|offset| bytes[at + offset]));
         let kind = bytes[8];
         let wait = if kind == 0 {

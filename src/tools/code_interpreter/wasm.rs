@@ -4,8 +4,7 @@
 //! can call nothing but [`super::wasi`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -20,8 +19,12 @@ use super::wasi::{self, Host, Mount, Stop};
 const TICK: Duration = Duration::from_millis(10);
 /// Stack of the threads on which guests run: more than a guest's own.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
-/// The folder of a session in which `/tmp` is.
-const TMP: &str = ".tmp";
+/// Code that looks whether the interpreter can still print. It uses no name of the session but `__import__`, and leaves none.
+const PROBE: &str = concat!("__import__('builtins').exec(r'''", include_str!("probe.py"), "''', {})");
+/// What it prints, after what code has left in buffers.
+const PROBED: &str = "stdout\nstderr\n";
+/// Limit of its time.
+const PROBE_TIME: Duration = Duration::from_secs(5);
 /// What a session has in memory when it is idle, in bytes, beside what it allocates.
 const BASE_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -33,7 +36,6 @@ pub struct Wasm {
     memory_max: usize,
     /// The memory of a new session, in bytes.
     initial_memory: u64,
-    is_closed: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Wasm {
@@ -53,41 +55,22 @@ impl Wasm {
         wasi::add_to_linker(&mut linker).map_err(failed("the host's functions cannot be linked"))?;
         let instance = linker.instantiate_pre(&module).map_err(failed("the runtime needs other functions"))?;
         let pages = module.exports().find_map(|export| export.ty().memory().map(wasmtime::MemoryType::minimum));
-        let is_closed = Arc::new(AtomicBool::new(false));
         let initial_memory = pages.unwrap_or(0) * 64 * 1024;
-        let wasm = Self { engine, instance, files, memory_max, initial_memory, is_closed };
-        wasm.start_ticks()?;
-        Ok(wasm)
-    }
-
-    /// Starts the thread that makes running guests look whether they must end.
-    fn start_ticks(&self) -> Result<(), Error> {
-        let (engine, is_closed) = (self.engine.weak(), self.is_closed.clone());
-        let tick = move || {
-            while !is_closed.load(Ordering::Relaxed) {
-                std::thread::sleep(TICK);
-                match engine.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => return,
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("code ticks".to_owned()).spawn(tick);
-        thread.map(drop).map_err(|error| Error(format!("no thread can be started: {error}")))
+        Ok(Self { engine, instance, files, memory_max, initial_memory })
     }
 
     fn open_session(&self, folder: &Folder) -> Result<WasmSession, Error> {
-        let tmp = folder.path.join(TMP);
         let io = |error: std::io::Error| Error(format!("the folder of a session cannot be made: {error}"));
-        create_private(&tmp).map_err(io)?;
+        create_private(&folder.data()).map_err(io)?;
+        create_private(&folder.tmp()).map_err(io)?;
         let mounts = [
             mount("/usr/local/lib", &self.files.standard_library, false),
             mount("/usr/local/lib/python315.zip/matplotlib/mpl-data", &self.files.mpl_data, false),
-            mount("/mnt/data", &folder.path, true),
-            mount("/tmp", &tmp, true),
+            mount("/mnt/data", &folder.data(), true),
+            mount("/tmp", &folder.tmp(), true),
         ];
         let limits = StoreLimitsBuilder::new().memory_size(self.memory_max).trap_on_grow_failure(false).build();
-        let host = Host::new(&mounts, folder.path.clone(), limits).map_err(io)?;
+        let host = Host::new(&mounts, folder, limits).map_err(io)?;
         let mut store = Store::new(&self.engine, host);
         store.limiter(|host| &mut host.limits);
         store.epoch_deadline_callback(|store| {
@@ -103,12 +86,6 @@ impl Wasm {
         let turn = instance.get_typed_func(&mut store, "turn").map_err(&missing)?;
         let initial_memory = self.initial_memory;
         Ok(WasmSession { store, memory, initialize, allocate, turn, initial_memory })
-    }
-}
-
-impl Drop for Wasm {
-    fn drop(&mut self) {
-        self.is_closed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -149,18 +126,25 @@ struct WasmSession {
 impl Session for WasmSession {
     fn run(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution {
         let started = Instant::now();
-        self.store.data_mut().begin(limits, stop);
-        self.store.set_epoch_deadline(1);
-        // On a thread with enough stack. If there is none, the call fails.
-        let end = std::thread::scope(|scope| {
+        let engine = self.store.engine().clone();
+        let (ended, end) = mpsc::channel();
+        std::thread::scope(|scope| {
+            // On a thread with enough stack. If there is none, or it panics, the call fails.
             let thread = std::thread::Builder::new().name("code".to_owned()).stack_size(STACK_BYTES);
-            match thread.spawn_scoped(scope, || self.turn(code)) {
-                Ok(thread) => thread.join().unwrap_or_else(|_| End::Crashed("its host has failed".to_owned())),
-                Err(error) => End::Crashed(format!("no thread can be started: {error}")),
+            let run = || ended.send(self.run_here(code, limits, stop));
+            if let Err(error) = thread.spawn_scoped(scope, run) {
+                return Execution::crashed(format!("no thread can be started: {error}"), started.elapsed());
             }
-        });
-        let (output, is_truncated) = self.store.data_mut().take_output();
-        Execution { output, is_truncated, end, duration: started.elapsed() }
+            loop {
+                match end.recv_timeout(TICK) {
+                    Ok(execution) => return execution,
+                    Err(RecvTimeoutError::Timeout) => engine.increment_epoch(),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Execution::crashed("its host has failed".to_owned(), started.elapsed());
+                    }
+                }
+            }
+        })
     }
 
     fn set_originals(&mut self, paths: &[PathBuf]) {
@@ -173,6 +157,36 @@ impl Session for WasmSession {
 }
 
 impl WasmSession {
+    /// Runs code on this thread.
+    fn run_here(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution {
+        let mut ran = self.run_once(code, limits, stop);
+        if ran.end.is_lost() {
+            return ran;
+        }
+        let output_bytes = limits.output_bytes.saturating_add(PROBED.len());
+        let probe = self.run_once(PROBE, &Limits { time: PROBE_TIME, output_bytes, ..*limits }, stop);
+        match (probe.end, probe.output.strip_suffix(PROBED)) {
+            (End::Completed, Some(unflushed)) => {
+                let room = limits.output_bytes.saturating_sub(ran.output.len());
+                let end = unflushed.floor_char_boundary(room);
+                ran.output.push_str(&unflushed[..end]);
+                ran.is_truncated |= end < unflushed.len();
+            }
+            (End::Stopped, _) => ran.end = End::Stopped,
+            _ => ran.end = End::Crashed("the code has broken the interpreter".to_owned()),
+        }
+        ran
+    }
+
+    fn run_once(&mut self, code: &str, limits: &Limits, stop: &CancellationToken) -> Execution {
+        let started = Instant::now();
+        self.store.data_mut().begin(limits, stop);
+        self.store.set_epoch_deadline(1);
+        let end = self.turn(code);
+        let (output, is_truncated) = self.store.data_mut().take_output();
+        Execution { output, is_truncated, end, duration: started.elapsed() }
+    }
+
     fn turn(&mut self, code: &str) -> End {
         match self.call(code) {
             Ok(0) => End::Completed,

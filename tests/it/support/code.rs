@@ -40,7 +40,9 @@ pub fn runtime() -> Option<Arc<Wasm>> {
 /// A session in a folder of its own.
 pub struct Python {
     pub session: Box<dyn Session>,
+    /// What code sees as `/mnt/data`.
     pub folder: PathBuf,
+    all: Folder,
     pub limits: Limits,
 }
 
@@ -51,12 +53,11 @@ impl Python {
     }
 
     /// Opens a session whose files are in this folder, which is removed with it; `None` if the runtime is not installed.
-    pub fn start_in(folder: PathBuf) -> Option<Self> {
-        let sandbox = runtime()?;
-        std::fs::create_dir_all(&folder).unwrap();
-        let session = sandbox.open(&Folder { path: folder.clone() }).unwrap();
+    pub fn start_in(path: PathBuf) -> Option<Self> {
+        let (sandbox, all) = (runtime()?, Folder { path });
+        let session = sandbox.open(&all).unwrap();
         let limits = Limits { time: Duration::from_mins(1), output_bytes: 100_000, disk_bytes: 1_000_000, files: 50 };
-        Some(Self { session, folder, limits })
+        Some(Self { session, folder: all.data(), all, limits })
     }
 
     /// Runs code and returns how it ended, and what it has printed.
@@ -75,6 +76,6 @@ impl Python {
 
 impl Drop for Python {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.all.path);
     }
 }

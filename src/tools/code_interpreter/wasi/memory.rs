@@ -38,13 +38,18 @@ impl Errno {
     pub const ROFS: Self = Self(69);
     pub const SPIPE: Self = Self(70);
     pub const XDEV: Self = Self(75);
-    pub const NOTCAPABLE: Self = Self(76);
 
     /// Returns the number.
     #[must_use]
     pub fn number(self) -> i32 {
         i32::from(self.0)
     }
+}
+
+/// Returns the address or position `bytes` after another one.
+pub(super) fn after<T: TryInto<u64> + TryFrom<u64>>(at: T, bytes: u64) -> Result<T> {
+    let end = at.try_into().ok().and_then(|at| at.checked_add(bytes));
+    end.and_then(|end| T::try_from(end).ok()).ok_or(Errno::OVERFLOW)
 }
 
 impl From<std::io::Error> for Errno {

@@ -1,23 +1,27 @@
 //! The open files and folders of the guest.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, DirEntry, MetadataExt as _, OpenOptions};
+use cap_std::fs::{Dir, DirEntry, Metadata, MetadataExt as _, OpenOptions};
 
+use super::super::folder::Size;
+use super::super::sandbox::Folder as SessionFolder;
 use super::disk::Disk;
 use super::memory::{Errno, Result};
-use super::{Mount, current_time};
+use super::{Mount, coarse, current_time};
 
 /// Maximum number of open files and folders.
 const OPEN_MAX: usize = 256;
+/// Maximum number of open folders, whose entries are in the memory of the server.
+const OPEN_FOLDERS_MAX: usize = 64;
 /// Maximum number of components of a path: deeper folders would make each search slow.
 const DEPTH_MAX: usize = 64;
 /// Maximum size of a file, in bytes, below which positions do not overflow.
@@ -70,6 +74,8 @@ pub(super) struct OpenFile {
     file: File,
     flags: u16,
     can_write: bool,
+    /// Whether its times can be set: it is neither an original nor a file of the runtime.
+    can_change: bool,
 }
 
 /// How a file is opened.
@@ -82,24 +88,34 @@ pub(super) struct How {
 /// All of them, by number.
 pub(super) struct Files {
     open: HashMap<u32, Descriptor>,
-    /// Files that cannot be changed: their names in the mount that is writable, and their inodes.
-    original_names: HashSet<PathBuf>,
+    disk: Disk,
+    /// Files that cannot be changed: their names, and their inodes. An inode can have other names, which can be changed.
+    original_names: HashSet<OsString>,
     original_inodes: HashSet<u64>,
 }
 
 impl Files {
-    pub fn new(mounts: &[Mount]) -> std::io::Result<Self> {
+    /// Opens the mounts of a session.
+    pub fn new(mounts: &[Mount], folder: &SessionFolder) -> io::Result<Self> {
         let mut open = HashMap::from([(0, Descriptor::Input), (1, Descriptor::Output), (2, Descriptor::Output)]);
         for (mount, fd) in mounts.iter().zip(3..) {
             let dir = Dir::open_ambient_dir(&mount.path, ambient_authority())?;
             let folder = Folder { dir, mount: Some(mount.name), is_writable: mount.is_writable, entries: Vec::new() };
             open.insert(fd, Descriptor::Folder(folder));
         }
-        Ok(Self { open, original_names: HashSet::new(), original_inodes: HashSet::new() })
+        let disk = Disk::new(folder);
+        Ok(Self { open, disk, original_names: HashSet::new(), original_inodes: HashSet::new() })
+    }
+
+    /// Sets the limits, and measures the folder, to which the server may have added files.
+    pub fn set_limits(&mut self, bytes: u64, files: u64) {
+        self.disk.set_limits(Size { bytes, files });
+        // A folder that cannot be read counts as full.
+        let _ = self.measure();
     }
 
     pub fn set_originals(&mut self, paths: &[PathBuf]) {
-        self.original_names = paths.iter().filter_map(|path| path.file_name()).map(PathBuf::from).collect();
+        self.original_names = paths.iter().filter_map(|path| path.file_name()).map(OsStr::to_ascii_lowercase).collect();
         let inode = |path: &PathBuf| std::fs::symlink_metadata(path).ok().map(|metadata| metadata.ino());
         self.original_inodes = paths.iter().filter_map(inode).collect();
     }
@@ -130,10 +146,65 @@ impl Files {
         if !folder.is_writable {
             return Err(Errno::ROFS);
         }
-        if folder.mount.is_some() && self.original_names.contains(&without_dots(path)) {
-            return Err(Errno::ACCES);
+        if self.is_original(folder, path) { Err(Errno::ACCES) } else { Ok(folder) }
+    }
+
+    /// Returns whether a path is the name of an original by which it is known, whatever folder it is relative to.
+    fn is_original(&self, folder: &Folder, path: &Path) -> bool {
+        // Some file systems do not distinguish upper and lower case.
+        let is_name = path.file_name().is_some_and(|name| self.original_names.contains(&name.to_ascii_lowercase()));
+        is_name && folder.dir.symlink_metadata(path).is_ok_and(|metadata| self.is_original_file(&metadata))
+    }
+
+    fn is_original_file(&self, metadata: &Metadata) -> bool {
+        self.original_inodes.contains(&metadata.ino())
+    }
+
+    /// Counts what is about to be written.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    fn take(&mut self, more: Size) -> Result<()> {
+        if !self.disk.fits(more) {
+            self.measure()?;
+            if !self.disk.fits(more) {
+                return Err(Errno::NOSPC);
+            }
         }
-        Ok(folder)
+        self.disk.add(more);
+        Ok(())
+    }
+
+    fn take_bytes(&mut self, bytes: u64) -> Result<()> {
+        self.take(Size { bytes, files: 0 })
+    }
+
+    fn take_file(&mut self) -> Result<()> {
+        self.take(Size { bytes: 0, files: 1 })
+    }
+
+    fn measure(&mut self) -> Result<()> {
+        let mut removed = HashMap::new();
+        for descriptor in self.open.values() {
+            let Descriptor::File(open) = descriptor else { continue };
+            let metadata = open.file.metadata()?;
+            if metadata.nlink() == 0 {
+                removed.insert(metadata.ino(), metadata.len());
+            }
+        }
+        self.disk.measure(Size { bytes: removed.values().sum(), files: removed.len() as u64 })
+    }
+
+    /// Replaces a name of an original by a copy.
+    fn copy_first(&mut self, fd: u32, path: &Path) -> Result<()> {
+        self.take(Size { bytes: self.folder(fd)?.dir.metadata(path)?.len(), files: 1 })?;
+        let dir = &self.folder(fd)?.dir;
+        let (copy, mut target) = create_beside(dir, path)?;
+        let copied = io::copy(&mut dir.open(path)?, &mut target).and_then(|_| dir.rename(&copy, dir, path));
+        if copied.is_err() {
+            let _ = dir.remove_file(&copy);
+        }
+        Ok(copied?)
     }
 
     pub fn mount_name(&self, fd: u32) -> Result<&'static str> {
@@ -173,34 +244,33 @@ impl Files {
         Ok(count(self.file(fd)?.file.read_at(target, offset)?))
     }
 
-    pub fn write(&mut self, fd: u32, source: &[u8], disk: &mut Disk) -> Result<()> {
+    pub fn write(&mut self, fd: u32, source: &[u8]) -> Result<()> {
         let open = self.file(fd)?;
         let mut file = &open.file;
         let offset = if open.flags & APPEND == 0 { file.stream_position()? } else { file.metadata()?.len() };
-        self.write_at(fd, source, offset, disk)?;
+        self.write_at(fd, source, offset)?;
         file = &self.file(fd)?.file;
         file.seek(SeekFrom::Start(offset + source.len() as u64))?;
         Ok(())
     }
 
-    pub fn write_at(&self, fd: u32, source: &[u8], offset: u64, disk: &mut Disk) -> Result<()> {
+    pub fn write_at(&mut self, fd: u32, source: &[u8], offset: u64) -> Result<()> {
         let open = self.file(fd)?;
         if !open.can_write {
             return Err(Errno::BADF);
         }
         let end = offset.checked_add(source.len() as u64).filter(|end| *end <= FILE_BYTES_MAX).ok_or(Errno::NOSPC)?;
-        disk.add_bytes(end.saturating_sub(open.file.metadata()?.len()))?;
-        open.file.write_all_at(source, offset)?;
-        Ok(())
+        self.take_bytes(end.saturating_sub(open.file.metadata()?.len()))?;
+        Ok(self.file(fd)?.file.write_all_at(source, offset)?)
     }
 
-    pub fn set_size(&self, fd: u32, size: u64, disk: &mut Disk) -> Result<()> {
+    pub fn set_size(&mut self, fd: u32, size: u64) -> Result<()> {
         let open = self.file(fd)?;
         if !open.can_write || size > FILE_BYTES_MAX {
             return Err(Errno::INVAL);
         }
-        disk.add_bytes(size.saturating_sub(open.file.metadata()?.len()))?;
-        Ok(open.file.set_len(size)?)
+        self.take_bytes(size.saturating_sub(open.file.metadata()?.len()))?;
+        Ok(self.file(fd)?.file.set_len(size)?)
     }
 
     pub fn seek(&mut self, fd: u32, offset: i64, whence: i32) -> Result<u64> {
@@ -237,7 +307,7 @@ impl Files {
         Ok(written)
     }
 
-    pub fn open(&mut self, fd: u32, path: &Path, how: &How, disk: &mut Disk) -> Result<u32> {
+    pub fn open(&mut self, fd: u32, path: &Path, how: &How) -> Result<u32> {
         if self.open.len() >= OPEN_MAX {
             return Err(Errno::MFILE);
         }
@@ -250,8 +320,10 @@ impl Files {
             if writes && how.how & DIRECTORY == 0 {
                 return Err(Errno::ISDIR);
             }
-            let dir = folder.dir.open_dir(path)?;
-            let is_writable = folder.is_writable;
+            let (dir, is_writable) = (folder.dir.open_dir(path)?, folder.is_writable);
+            if self.open.values().filter(|open| matches!(open, Descriptor::Folder(_))).count() >= OPEN_FOLDERS_MAX {
+                return Err(Errno::MFILE);
+            }
             let opened = Folder { dir, mount: None, is_writable, entries: Vec::new() };
             return Ok(self.insert(Descriptor::Folder(opened)));
         }
@@ -262,13 +334,16 @@ impl Files {
         if existing.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Errno::ACCES);
         }
+        let mut can_change = folder.is_writable;
         if writes {
-            let folder = self.writable(fd, path)?;
+            self.writable(fd, path)?;
             match &existing {
-                Ok(metadata) if self.original_inodes.contains(&metadata.ino()) => copy_first(&folder.dir, path, disk)?,
-                Err(_) if how.how & CREATE != 0 => disk.add_file()?,
+                Ok(metadata) if self.is_original_file(metadata) => self.copy_first(fd, path)?,
+                Err(_) if how.how & CREATE != 0 => self.take_file()?,
                 Ok(_) | Err(_) => {}
             }
+        } else {
+            can_change &= !existing.as_ref().is_ok_and(|metadata| self.is_original_file(metadata));
         }
         let mut options = OpenOptions::new();
         options.read(how.rights & RIGHT_READ != 0 || !writes);
@@ -280,7 +355,8 @@ impl Files {
             return Err(Errno::ACCES);
         }
         let flags = u16::try_from(how.flags).map_err(|_| Errno::INVAL)?;
-        Ok(self.insert(Descriptor::File(OpenFile { file, flags, can_write: how.rights & RIGHT_WRITE != 0 })))
+        let can_write = how.rights & RIGHT_WRITE != 0;
+        Ok(self.insert(Descriptor::File(OpenFile { file, flags, can_write, can_change })))
     }
 
     fn insert(&mut self, descriptor: Descriptor) -> u32 {
@@ -289,13 +365,19 @@ impl Files {
         fd
     }
 
-    pub fn create_directory(&self, fd: u32, path: &Path, disk: &mut Disk) -> Result<()> {
+    pub fn create_directory(&mut self, fd: u32, path: &Path) -> Result<()> {
         let folder = self.writable(fd, path)?;
         if folder.dir.symlink_metadata(path).is_ok() {
             return Err(Errno::EXIST);
         }
-        disk.add_file()?;
-        Ok(folder.dir.create_dir(path)?)
+        let is_below_mount = folder.mount.is_some();
+        self.take_file()?;
+        self.folder(fd)?.dir.create_dir(path)?;
+        if !is_below_mount && self.measure().is_err() {
+            self.folder(fd)?.dir.remove_dir(path)?;
+            return Err(Errno::NAMETOOLONG);
+        }
+        Ok(())
     }
 
     pub fn remove_directory(&self, fd: u32, path: &Path) -> Result<()> {
@@ -310,9 +392,15 @@ impl Files {
         Ok(folder.dir.remove_file(path)?)
     }
 
-    pub fn rename(&self, fd: u32, path: &Path, to_fd: u32, to: &Path) -> Result<()> {
+    pub fn rename(&mut self, fd: u32, path: &Path, to_fd: u32, to: &Path) -> Result<()> {
         let (from, target) = (self.writable(fd, path)?, self.writable(to_fd, to)?);
-        Ok(from.dir.rename(path, &target.dir, to)?)
+        let is_folder = from.dir.symlink_metadata(path)?.is_dir();
+        from.dir.rename(path, &target.dir, to)?;
+        if is_folder && self.measure().is_err() {
+            self.folder(to_fd)?.dir.rename(to, &self.folder(fd)?.dir, path)?;
+            return Err(Errno::NAMETOOLONG);
+        }
+        Ok(())
     }
 
     pub fn path_metadata(&self, fd: u32, path: &Path, follows: bool) -> Result<[u8; 64]> {
@@ -333,17 +421,23 @@ impl Files {
     }
 
     pub fn set_times(&self, fd: u32, accessed: u64, modified: u64, which: i32) -> Result<()> {
-        let file = &self.file(fd)?.file;
-        Ok(file.set_times(times(accessed, modified, which))?)
+        let open = self.file(fd)?;
+        if !open.can_change {
+            return Err(Errno::PERM);
+        }
+        Ok(open.file.set_times(times(accessed, modified, which))?)
     }
 
-    pub fn path_set_times(&self, fd: u32, path: &Path, accessed: u64, modified: u64, which: i32) -> Result<()> {
-        let folder = self.writable(fd, path)?;
+    pub fn path_set_times(&mut self, fd: u32, path: &Path, accessed: u64, modified: u64, which: i32) -> Result<()> {
+        let metadata = self.writable(fd, path)?.dir.metadata(path)?;
         // Times of folders are not kept.
-        if folder.dir.metadata(path)?.is_dir() {
+        if metadata.is_dir() {
             return Ok(());
         }
-        let file = folder.dir.open(path)?.into_std();
+        if self.is_original_file(&metadata) {
+            self.copy_first(fd, path)?;
+        }
+        let file = self.folder(fd)?.dir.open(path)?.into_std();
         Ok(file.set_times(times(accessed, modified, which))?)
     }
 }
@@ -386,34 +480,22 @@ impl Descriptor {
     }
 }
 
-/// Replaces a name of an original by a copy.
-fn copy_first(dir: &Dir, path: &Path, disk: &mut Disk) -> Result<()> {
-    disk.add_bytes(dir.metadata(path)?.len())?;
-    disk.add_file()?;
-    let mut name = path.file_name().unwrap_or(OsStr::new("copy")).to_owned();
-    name.push(".assistd-copy");
-    let copy = path.with_file_name(name);
-    dir.copy(path, dir, &copy)?;
-    Ok(dir.rename(&copy, dir, path)?)
+/// Creates a file in the folder of another one. Returns its path and the file.
+fn create_beside(dir: &Dir, path: &Path) -> io::Result<(PathBuf, cap_std::fs::File)> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    for number in 0.. {
+        let copy = path.with_file_name(format!(".copy-{number}"));
+        match dir.open_with(&copy, &options) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => return Ok((copy, opened?)),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 fn check_depth(path: &Path) -> Result<()> {
     if path.components().count() > DEPTH_MAX { Err(Errno::NAMETOOLONG) } else { Ok(()) }
-}
-
-/// Returns a path without components that change nothing.
-fn without_dots(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::Normal(name) => plain.push(name),
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
-    plain
 }
 
 fn read_entries(dir: &Dir) -> Result<Vec<Entry>> {
@@ -427,7 +509,7 @@ fn read_entries(dir: &Dir) -> Result<Vec<Entry>> {
             _ => 0,
         };
         let inode = entry.metadata()?.ino();
-        Ok::<_, std::io::Error>(Entry { name: entry.file_name().as_bytes().to_vec(), inode, kind })
+        Ok::<_, io::Error>(Entry { name: entry.file_name().as_bytes().to_vec(), inode, kind })
     };
     for found in dir.entries()? {
         // It may have been removed since.
@@ -438,7 +520,7 @@ fn read_entries(dir: &Dir) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Returns a `filestat`.
+/// Returns a `filestat`. Its times are as coarse as the clocks.
 fn file_status(inode: u64, kind: u8, bytes: u64, times: [(i64, i64); 3]) -> [u8; 64] {
     let mut status = [0; 64];
     status[8..16].copy_from_slice(&inode.to_le_bytes());
@@ -447,7 +529,7 @@ fn file_status(inode: u64, kind: u8, bytes: u64, times: [(i64, i64); 3]) -> [u8;
     status[32..40].copy_from_slice(&bytes.to_le_bytes());
     for (index, (seconds, nanoseconds)) in times.into_iter().enumerate() {
         let time = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-        let time = u64::try_from(time).unwrap_or(0);
+        let time = u64::try_from(time).map_or(0, coarse);
         status[40 + 8 * index..48 + 8 * index].copy_from_slice(&time.to_le_bytes());
     }
     status
