@@ -127,7 +127,7 @@ impl Authenticator {
         let known = match self.cache.get(|values| values.keys.get(&digest).cloned()) {
             Ok(known) => known,
             Err(generation) => {
-                let stored = self.database.key_by_digest(&hex(&digest)).await?;
+                let stored = self.database.key_by_digest(&hex::encode(digest)).await?;
                 let known = stored.map(|stored| known_key(digest, stored));
                 self.cache.add(generation, |values| {
                     values.keys.insert(digest, known.clone());
@@ -233,17 +233,9 @@ fn known_key(digest: Digest, stored: StoredKey) -> KnownKey {
 
 /// Returns an identifier of a key in the settings. It does not reveal the key.
 fn owner_of_key(digest: &Digest) -> String {
-    hex(&digest[..8])
+    hex::encode(&digest[..8])
 }
 
 fn digest(key: &str) -> Digest {
     Sha256::digest(key.as_bytes()).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }

@@ -180,7 +180,7 @@ impl FileService {
         let mut checksum = Md5::new();
         let content = self.joined(scope, parts).inspect_ok(|bytes| checksum.update(bytes));
         let received = self.receive(scope, &Target::File(&file.id), content).await?;
-        let checksum = hex(&checksum.finalize());
+        let checksum = hex::encode(checksum.finalize());
         if let Some(requested) = request.md5.as_ref().filter(|requested| !requested.eq_ignore_ascii_case(&checksum)) {
             received.discard().await;
             return Err(checksum_mismatch(requested, &checksum).into());
@@ -400,12 +400,4 @@ impl Drop for Received {
             }
         });
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }

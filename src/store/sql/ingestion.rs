@@ -290,14 +290,6 @@ fn hash_from(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
-}
-
 #[async_trait]
 impl Ingestion for Backend {
     async fn claim_store_file(
@@ -401,7 +393,7 @@ impl Ingestion for Backend {
         model: &str,
         hashes: &[[u8; 32]],
     ) -> Result<HashMap<[u8; 32], Vec<u8>>, Error> {
-        let hashes: Vec<String> = hashes.iter().map(|hash| hex(hash)).collect();
+        let hashes: Vec<String> = hashes.iter().map(hex::encode).collect();
         let rows: Vec<(Vec<u8>, Option<Vec<u8>>)> = sqlx::query_as::<Db, _>(concat!(
             "select wanted.hash, (
                  select embedding from vector_store_chunks as chunk

@@ -26,7 +26,7 @@ use cap_std::fs::{Dir, Metadata, MetadataExt as _};
 const FIGURES: &str = ".figures";
 /// Maximum depth of folders. Each level needs a file handle while a folder is searched.
 const DEPTH_MAX: usize = 128;
-/// Maximum depth of the files that are given to users.
+/// Maximum depth of the files that are stored for users.
 const FOUND_DEPTH_MAX: usize = 16;
 
 /// The folder of a server's sessions. It is removed with the server, or by the next one that starts.
@@ -183,7 +183,7 @@ pub fn files(folder: &Path) -> io::Result<Vec<Found>> {
     walk(folder, &mut |path, metadata| {
         let name = path.file_name().and_then(OsStr::to_str);
         let is_shown = name.is_some_and(|name| !name.starts_with('.') && name != "__pycache__");
-        // A file whose path is not Unicode cannot be given to users.
+        // A file whose path is not Unicode cannot be stored for users.
         if let Some(path) = path.to_str().filter(|_| is_shown && metadata.is_file()) {
             found.push(Found { path: path.to_owned(), bytes: metadata.len(), stamp: Stamp::of(metadata) });
         }

@@ -18,7 +18,7 @@ mod unpack;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{Hash as _, Hasher};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use self::artifact::{Artifact, LIBRARY_NAME};
 use self::index::Index;
-use super::engine;
+use super::{engine, folder};
 
 /// The command that installs the runtime.
 pub const COMMAND: &str = "assistd code-interpreter install";
@@ -380,7 +380,7 @@ impl Checked<'_> {
         if self.bytes != expected {
             return Err(Error::WrongSize { origin, bytes: Some(self.bytes), expected });
         }
-        let sha256 = hex(&self.hash.finalize());
+        let sha256 = hex::encode(self.hash.finalize());
         if sha256 != self.artifact.sha256 {
             return Err(Error::WrongChecksum { origin, sha256, expected: self.artifact.sha256.to_owned() });
         }
@@ -462,7 +462,7 @@ fn version_name(artifact: &Artifact) -> Result<String, Error> {
     let mut hash = ConfigHash(Sha256::new());
     hash.0.update(artifact.sha256);
     engine.precompile_compatibility_hash().hash(&mut hash);
-    let hash = hex(&hash.0.finalize()[..8]);
+    let hash = hex::encode(&hash.0.finalize()[..8]);
     Ok(format!("{}-{}-{ENGINE}-{}-{hash}", artifact.name, artifact.version, std::env::consts::ARCH))
 }
 
@@ -483,21 +483,12 @@ impl Hasher for ConfigHash {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 fn create(path: &Path) -> Result<File, Error> {
     unpack::create_file(path).map_err(|source| file_error("create", path, source))
 }
 
 fn create_private_folder(path: &Path) -> Result<(), Error> {
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(|source| file_error("create", path, source))
+    folder::create_private(path).map_err(|source| file_error("create", path, source))
 }
 
 /// Removes a folder, if it exists.

@@ -2,12 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::super::folder;
 use super::artifact::{LIBRARY, LIBRARY_NAME, MODULE, MPL_DATA};
 
 /// Maximum size of the module and of the library, in bytes. Twice what they have.
@@ -108,8 +109,7 @@ pub(super) fn create_file(path: &Path) -> io::Result<File> {
 
 /// Creates a folder, and those that it is in, which only our user can read.
 pub(super) fn create_folder(path: &Path) -> Result<(), Error> {
-    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(|source| Error::Write { path: path.to_owned(), source })
+    folder::create_private(path).map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
 /// Waits until the names in a folder are on the disk.
