@@ -1,5 +1,7 @@
 //! The tables `model_calls` and `vector_store_sizes`, and the usage of `code_sessions`.
 
+use std::ops::Range;
+
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _};
 
@@ -163,60 +165,52 @@ impl Backend {
     /// Returns the groups of the sizes of vector stores, like [`Self::call_groups`].
     async fn size_groups(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>, Error> {
         let range = query.page_range();
-        let by_project = query.group_by.contains(&GroupField::Project);
-        let column = if by_project { "project_id" } else { "cast('' as text)" };
-        let rows = sqlx::query::<Db>(AssertSqlSafe(format!(
-            concat!(
-                "select day as bucket, {column} as project_id, cast(sum(usage_bytes) as bigint) as usage_bytes
-                 from vector_store_sizes
-                 where day >= $1 and day < $2 and ($3 = '[]' or project_id in (",
-                json_texts!("$3"),
-                "))
-                 group by 1, 2
-                 order by 1, 2
-                 limit $4 offset $5"
-            ),
-            column = column
-        )))
         // The size of a day counts if the range begins within the day.
-        .bind(range.start - range.start % DAY_S)
-        .bind(range.end)
-        .bind(to_json(&query.projects))
-        .bind(i64::try_from(USAGE_GROUPS_MAX + 1).unwrap_or(i64::MAX))
-        .bind(i64::from(query.cursor.skip))
-        .fetch_all(self.reader())
-        .await?;
+        let range = range.start - range.start % DAY_S..range.end;
+        let sums = "cast(sum(usage_bytes) as bigint) as usage_bytes";
+        let rows = self.project_sums(query, range, "vector_store_sizes", "day", sums).await?;
+        let group = |row: &Row| Ok(UsageGroup { usage_bytes: row.try_get("usage_bytes")?, ..project_group(row)? });
+        rows.iter().map(group).collect()
+    }
+
+    /// Returns the groups of the sessions of the code interpreter, like [`Self::call_groups`].
+    async fn session_groups(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>, Error> {
+        let sums = "count(*) as sessions, cast(sum(run_ms) as bigint) as run_ms";
+        let rows = self.project_sums(query, query.page_range(), "code_sessions", "opened_at", sums).await?;
         let group = |row: &Row| {
-            Ok(UsageGroup {
-                bucket: row.try_get("bucket")?,
-                project_id: row.try_get("project_id")?,
-                usage_bytes: row.try_get("usage_bytes")?,
-                ..UsageGroup::default()
-            })
+            let (sessions, run_ms) = (row.try_get("sessions")?, row.try_get("run_ms")?);
+            Ok(UsageGroup { sessions, run_ms, ..project_group(row)? })
         };
         rows.iter().map(group).collect()
     }
-}
 
-impl Backend {
-    /// Returns the groups of the sessions of the code interpreter, like [`Self::call_groups`].
-    async fn session_groups(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>, Error> {
-        let range = query.page_range();
+    /// Returns sums of the rows of a table whose times are in a range: one row for each bucket, and for each project if the
+    /// query asks for that.
+    async fn project_sums(
+        &self,
+        query: &UsageQuery,
+        range: Range<i64>,
+        table: &str,
+        time: &str,
+        sums: &str,
+    ) -> Result<Vec<Row>, Error> {
         let by_project = query.group_by.contains(&GroupField::Project);
-        let column = if by_project { "project_id" } else { "cast('' as text)" };
+        let project = if by_project { "project_id" } else { "cast('' as text)" };
         let rows = sqlx::query::<Db>(AssertSqlSafe(format!(
             concat!(
-                "select opened_at - opened_at % $6 as bucket, {column} as project_id, count(*) as sessions,
-                        cast(sum(run_ms) as bigint) as run_ms
-                 from code_sessions
-                 where opened_at >= $1 and opened_at < $2 and ($3 = '[]' or project_id in (",
+                "select {time} - {time} % $6 as bucket, {project} as project_id, {sums}
+                 from {table}
+                 where {time} >= $1 and {time} < $2 and ($3 = '[]' or project_id in (",
                 json_texts!("$3"),
                 "))
                  group by 1, 2
                  order by 1, 2
                  limit $4 offset $5"
             ),
-            column = column
+            time = time,
+            project = project,
+            sums = sums,
+            table = table
         )))
         .bind(range.start)
         .bind(range.end)
@@ -226,17 +220,14 @@ impl Backend {
         .bind(query.width.seconds())
         .fetch_all(self.reader())
         .await?;
-        let group = |row: &Row| {
-            Ok(UsageGroup {
-                bucket: row.try_get("bucket")?,
-                project_id: row.try_get("project_id")?,
-                sessions: row.try_get("sessions")?,
-                run_ms: row.try_get("run_ms")?,
-                ..UsageGroup::default()
-            })
-        };
-        rows.iter().map(group).collect()
+        Ok(rows)
     }
+}
+
+/// Returns the group of a row of [`Backend::project_sums`], without sums.
+fn project_group(row: &Row) -> Result<UsageGroup, Error> {
+    let (bucket, project_id) = (row.try_get("bucket")?, row.try_get("project_id")?);
+    Ok(UsageGroup { bucket, project_id, ..UsageGroup::default() })
 }
 
 /// Returns the statement of a query. Each filter is a column and whether it is compared with a single value; the values are
