@@ -169,8 +169,8 @@ impl Turn {
         let runs_code = self.function(&self.calls[index].name).is_some_and(KnownFunction::runs_code);
         let call = &mut self.calls[index];
         // Code that is not in an object has the line feeds that it needs.
-        let is_object = format!("{}{}", call.arguments, piece.arguments).trim_start().starts_with('{');
-        if runs_code && !is_object {
+        let first = || call.arguments.chars().chain(piece.arguments.chars()).find(|first| !first.is_whitespace());
+        if runs_code && first() != Some('{') {
             call.arguments.push_str(&piece.arguments);
         } else {
             let arguments = call.escaper.push(&piece.arguments);
