@@ -51,7 +51,7 @@ pub fn definition(name: &str) -> Value {
         "description": "Runs Python code and returns what it prints and the value of its last expression. Variables are kept \
                         between calls. The user's files are in /mnt/data; files that the code writes there are given to the \
                         user: refer to them as [name](sandbox:/mnt/data/name). Plots are shown to the user. numpy, pandas, \
-                        scipy, scikit-learn, matplotlib, sympy and Pillow are installed; there is no network and no pip.",
+                        scipy, scikit-learn, matplotlib, sympy and Pillow are installed. The network and pip cannot be used.",
         "parameters": {
             "type": "object",
             "properties": {CODE: {"type": "string", "description": "The Python code."}},
@@ -71,7 +71,7 @@ pub fn is_alias(name: &str) -> bool {
 pub fn call(arguments: &str) -> (String, CalledTool) {
     let input = code(arguments);
     let is_object = serde_json::from_str::<Map<String, Value>>(arguments).is_ok();
-    // Model servers reject arguments that are no object when they read them again.
+    // Model servers reject arguments that are not an object when they read them again.
     let arguments = if is_object { arguments.to_owned() } else { json!({CODE: input}).to_string() };
     let code_interpreter = CalledCodeInterpreter { input, ..CalledCodeInterpreter::default() };
     (arguments, CalledTool::CodeInterpreter { code_interpreter })
@@ -130,16 +130,20 @@ pub struct CodeReader {
     starts: bool,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Before the text: what was read of `{"code":"` without blanks.
-    #[default]
-    Before,
-    BeforeAt(usize),
+    /// Before the text: how many characters of `{"code":"` were read.
+    Before(usize),
     /// In the text.
     Text,
     /// After it, or in another form.
     Other,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Before(0)
+    }
 }
 
 /// What stands before the text, without blanks.
@@ -152,8 +156,7 @@ impl CodeReader {
         let mut code = String::new();
         for character in piece.chars() {
             match self.state {
-                State::Before => self.before(0, character),
-                State::BeforeAt(position) => self.before(position, character),
+                State::Before(position) => self.before(position, character),
                 State::Text => self.text(character, &mut code),
                 State::Other => break,
             }
@@ -168,7 +171,7 @@ impl CodeReader {
         }
         self.state = match PREFIX[position..].starts_with(character) {
             true if position + 1 == PREFIX.len() => State::Text,
-            true => State::BeforeAt(position + 1),
+            true => State::Before(position + 1),
             false => State::Other,
         };
         self.starts = self.state == State::Text;

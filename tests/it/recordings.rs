@@ -48,17 +48,17 @@ fn without_our_additions(name: &str, mut data: Value) -> Value {
     data
 }
 
+/// Returns the tokens of the messages in a recording.
+fn tokens(recorded: &[(String, Value)]) -> Vec<&'static str> {
+    let deltas = recorded.iter().filter(|(name, _)| name == "thread.message.delta");
+    let text = |data: &Value| data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned();
+    deltas.map(|(_, data)| &*text(data).leak()).collect()
+}
+
 both_stores!(the_stream_of_a_text_answer_matches_the_recording, async |database: Database| {
     let Some(recording) = contract::file("recordings/text.sse") else { return };
     let recorded = frames(&recording);
-    let tokens: Vec<&'static str> = recorded
-        .iter()
-        .filter(|(name, _)| name == "thread.message.delta")
-        .map(|(_, data)| {
-            data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
-        })
-        .collect();
-    let upstream = Upstream::scripted([Answer::Tokens(tokens)]).await;
+    let upstream = Upstream::scripted([Answer::Tokens(tokens(&recorded))]).await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let assistant = client.post("/v1/assistants", json!({"model": "gpt-4o"})).await;
@@ -85,15 +85,11 @@ both_stores!(the_streams_of_a_function_call_match_the_recordings, async |databas
         return;
     };
     let (first, second) = (frames(&first), frames(&second));
-    let tokens: Vec<&'static str> = second
-        .iter()
-        .filter(|(name, _)| name == "thread.message.delta")
-        .map(|(_, data)| {
-            data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
-        })
-        .collect();
-    let upstream =
-        Upstream::scripted([Answer::Calls(vec![], vec![("get_current_weather", "{}")]), Answer::Tokens(tokens)]).await;
+    let upstream = Upstream::scripted([
+        Answer::Calls(vec![], vec![("get_current_weather", "{}")]),
+        Answer::Tokens(tokens(&second)),
+    ])
+    .await;
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
     let function = json!({"name": "get_current_weather", "description": "Gets the user's current weather"});
@@ -130,15 +126,9 @@ both_stores!(the_stream_of_code_matches_the_recording, async |database: Database
     let ended = recorded.iter().find(|(name, _)| name == "thread.run.step.completed").unwrap();
     let call = &ended.1["step_details"]["tool_calls"][0]["code_interpreter"];
     let arguments: &'static str = json!({"code": call["input"]}).to_string().leak();
-    let tokens: Vec<&'static str> = recorded
-        .iter()
-        .filter(|(name, _)| name == "thread.message.delta")
-        .map(|(_, data)| {
-            data["delta"]["content"][0]["text"]["value"].as_str().unwrap().to_owned().leak() as &'static str
-        })
-        .collect();
     let upstream =
-        Upstream::scripted([Answer::Calls(vec![], vec![("python", arguments)]), Answer::Tokens(tokens)]).await;
+        Upstream::scripted([Answer::Calls(vec![], vec![("python", arguments)]), Answer::Tokens(tokens(&recorded))])
+            .await;
     let server = Server::with(&database, &upstream, &[("CODE_INTERPRETER_DIR", &runtime)]).await;
     let client = &server.client;
     let tools = json!([{"type": "code_interpreter"}]);
