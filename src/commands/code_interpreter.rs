@@ -56,7 +56,7 @@ pub enum Error {
     /// The path of this program is not known.
     #[error("failed to find the path of this program")]
     Program(#[source] std::io::Error),
-    /// There is no runtime for this version.
+    /// The runtime of this version is not installed.
     #[error("the code interpreter is not installed in {}{}; `{COMMAND}` installs it", .folder.display(), match .others { 0 => "", _ => ", except for other versions of assistd" })]
     NotInstalled {
         /// The folder of all versions.

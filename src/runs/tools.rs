@@ -44,7 +44,7 @@ pub(super) enum ToolError {
     /// A vector store has expired.
     #[error("Vector store '{0}' has expired.")]
     Expired(VectorStoreId),
-    /// There is no code interpreter.
+    /// The code interpreter is not installed.
     #[error("{0}")]
     NoInterpreter(String),
 }

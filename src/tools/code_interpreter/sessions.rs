@@ -400,7 +400,7 @@ impl Interpreter {
 
     /// Runs code, and then writes the figures that it has left.
     async fn execute(&self, open: &mut Open, code: &str, stop: &CancellationToken) -> Result<Execution, Error> {
-        // While code runs, the session is not in its place: if this future is dropped, it is lost.
+        // The session is removed while code runs: if this future is dropped, it is lost.
         let Some(mut session) = open.session.take() else { return Err(sandbox::Error("it is lost".to_owned()).into()) };
         let (code, limits, stop) = (code.to_owned(), self.inner.settings.limits, stop.clone());
         let ran = in_background(move || {
@@ -430,7 +430,7 @@ impl Interpreter {
         let dropped = new.len().saturating_sub(WRITTEN_MAX);
         new.truncate(WRITTEN_MAX);
         if dropped > 0 {
-            notes.push(format!("{dropped} more files were written; only {WRITTEN_MAX} are given to the user."));
+            notes.push(format!("{dropped} more files were written; only {WRITTEN_MAX} are stored for the user."));
         }
         let mut produced = Produced::default();
         for figure in figures.iter().take(WRITTEN_MAX) {
@@ -459,7 +459,7 @@ impl Interpreter {
         Ok(produced)
     }
 
-    /// Stores a file of the folder. If that fails, the model is told.
+    /// Stores a file of the folder. If that fails, adds a note for the model.
     async fn keep(&self, scope: &Scope, path: &Path, name: &str, notes: &mut Vec<String>) -> Option<FileId> {
         let request = CreateFile { purpose: Purpose::AssistantsOutput, expires_after: None };
         let stored = async {

@@ -1,9 +1,9 @@
 //! What the guest can call of its host: the functions of WASI preview 1 that Python needs, on one folder.
 //!
-//! There is no network, no environment of the host, and no process. Files are those of the mounts, below which `cap-std`
-//! resolves all paths, so that neither `..` nor a link leads out of them. Our own implementation instead of `wasmtime-wasi`,
-//! because the size and number of files are limited exactly, sleeping ends at the time limit, originals are read-only, and
-//! clocks are coarse.
+//! The guest cannot use the network, start processes, or read the host's environment. Its files are those of the mounts, below
+//! which `cap-std` resolves all paths, so that neither `..` nor a link leads out of them. Our own implementation instead of
+//! `wasmtime-wasi`, because the size and number of files are limited exactly, sleeping ends at the time limit, originals are
+//! read-only, and clocks are coarse.
 //!
 //! Source: `wasi_snapshot_preview1.witx` of the WebAssembly WASI repository.
 
@@ -330,7 +330,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             |guest, host, fd: u32, path: u32, bytes: u32, _buffer: u32, _size: u32, _out: u32| {
                 let path = guest.path(path, bytes)?;
                 host.files.path_metadata(fd, &path, false)?;
-                // There are no links.
+                // The guest cannot make links.
                 Err(Errno::INVAL)
             };
         "path_remove_directory" = |guest, host, fd: u32, path: u32, bytes: u32| {

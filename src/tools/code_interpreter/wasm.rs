@@ -107,7 +107,7 @@ fn failed(what: &'static str) -> impl Fn(wasmtime::Error) -> Error {
 fn load_module(engine: &Engine, path: &Path) -> Result<Module, Error> {
     // SAFETY: this program has compiled the file, and no other user can write to it: `Installation::find` has checked that.
     // wasmtime checks that its version and configuration are those of this engine.
-    #[expect(unsafe_code, reason = "there is no safe way to load a compiled module without copying it")]
+    #[expect(unsafe_code, reason = "wasmtime has no safe function that loads a compiled module without copying it")]
     let module = unsafe { Module::deserialize_file(engine, path) };
     module.map_err(failed("the compiled module cannot be loaded"))
 }
@@ -206,7 +206,7 @@ impl WasmSession {
             initialize.call(&mut self.store, ())?;
         }
         let bytes = u32::try_from(code.len())?;
-        // Where there is no memory, the guest raises a MemoryError.
+        // Without memory for the code, the guest raises a MemoryError.
         let mut at = self.allocate.call(&mut self.store, bytes)?;
         if at != 0 && self.memory.write(&mut self.store, at as usize, code.as_bytes()).is_err() {
             at = 0;

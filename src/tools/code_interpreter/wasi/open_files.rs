@@ -163,7 +163,7 @@ impl Files {
     /// Counts what is about to be written.
     ///
     /// # Errors
-    /// If there is no room for it.
+    /// If that exceeds a limit.
     fn take(&mut self, more: Size) -> Result<()> {
         if !self.disk.fits(more) {
             self.measure()?;
