@@ -4,10 +4,17 @@
 //! cargo bench --bench code -- --installation FOLDER
 //! ```
 //!
-//! `FOLDER` is the one in which `assistd code-interpreter install` has installed the runtime.
+//! `FOLDER` is the one in which `assistd code-interpreter install` has installed the runtime. `benches/README.md` explains each
+//! figure.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its report to stdout")]
-#![allow(clippy::disallowed_methods, reason = "a benchmark uses the real clock")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark uses the real clock, plain tasks and the environment")]
+
+#[path = "load/client.rs"]
+#[expect(dead_code, reason = "shared with the load benchmark, which also reads streams in parts")]
+mod client;
+#[path = "code/live_runs.rs"]
+mod live_runs;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -44,6 +51,12 @@ struct Arguments {
     /// The Python of the host, for comparison.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
+    /// How many threads run code beside other runs.
+    #[arg(long, default_value_t = 50)]
+    sessions: usize,
+    /// How long runs are measured, alone and beside code, in seconds.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
     /// Set by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -150,6 +163,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
             None => println!("| {name} | {here:.0} | not there | |"),
         }
     }
+    println!();
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }
@@ -165,7 +179,13 @@ fn on_host(arguments: &Arguments, program: &str) -> Option<f64> {
 }
 
 fn main() -> ExitCode {
-    match measure(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let runs = live_runs::Setup {
+        installation: arguments.installation.clone(),
+        sessions: arguments.sessions,
+        duration: Duration::from_secs(arguments.seconds),
+    };
+    match measure(&arguments).and_then(|()| live_runs::measure(&runs)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("code: {error}");

@@ -13,6 +13,7 @@
 //! | [`api`] | the public API as plain values: ids, objects, requests with their rules, events; no I/O |
 //! | [`clock`] | the only source of the current time, synchronized with the database |
 //! | [`host`] | host names |
+//! | [`priority`] | the priority of background work |
 //! | [`liveness`] | which background loops are down |
 //! | [`store`] | the storage interface, with drivers for Postgres and SQLite that share a `pool` and the statements in `store/sql` |
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
@@ -30,7 +31,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, priority, liveness, api }
 //! ```
 
 pub mod access;
@@ -44,6 +45,7 @@ pub mod host;
 pub mod http;
 pub mod liveness;
 pub mod llm;
+pub mod priority;
 pub mod retrieval;
 pub mod runs;
 pub mod server;

@@ -35,6 +35,7 @@ use crate::api::organization::usage::{CallKind, ModelCall};
 use crate::api::vector_store::{StaticChunking, StoreFileError, StoreFileErrorCode};
 use crate::files::service::FileService;
 use crate::llm::{self, Embedder, EmbeddingInput};
+use crate::priority;
 use crate::store::{self, ChunkToEmbed, ClaimedStoreFile, CompletedFile, JobKind, NewChunk, Store};
 use crate::work::{Attempt, Claim, Job, Outcome, Queue};
 
@@ -49,8 +50,6 @@ const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Size of the stored text that is read at once to determine its length, in bytes.
 const STORED_TEXT_BYTES: usize = 1024 * 1024;
 /// How much background computations yield to others, so that they do not slow down runs.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 10;
 /// The message for clients of an error whose cause is in this server. The log has the cause.
 const SERVER_ERROR: &str =
     "The server had an error processing this file. Retry it, or contact the operator of the server.";
@@ -217,7 +216,7 @@ impl Ingester {
         let _permit = self.computations.acquire().await;
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let thread = std::thread::Builder::new().name("ingest".to_owned()).spawn(move || {
-            yield_to_others();
+            priority::lower_thread();
             // The receiver is gone if the job was cancelled.
             let _ = sender.send(compute());
         });
@@ -440,13 +439,6 @@ fn extension_of(filename: &str) -> Option<String> {
 fn open(files: FileService, scope: Scope, file: File) -> BoxStream<'static, std::io::Result<Bytes>> {
     let opened = async move { files.open_range(&scope, &file, None).await.map_err(std::io::Error::other) };
     opened.into_stream().try_flatten().boxed()
-}
-
-/// Lowers the priority of this thread, where threads have one.
-fn yield_to_others() {
-    // Elsewhere, the priority is that of the whole process.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::nice(NICENESS);
 }
 
 /// Divides and analyses a text.

@@ -14,6 +14,7 @@ use super::folder::create_private;
 use super::install::Installation;
 use super::sandbox::{End, Error, Execution, Folder, Limits, Sandbox, Session};
 use super::wasi::{self, Host, Mount, Stop};
+use crate::priority;
 
 /// How often a running guest looks whether it must end.
 const TICK: Duration = Duration::from_millis(10);
@@ -131,7 +132,10 @@ impl Session for WasmSession {
         std::thread::scope(|scope| {
             // On a thread with enough stack. If there is none, or it panics, the call fails.
             let thread = std::thread::Builder::new().name("code".to_owned()).stack_size(STACK_BYTES);
-            let run = || ended.send(self.run_here(code, limits, stop));
+            let run = || {
+                priority::lower_thread();
+                ended.send(self.run_here(code, limits, stop))
+            };
             if let Err(error) = thread.spawn_scoped(scope, run) {
                 return Execution::crashed(format!("no thread can be started: {error}"), started.elapsed());
             }
