@@ -1,7 +1,11 @@
 def _assistd_prelude():
     import importlib.abc
     import importlib.util
+    import os
     import sys
+
+    # Where relative paths begin.
+    os.chdir("/mnt/data")
 
     # In the order of what is printed to stderr.
     sys.stdout.reconfigure(line_buffering=True)
