@@ -56,14 +56,14 @@ enum Command {
     CodeInterpreter(CodeInterpreterCommand),
     /// Exit with 0 if the server on this machine responds, otherwise with 1.
     Health,
-    /// Extract the text of a file on standard input. The server runs this for each file that it parses.
+    /// Parse a file on standard input. The server runs this for each file that it parses.
     #[command(hide = true)]
-    ExtractText(child::Arguments),
+    ParseFile(child::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::ExtractText(arguments)) = &arguments.command {
+    if let Some(Command::ParseFile(arguments)) = &arguments.command {
         return child::run(arguments);
     }
     if let Some(Command::CodeInterpreter(command)) = &arguments.command
@@ -119,7 +119,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             print(runtime.block_on(command.run(&folder, &environment.collect()))?)
         }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
-        Some(Command::ExtractText(_)) => unreachable!("it runs without settings"),
+        Some(Command::ParseFile(_)) => unreachable!("it runs without settings"),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::store::{self, Store};
 use crate::tools::code_interpreter::engine;
 use crate::tools::code_interpreter::install::{self, Installation};
 use crate::tools::code_interpreter::sandbox::Sandbox;
-use crate::tools::code_interpreter::sessions::Interpreter;
+use crate::tools::code_interpreter::sessions::{self, Interpreter};
 use crate::tools::code_interpreter::wasm::Wasm;
 use crate::work;
 use crate::work::{Queue, Supervisor, Worker};
@@ -150,7 +150,7 @@ impl Server {
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
         let retrieval =
             Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
-        let interpreter = interpreter(settings, &database, &files, &ids);
+        let interpreter = interpreter(settings, &database, &files, &ids, program.clone());
         let dependencies = Dependencies {
             store: database.clone(),
             models: models.clone(),
@@ -320,8 +320,16 @@ fn sandbox(settings: &Settings) -> Result<Arc<dyn Sandbox>, String> {
 }
 
 /// Creates what runs code. If the runtime cannot be used, runs that need it fail.
-fn interpreter(settings: &Settings, database: &Arc<dyn Store>, files: &FileService, ids: &Arc<Ids>) -> Interpreter {
-    Interpreter::new(sandbox(settings), settings.code_sessions(), database.clone(), files.clone(), ids.clone())
+fn interpreter(
+    settings: &Settings,
+    database: &Arc<dyn Store>,
+    files: &FileService,
+    ids: &Arc<Ids>,
+    program: PathBuf,
+) -> Interpreter {
+    let code_sessions = settings.code_sessions();
+    let renderer = Extractor::new(program, code_sessions.calls_max, sessions::RENDER_LIMITS);
+    Interpreter::new(sandbox(settings), code_sessions, database.clone(), files.clone(), ids.clone(), renderer)
 }
 
 fn connection_bounds(settings: &Settings) -> connections::Settings {

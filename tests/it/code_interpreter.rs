@@ -206,7 +206,7 @@ both_stores!(files_go_in_and_come_out, async |database: Database| {
 
     // Another server has the files, and not the variables. A link to the file of an earlier run is recognized.
     upstream.then([
-        code("{\"code\":\"import os\\nprint(sorted(os.listdir('/mnt/data')))\\nd\"}"),
+        code("{\"code\":\"import os\\nprint(sorted(os.listdir()))\\nd\"}"),
         Answer::Tokens(vec!["sandbox:/mnt/data/out put.csv"]),
     ]);
     client.post(&format!("/v1/threads/{thread}/messages"), json!({"role": "user", "content": "More"})).await;
@@ -219,6 +219,36 @@ both_stores!(files_go_in_and_come_out, async |database: Database| {
     assert!(output.contains("'out put.csv', 'sales.csv'") && output.contains("NameError"), "{output}");
     let message = other.client.get(&format!("/v1/threads/{thread}/messages")).await["data"][0].clone();
     assert_eq!(message["content"][0]["text"]["annotations"][0]["file_path"]["file_id"], *written);
+});
+
+both_stores!(a_vector_image_is_stored_and_shown, async |database: Database| {
+    let upstream = Upstream::scripted([
+        code(
+            "{\"code\":\"import matplotlib.pyplot as plt\\nplt.plot([1, 3])\\nplt.title('Growth')\\nplt.savefig('p.svg')\\n\
+             open('text.svg', 'w').write('<svg xmlns=\\\"http://www.w3.org/2000/svg\\\"><text>a</text></svg>')\"}",
+        ),
+        Answer::Tokens(vec!["sandbox:/mnt/data/p.svg"]),
+    ])
+    .await;
+    let Some(server) = start(&database, &upstream, &[]).await else { return };
+    let client = &server.client;
+    let (assistant, thread) = (assistant(client, &[], &[]).await, client.create_thread("Plot it").await);
+
+    let (_, events) = stream_run(client, &assistant, &thread).await;
+
+    let images: Vec<Value> = grown(&events).1.into_iter().filter(|output| output["type"] == "image").collect();
+    assert_eq!(images.len(), 1, "{images:?}");
+    let (_, png) = content(client, images[0]["image"]["file_id"].as_str().unwrap()).await;
+    assert!(png.starts_with(b"\x89PNG"));
+    let listed = client.get("/v1/files?purpose=assistants_output&order=asc").await;
+    let mut names: Vec<&str> =
+        listed["data"].as_array().unwrap().iter().map(|file| file["filename"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["p.svg", "p.svg.png", "text.svg"]);
+    let message = client.get(&format!("/v1/threads/{thread}/messages")).await["data"][0].clone();
+    let path = &message["content"][1]["text"]["annotations"][0]["file_path"]["file_id"];
+    let (_, svg) = content(client, path.as_str().unwrap()).await;
+    assert!(String::from_utf8(svg).unwrap().contains("<svg"));
 });
 
 both_stores!(without_the_runtime_a_run_that_needs_it_fails_with_the_command, async |database: Database| {

@@ -1,5 +1,6 @@
 //! Extraction of texts: each format, and hostile files.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -247,7 +248,7 @@ async fn a_pdf_that_needs_too_much_time_or_memory_is_rejected() {
 #[tokio::test]
 async fn a_child_process_ends_when_its_parent_has_ended() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_assistd"))
-        .args(["extract-text", "document", "--memory-bytes-max=68719476736", "--cpu-s-max=60"])
+        .args(["parse-file", "document", "--memory-bytes-max=68719476736", "--cpu-s-max=60"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .kill_on_drop(true)
@@ -305,5 +306,52 @@ proptest! {
             Ok(text) => prop_assert!(!text.trim().is_empty()),
             Err(rejected) => prop_assert!(rejected.message.starts_with("The file "), "{}", rejected),
         }
+    }
+}
+
+#[tokio::test]
+async fn an_svg_image_is_rendered() {
+    let svg = b"<?xml version='1.0'?><!DOCTYPE svg><svg xmlns='http://www.w3.org/2000/svg' width='20' height='10'>\
+                <rect width='10' height='10' fill='red'/></svg>";
+
+    let png = extractor().render_svg(Bytes::from_static(svg)).await.unwrap().unwrap();
+
+    let image = image::load_from_memory(&png).unwrap().to_rgb8();
+    assert_eq!(image.dimensions(), (1600, 800));
+    assert_eq!((image.get_pixel(100, 400).0, image.get_pixel(1500, 400).0), ([255, 0, 0], [255, 255, 255]));
+}
+
+#[tokio::test]
+async fn an_svg_image_that_cannot_be_rendered_is_rejected() {
+    let svg = |inner: &str| format!("<svg xmlns='http://www.w3.org/2000/svg' width='20' height='10'>{inner}</svg>");
+    let mut uses = "<rect id='u0' width='1' height='1'/>".to_owned();
+    for level in 1..40 {
+        let _ = write!(uses, "<g id='u{level}'>{}</g>", format!("<use href='#u{}'/>", level - 1).repeat(10));
+    }
+    let mut entities = "<!DOCTYPE svg [<!ENTITY a0 'x'>".to_owned();
+    for level in 1..40 {
+        let _ = write!(entities, "<!ENTITY a{level} '{}'>", format!("&a{};", level - 1).repeat(10));
+    }
+    let slow = "<filter id='f'>".to_owned() + &"<feTurbulence numOctaves='200'/>".repeat(500) + "</filter>";
+    let limits = Limits { memory_bytes: 512 << 20, cpu: Duration::from_secs(2), duration: Duration::from_secs(20) };
+    let extractor = Extractor::new(PathBuf::from(env!("CARGO_BIN_EXE_assistd")), 2, limits);
+    for (name, content) in [
+        ("text", svg("<text>Hello</text>")),
+        ("a picture", svg("<image href='/etc/passwd'/>")),
+        ("not SVG", "Hello".to_owned()),
+        ("HTML", "<html><body/></html>".to_owned()),
+        ("no size", "<svg xmlns='http://www.w3.org/2000/svg' width='0' height='0'/>".to_owned()),
+        ("deep", svg(&"<g>".repeat(500_000))),
+        ("deep and closed", svg(&("<g>".repeat(100_000) + &"</g>".repeat(100_000)))),
+        ("many copies", svg(&uses)),
+        (
+            "many entities",
+            entities + "]><svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><desc>&a39;</desc></svg>",
+        ),
+        ("slow filters", svg(&(slow + "<rect width='20' height='10' filter='url(#f)'/>"))),
+    ] {
+        let rendered = extractor.render_svg(Bytes::from(content)).await.unwrap();
+
+        assert!(rendered.is_err(), "{name}: {} bytes", rendered.unwrap_or_default().len());
     }
 }

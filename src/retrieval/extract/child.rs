@@ -1,10 +1,10 @@
-//! The child process that parses one file: `assistd extract-text`.
+//! The child process that parses one file: `assistd parse-file`.
 //!
 //! It limits itself, reads the file from standard input, and writes what it found to standard output:
 //!
 //! ```text
 //! input    length (u64) │ bytes of the file │ nothing, until the parent closes it
-//! output   kind (u8: T text, I invalid file, U unsupported file) │ length (u64) │ text or message (UTF-8)
+//! output   kind (u8: P parsed, I invalid file, U unsupported file) │ length (u64) │ text, image (PNG) or message
 //! ```
 //!
 //! Numbers are little-endian. The process ends if its parent closes its input, for example because the parent was killed.
@@ -16,10 +16,9 @@ use clap::{Args, ValueEnum};
 use rlimit::Resource;
 
 use super::pdf::Library;
-use super::{Rejected, doc, html, office, pdf, text};
+use super::{Rejected, doc, html, office, pdf, svg, text};
+use crate::priority;
 
-/// How much the process yields to others, so that parsing does not slow down the server.
-const NICENESS: i32 = 10;
 /// Makes the kernel end this process first if the machine runs out of memory.
 const OOM_SCORE: &[u8] = b"1000";
 /// Exit code if the process could not limit itself or read its input.
@@ -38,6 +37,8 @@ pub enum Parser {
     Document,
     /// The same, with the second PDF library only.
     SecondPdf,
+    /// An SVG image, which is rendered.
+    Svg,
 }
 
 /// The arguments of the child process.
@@ -57,7 +58,7 @@ pub struct Arguments {
 /// The kind of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    Text = b'T' as isize,
+    Parsed = b'P' as isize,
     Invalid = b'I' as isize,
     Unsupported = b'U' as isize,
 }
@@ -66,20 +67,20 @@ pub(super) enum Kind {
 pub(super) const HEAD_BYTES: usize = 9;
 
 /// Reads an output. Returns `None` if it is incomplete.
-pub(super) fn read_output(mut output: Vec<u8>) -> Option<Result<String, Rejected>> {
+pub(super) fn read_output(mut output: Vec<u8>) -> Option<Result<Vec<u8>, Rejected>> {
     let (kind, rest) = output.split_first()?;
     let length = u64::from_le_bytes(*rest.first_chunk::<8>()?);
-    let kind = [Kind::Text, Kind::Invalid, Kind::Unsupported].into_iter().find(|known| *known as u8 == *kind)?;
+    let kind = [Kind::Parsed, Kind::Invalid, Kind::Unsupported].into_iter().find(|known| *known as u8 == *kind)?;
     if u64::try_from(output.len() - HEAD_BYTES).ok()? != length {
         return None;
     }
     output.drain(..HEAD_BYTES);
-    let text = String::from_utf8(output).ok()?;
-    Some(match kind {
-        Kind::Text => Ok(text),
-        Kind::Invalid => Err(Rejected { is_unsupported: false, message: text.into() }),
-        Kind::Unsupported => Err(Rejected { is_unsupported: true, message: text.into() }),
-    })
+    let is_unsupported = match kind {
+        Kind::Parsed => return Some(Ok(output)),
+        Kind::Invalid => false,
+        Kind::Unsupported => true,
+    };
+    Some(Err(Rejected { is_unsupported, message: String::from_utf8(output).ok()?.into() }))
 }
 
 /// Runs the child process.
@@ -100,7 +101,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn limit(arguments: &Arguments) -> std::io::Result<()> {
     // Both are improvements only.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-    let _ = rustix::process::nice(NICENESS);
+    priority::lower_process();
     let limits = [
         (Resource::AS, arguments.memory_bytes_max),
         (Resource::CPU, arguments.cpu_s_max),
@@ -137,29 +138,33 @@ fn read_input() -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn write_output(outcome: &Result<String, Rejected>) -> std::io::Result<()> {
-    let (kind, text) = match outcome {
-        Ok(text) => (Kind::Text, text.as_str()),
-        Err(Rejected { is_unsupported: false, message }) => (Kind::Invalid, &**message),
-        Err(Rejected { is_unsupported: true, message }) => (Kind::Unsupported, &**message),
+fn write_output(outcome: &Result<Vec<u8>, Rejected>) -> std::io::Result<()> {
+    let (kind, bytes) = match outcome {
+        Ok(parsed) => (Kind::Parsed, parsed.as_slice()),
+        Err(Rejected { is_unsupported: false, message }) => (Kind::Invalid, message.as_bytes()),
+        Err(Rejected { is_unsupported: true, message }) => (Kind::Unsupported, message.as_bytes()),
     };
     let mut output = std::io::stdout().lock();
     output.write_all(&[kind as u8])?;
-    output.write_all(&(text.len() as u64).to_le_bytes())?;
-    output.write_all(text.as_bytes())?;
+    output.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    output.write_all(bytes)?;
     output.flush()
 }
 
 /// Parses a file. Documents are recognized by their content, because some have the extension of another format.
-fn parse(parser: Parser, bytes: Vec<u8>) -> Result<String, Rejected> {
+fn parse(parser: Parser, bytes: Vec<u8>) -> Result<Vec<u8>, Rejected> {
     let caught = std::panic::catch_unwind(|| match parser {
-        Parser::Html => html::extract(bytes),
-        Parser::Document => document(&bytes, Library::Both),
-        Parser::SecondPdf => document(&bytes, Library::Second),
+        Parser::Html => clean(html::extract(bytes)?),
+        Parser::Document => clean(document(&bytes, Library::Both)?),
+        Parser::SecondPdf => clean(document(&bytes, Library::Second)?),
+        Parser::Svg => svg::render(&bytes),
     });
-    let text = caught.unwrap_or_else(|_| Err(Rejected::damaged()))?;
+    caught.unwrap_or_else(|_| Err(Rejected::damaged()))
+}
+
+fn clean(text: String) -> Result<Vec<u8>, Rejected> {
     let text = text::clean(text).text;
-    if text.trim().is_empty() { Err(Rejected::empty()) } else { Ok(text) }
+    if text.trim().is_empty() { Err(Rejected::empty()) } else { Ok(text.into_bytes()) }
 }
 
 fn document(bytes: &[u8], library: Library) -> Result<String, Rejected> {

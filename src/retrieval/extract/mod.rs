@@ -1,4 +1,4 @@
-//! Extracts the text of files.
+//! Extracts the text of files, and renders SVG images.
 //!
 //! Text files are decoded in process. The parsers of other formats run in a child process (`sandbox`, `child`), because a
 //! hostile file can make a parser panic, loop, or use up memory.
@@ -10,6 +10,7 @@
 //! | `.docx`, `.pptx` | `office`, over the parts of the ZIP archive |
 //! | `.doc` | `doc`, over the streams of the compound file |
 //! | PDF | `pdf`: one library, and another one if the first fails or finds nothing |
+//! | SVG, which is rendered | `svg` |
 
 pub mod child;
 mod doc;
@@ -18,6 +19,7 @@ mod layout;
 mod office;
 mod pdf;
 mod sandbox;
+mod svg;
 mod text;
 
 use std::borrow::Cow;

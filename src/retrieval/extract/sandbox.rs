@@ -1,4 +1,4 @@
-//! Extracts the text of a file, with the parser in a child process.
+//! Extracts the text of a file, or renders it, with the parser in a child process.
 
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -48,14 +48,14 @@ pub enum Error {
     #[error("failed to read the file: {0}")]
     Read(#[source] std::io::Error),
     /// The child process could not be started, or could not limit itself.
-    #[error("failed to run a process that extracts text: {0}")]
+    #[error("failed to run a process that parses files: {0}")]
     Process(#[source] std::io::Error),
 }
 
 /// Opens the bytes of a file. Called again if another parser is tried.
 pub type Open<'a> = &'a (dyn Fn() -> BoxStream<'a, std::io::Result<Bytes>> + Send + Sync);
 
-/// Extracts the text of files. Cheap to clone.
+/// Extracts the text of files, and renders images. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Extractor {
     program: PathBuf,
@@ -66,7 +66,7 @@ pub struct Extractor {
 
 /// How a child process ended.
 enum Ended {
-    Parsed(Result<String, Rejected>),
+    Parsed(Result<Vec<u8>, Rejected>),
     /// It exceeded its CPU time, or the deadline.
     TooSlow,
     /// A signal has ended it: its stack or memory was used up.
@@ -111,11 +111,26 @@ impl Extractor {
         let _slot = self.slots.acquire().await;
         match format {
             FileFormat::Text => Self::decode(length, open).await,
-            FileFormat::Html => self.parse(Parser::Html, length, open).await,
+            FileFormat::Html => self.text(Parser::Html, length, open).await,
             FileFormat::Pdf | FileFormat::Docx | FileFormat::Pptx | FileFormat::Doc => {
-                self.parse(Parser::Document, length, open).await
+                self.text(Parser::Document, length, open).await
             }
         }
+    }
+
+    /// Renders an SVG image as PNG. Like [`Extractor::extract`] otherwise.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn render_svg(&self, svg: Bytes) -> Result<Result<Vec<u8>, Rejected>, Error> {
+        let _slot = self.slots.acquire().await;
+        let length = svg.len() as u64;
+        self.parse(Parser::Svg, length, &|| futures_util::stream::iter([Ok(svg.clone())]).boxed()).await
+    }
+
+    async fn text(&self, parser: Parser, length: u64, open: Open<'_>) -> Result<Result<String, Rejected>, Error> {
+        let text = |bytes| String::from_utf8(bytes).map_err(|_| Rejected::damaged());
+        Ok(self.parse(parser, length, open).await?.and_then(text))
     }
 
     async fn decode(length: u64, open: Open<'_>) -> Result<Result<String, Rejected>, Error> {
@@ -138,7 +153,7 @@ impl Extractor {
         Ok(decoded.await.unwrap_or_else(|_| Err(Rejected::damaged())))
     }
 
-    async fn parse(&self, parser: Parser, length: u64, open: Open<'_>) -> Result<Result<String, Rejected>, Error> {
+    async fn parse(&self, parser: Parser, length: u64, open: Open<'_>) -> Result<Result<Vec<u8>, Rejected>, Error> {
         let mut ended = self.run(parser, length, open).await?;
         if parser == Parser::Document && !matches!(ended, Ended::Parsed(_)) {
             // The first PDF library may have ended its process.
@@ -204,7 +219,7 @@ impl Extractor {
         let parser = clap::ValueEnum::to_possible_value(&parser).expect("no value is hidden");
         command
             .arg0("assistd")
-            .arg("extract-text")
+            .arg("parse-file")
             .arg(parser.get_name())
             .arg(format!("--memory-bytes-max={}", self.limits.memory_bytes + MEMORY_FACTOR * length))
             .arg(format!("--cpu-s-max={}", self.limits.cpu.as_secs()))

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use tokio::io::AsyncWriteExt as _;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use crate::api::tool::{CodeOutput, OutputImage, WrittenFile};
 use crate::api::{CodeSessionId, File, FileId, Ids, Scope, ThreadId};
 use crate::files;
 use crate::files::service::FileService;
+use crate::retrieval::extract::{self, Extractor};
 use crate::store::{self, Store};
 
 /// Code that runs first in each session.
@@ -31,6 +33,14 @@ const FIGURES: &str = "'assistd_figures' in __import__('sys').modules and __impo
 const OWN_TIME: Duration = Duration::from_secs(20);
 /// Maximum number of files that one call gives to users.
 const WRITTEN_MAX: usize = 50;
+/// The limits of rendering an SVG image.
+pub const RENDER_LIMITS: extract::Limits = extract::Limits {
+    memory_bytes: 512 * 1024 * 1024,
+    cpu: Duration::from_secs(10),
+    duration: Duration::from_secs(30),
+};
+/// Maximum size of an SVG image that is rendered, in bytes.
+const SVG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The name of a file that is being loaded, in the folder of a session.
 const LOADING: &str = "loading";
 /// How often idle sessions are searched.
@@ -108,6 +118,8 @@ struct Inner {
     store: Arc<dyn Store>,
     files: FileService,
     ids: Arc<Ids>,
+    /// Renders SVG images.
+    renderer: Extractor,
     /// Made for the first session.
     folder: tokio::sync::OnceCell<ServerFolder>,
     sessions: Mutex<HashMap<ThreadId, Arc<Slot>>>,
@@ -179,10 +191,11 @@ impl Interpreter {
         store: Arc<dyn Store>,
         files: FileService,
         ids: Arc<Ids>,
+        renderer: Extractor,
     ) -> Self {
         let calls = Semaphore::new(settings.calls_max.clamp(1, Semaphore::MAX_PERMITS));
         let (folder, sessions) = (tokio::sync::OnceCell::new(), Mutex::default());
-        Self { inner: Arc::new(Inner { sandbox, settings, store, files, ids, folder, sessions, calls }) }
+        Self { inner: Arc::new(Inner { sandbox, settings, store, files, ids, renderer, folder, sessions, calls }) }
     }
 
     /// Runs code, and returns what it has produced. Errors of the code are in the result. If `stop` is cancelled, or the
@@ -449,6 +462,8 @@ impl Interpreter {
             let Some(file_id) = self.keep(call.scope, &data.join(path), name, notes).await else { continue };
             if is_image(name) {
                 produced.images.push(file_id.clone());
+            } else if is_svg(name) && *bytes <= SVG_BYTES_MAX {
+                produced.images.extend(self.keep_rendered(call.scope, &data.join(path), name).await);
             }
             produced.files.push(WrittenFile { path: path.clone(), file_id });
         }
@@ -461,26 +476,63 @@ impl Interpreter {
 
     /// Stores a file of the folder. If that fails, adds a note for the model.
     async fn keep(&self, scope: &Scope, path: &Path, name: &str, notes: &mut Vec<String>) -> Option<FileId> {
-        let request = CreateFile { purpose: Purpose::AssistantsOutput, expires_after: None };
+        let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
         let stored = async {
-            let unreadable = |error| files::Error::Blobs(files::blobs::unreadable(error));
             let file = folder::open(path).map_err(unreadable)?;
             let content = ReaderStream::new(tokio::fs::File::from_std(file)).map_err(unreadable);
-            let received = self.inner.files.receive_file(scope, content).await?;
-            received.finish_file(name.to_owned(), &request).await
+            self.store(scope, name, content).await
         };
         match stored.await {
-            Ok(file) => Some(file.id),
+            Ok(id) => Some(id),
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "failed to store a file that code has written"
-                );
+                warn_not_stored(&error);
                 notes.push(format!("The file {name} could not be stored for the user. Write it again."));
                 None
             }
         }
     }
+
+    /// Renders an SVG image and stores it, if it is one that can be rendered.
+    async fn keep_rendered(&self, scope: &Scope, path: &Path, name: &str) -> Option<FileId> {
+        let rendered = match read(path).await {
+            Ok(svg) => self.inner.renderer.render_svg(svg.into()).await,
+            Err(error) => {
+                warn_not_stored(&error);
+                return None;
+            }
+        };
+        let png = match rendered {
+            Ok(rendered) => rendered.ok()?,
+            Err(error) => {
+                warn_not_stored(&error);
+                return None;
+            }
+        };
+        let stored = self.store(scope, &format!("{name}.png"), stream::iter([Ok(png.into())])).await;
+        stored.inspect_err(|error| warn_not_stored(error)).ok()
+    }
+
+    async fn store(
+        &self,
+        scope: &Scope,
+        name: &str,
+        content: impl Stream<Item = Result<Bytes, files::Error>> + Send,
+    ) -> Result<FileId, files::Error> {
+        let request = CreateFile { purpose: Purpose::AssistantsOutput, expires_after: None };
+        let received = self.inner.files.receive_file(scope, content).await?;
+        Ok(received.finish_file(name.to_owned(), &request).await?.id)
+    }
+}
+
+/// Reads a file of the folder.
+async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    tokio::fs::File::from_std(folder::open(path)?).take(SVG_BYTES_MAX).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+fn warn_not_stored(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error, "failed to store a file that code has written");
 }
 
 /// What the model reads if variables are lost.
@@ -535,8 +587,15 @@ fn outcome(ran: &Execution, produced: Produced, notes: Vec<String>, time: Durati
 }
 
 fn is_image(name: &str) -> bool {
-    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
+    ["png", "jpg", "jpeg"].iter().any(|extension| has_extension(name, extension))
+}
+
+fn is_svg(name: &str) -> bool {
+    has_extension(name, "svg")
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, last)| last.eq_ignore_ascii_case(extension))
 }
 
 /// Returns the last part of a file's name, as the name of a file in the folder.
