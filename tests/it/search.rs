@@ -892,6 +892,33 @@ both_stores!(embeddings_of_other_models_are_not_compared, async |database: Datab
     }
 });
 
+both_stores!(searches_at_the_same_time_have_the_results_that_they_have_alone, async |database: Database| {
+    let world = World::new(&database).await;
+    for file in 0..5 {
+        // Enough chunks that they are computed on other threads.
+        let texts: Vec<String> = (0..500).map(|n| format!("{} {}", TEXTS[(n + file) % 8], n * file % 97)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        world.add(&format!("{file}"), json!({"file": file}), &texts).await;
+    }
+    let server = world.server();
+    let request = |number: usize| match number % 3 {
+        0 => json!({"query": format!("refund of order {number}")}),
+        1 => json!({"query": ["tax number", "gift cards"], "max_num_results": 20}),
+        _ => json!({"query": "days of shipping", "filters": {"type": "eq", "key": "file", "value": number % 5}}),
+    };
+    let mut alone = Vec::new();
+    for number in 0..24 {
+        alone.push(world.search_with(&server, request(number)).await.hits);
+    }
+
+    let together =
+        futures_util::future::join_all((0..24).map(|number| world.search_with(&server, request(number)))).await;
+
+    let together: Vec<_> = together.into_iter().map(|found| found.hits).collect();
+    assert_eq!(together, alone);
+    assert!(alone.iter().all(|hits| !hits.is_empty()));
+});
+
 both_stores!(several_queries_and_vector_stores_are_searched_together, async |database: Database| {
     let world = World::new(&database).await;
     let other = create_store(&world.store, json!({})).await;

@@ -31,7 +31,7 @@ use std::sync::Arc;
 pub use score::Statistics;
 use segment::{Builder, FileRange, Lists, Segment, totals};
 pub use stored::{Nearest, PartNumber, SegmentId, StoredForm, StoredSegment, parts_of};
-use top::{Classes, keep_first};
+use top::{Classes, Largest, keep_first, move_first};
 use vectors::Vectors;
 pub use vectors::{DIMENSIONS_MAX, QueryVector, from_f16_bytes, to_f16_bytes};
 
@@ -39,6 +39,9 @@ use super::lexical::{ANALYSES, Analyses, Language, LexicalQuery, QueryTerm, Term
 
 /// Number of segments of similar size that are merged into one.
 const MERGED_SEGMENTS: usize = 8;
+/// Size of the vectors that are compared with all queries of a batch before the next ones are read, in bytes: they fit into
+/// the first cache of a processor.
+const READ_TOGETHER_BYTES: usize = 24 * 1024;
 /// Size of merged segments, in chunks: larger ones are not merged, which bounds the time of a change.
 const MERGED_CHUNKS_MAX: usize = 16 * 1024;
 
@@ -146,6 +149,9 @@ pub struct Query<'a> {
     /// Chunks of stored segments with their scores by the embedding. They compete with those of the other segments.
     pub nearest: &'a [(ChunkLocation, f32)],
 }
+
+/// Reports whether a file with these facts can be found.
+pub type IsAllowed<'a, F> = &'a dyn Fn(&F) -> bool;
 
 /// The chunks of a vector store.
 #[derive(Debug)]
@@ -385,14 +391,50 @@ impl<F> StoreIndex<F> {
     /// Returns the best chunks by words and the best by the embedding, `depth` of each, among the files that are allowed (all
     /// with `None`); in no order. A candidate has both scores. Equal scores are decided by the order of the files and chunks.
     #[must_use]
-    pub fn candidates(&self, query: &Query<'_>, is_allowed: Option<&dyn Fn(&F) -> bool>) -> Vec<Candidate> {
-        let search = Search::new(self, query, is_allowed);
-        let mut found = search.best_by_vector(query.nearest);
-        found.extend(search.best_by_words());
-        // The sort is stable: of a chunk that was found twice, the score by vector stays.
-        found.sort_by_key(|found| found.chunk);
-        found.dedup_by_key(|found| found.chunk);
-        found.into_iter().map(|found| search.candidate(found)).collect()
+    pub fn candidates(&self, query: &Query<'_>, is_allowed: Option<IsAllowed<'_, F>>) -> Vec<Candidate> {
+        self.candidates_of_all(&[(*query, is_allowed)]).pop().unwrap_or_default()
+    }
+
+    /// Returns the [candidates](Self::candidates) of several queries, each among the files that are allowed for it. The vectors
+    /// are read once for all of them.
+    #[must_use]
+    pub fn candidates_of_all(&self, queries: &[(Query<'_>, Option<IsAllowed<'_, F>>)]) -> Vec<Vec<Candidate>> {
+        let searches: Vec<_> =
+            queries.iter().map(|(query, is_allowed)| Search::new(self, query, *is_allowed)).collect();
+        let estimates = self.estimates(&searches);
+        let candidates_of = |((search, estimates), (query, _)): ((&Search<'_, F>, _), &(Query<'_>, _))| {
+            let mut found = search.best_by_vector(estimates, query.nearest);
+            found.extend(search.best_by_words());
+            // The sort is stable: of a chunk that was found twice, the score by vector stays.
+            found.sort_by_key(|found| found.chunk);
+            found.dedup_by_key(|found| found.chunk);
+            found.into_iter().map(|found| search.candidate(found)).collect()
+        };
+        searches.iter().zip(estimates).zip(queries).map(candidates_of).collect()
+    }
+
+    /// Estimates the scores by embedding of the allowed chunks, for each search. Some rows are compared with all queries before
+    /// the next ones are read, so that they are in the cache of the processor.
+    fn estimates(&self, searches: &[Search<'_, F>]) -> Vec<Estimates> {
+        let (starts, total) = starts(self.segments.iter().map(|view| view.segment.vectors.rows() as usize));
+        let empty = |search: &Search<'_, F>| search.vector.map_or_else(Vec::new, |_| vec![0.0; total]);
+        let mut all: Vec<Estimates> =
+            searches.iter().map(|search| Estimates { starts: starts.clone(), scores: empty(search) }).collect();
+        for (segment, (view, start)) in self.segments.iter().zip(&starts).enumerate() {
+            let vectors = &view.segment.vectors;
+            let step = vectors.rows_of_bytes(READ_TOGETHER_BYTES);
+            for first in (0..vectors.rows()).step_by(step as usize) {
+                let block = first..vectors.rows().min(first.saturating_add(step));
+                for (search, estimates) in searches.iter().zip(&mut all) {
+                    let Some(vector) = search.vector else { continue };
+                    for rows in rows_in(&search.spans[segment], &block) {
+                        let scores = start + rows.start as usize..start + rows.end as usize;
+                        vectors.estimate(rows, vector, &mut estimates.scores[scores]);
+                    }
+                }
+            }
+        }
+        all
     }
 
     /// Merges segments of similar size, and those of which more than half was removed. Leaves stored ones unchanged.
@@ -477,6 +519,28 @@ impl<F> Added<F> {
     }
 }
 
+/// Returns the rows of spans, which are in order, that are in a block.
+fn rows_in<'a>(spans: &'a [Span], block: &'a Range<u32>) -> impl Iterator<Item = Range<u32>> + 'a {
+    let first = spans.partition_point(|span| span.rows.end <= block.start);
+    let spans = spans[first..].iter().take_while(|span| span.rows.start < block.end);
+    spans.map(|span| span.rows.start.max(block.start)..span.rows.end.min(block.end)).filter(|rows| !rows.is_empty())
+}
+
+/// The estimated scores of the rows of all segments.
+struct Estimates {
+    /// For each segment, the index of its first row in `scores`.
+    starts: Vec<usize>,
+    /// The estimate of each row that is allowed; of the others, 0. Empty without an embedding of the query.
+    scores: Vec<f32>,
+}
+
+/// A chunk that may be one of the best.
+struct Near {
+    chunk: Location,
+    row: u32,
+    estimate: f32,
+}
+
 /// A query in an index.
 struct Search<'a, F> {
     index: &'a StoreIndex<F>,
@@ -503,7 +567,7 @@ struct Found {
 }
 
 impl<'a, F> Search<'a, F> {
-    fn new(index: &'a StoreIndex<F>, query: &Query<'a>, is_allowed: Option<&dyn Fn(&F) -> bool>) -> Self {
+    fn new(index: &'a StoreIndex<F>, query: &Query<'a>, is_allowed: Option<IsAllowed<'_, F>>) -> Self {
         let (starts, total) = starts(index.segments.iter().map(|view| view.segment.chunks()));
         let mut scores = vec![0.0; total];
         let weights = score::term_weights(query.lexical, query.statistics);
@@ -564,17 +628,11 @@ impl<'a, F> Search<'a, F> {
         best
     }
 
-    fn best_by_vector(&self, nearest: &[(ChunkLocation, f32)]) -> Vec<Found> {
+    fn best_by_vector(&self, estimates: Estimates, nearest: &[(ChunkLocation, f32)]) -> Vec<Found> {
         let Some(vector) = self.vector else { return Vec::new() };
-        let (starts, total) = starts(self.index.segments.iter().map(|view| view.segment.vectors.rows() as usize));
-        let mut estimates = vec![0.0; total];
+        let Estimates { starts, scores: estimates } = estimates;
         let spans = || self.spans().filter(|(_, span)| !span.rows.is_empty());
-        let mut ranges = Vec::new();
-        for (segment, span) in spans() {
-            let range = shifted(span.row_range(), starts[segment]);
-            self.segment(segment).vectors.estimate(span.rows.clone(), vector, &mut estimates[range.clone()]);
-            ranges.push(range);
-        }
+        let ranges: Vec<_> = spans().map(|(segment, span)| shifted(span.row_range(), starts[segment])).collect();
         let classes = Classes::new(-1.5, 1.5);
         let bound = classes.start(classes.bound(&estimates, &ranges, self.depth));
         // The best have at least this score: as many estimates are at least `bound`, and no error is larger.
@@ -585,14 +643,26 @@ impl<'a, F> Search<'a, F> {
             Found { chunk, score: *score, is_by_vector: true }
         };
         let mut best: Vec<Found> = nearest.iter().map(stored).collect();
-        for ((segment_index, span), range) in spans().zip(ranges) {
-            let segment = self.segment(segment_index);
+        let mut near = Vec::new();
+        for ((segment, span), range) in spans().zip(ranges) {
             for ((chunk, row), estimate) in span.chunks.clone().zip(span.rows.clone()).zip(&estimates[range]) {
-                let is_near = *estimate + error_max >= score_min && *estimate + segment.vectors.error(row) >= score_min;
-                if is_near && segment.vectors.has(row) {
-                    let score = segment.vectors.score(row, vector);
-                    best.push(Found { chunk: (segment_index, chunk), score, is_by_vector: true });
+                if *estimate + error_max >= score_min {
+                    near.push(Near { chunk: (segment, chunk), row, estimate: *estimate });
                 }
+            }
+        }
+        // The best by their estimates first: with their scores, most of the others cannot be among the best.
+        move_first(&mut near, self.depth, |left, right| right.estimate.total_cmp(&left.estimate));
+        let mut largest = Largest::new(self.depth);
+        for found in &best {
+            largest.add(found.score);
+        }
+        for Near { chunk, row, estimate } in near {
+            let vectors = &self.segment(chunk.0).vectors;
+            if estimate + vectors.error(row) >= largest.bound() && vectors.has(row) {
+                let score = vectors.score(row, vector);
+                largest.add(score);
+                best.push(Found { chunk, score, is_by_vector: true });
             }
         }
         self.keep_best(&mut best);

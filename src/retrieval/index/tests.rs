@@ -227,6 +227,38 @@ proptest! {
     }
 
     #[test]
+    fn queries_that_are_answered_together_have_the_same_candidates(
+        steps in prop::collection::vec(step(), 1..30),
+        asked in prop::collection::vec(
+            (
+                prop::collection::vec(0..WORDS.len(), 1..5),
+                prop::option::of(prop::collection::vec(-1.0_f32..1.0, DIMENSIONS)),
+                prop::option::of(0..3_u32),
+            ),
+            0..5,
+        ),
+        depth in 1_usize..20,
+    ) {
+        let (index, _) = perform(steps);
+        let lexical: Vec<_> = asked.iter().map(|(words, ..)| LexicalQuery::new(&text(words), index.analyses())).collect();
+        let statistics: Vec<_> = lexical.iter().map(|lexical| index.statistics(lexical)).collect();
+        let vectors: Vec<_> =
+            asked.iter().map(|(_, vector, _)| vector.as_ref().and_then(|vector| QueryVector::new(vector))).collect();
+        let groups: Vec<_> = asked.iter().map(|(.., group)| group.map(|group| move |of: &u32| *of == group)).collect();
+        let queries: Vec<_> = lexical.iter().zip(&statistics).zip(&vectors).zip(&groups).map(
+            |(((lexical, statistics), vector), group)| {
+                let query = Query { lexical, statistics, vector: vector.as_ref(), depth, nearest: &[] };
+                (query, group.as_ref().map(|is_allowed| is_allowed as IsAllowed<'_, u32>))
+            },
+        ).collect();
+
+        let together = index.candidates_of_all(&queries);
+
+        let alone: Vec<_> = queries.iter().map(|(query, is_allowed)| index.candidates(query, *is_allowed)).collect();
+        prop_assert_eq!(together, alone);
+    }
+
+    #[test]
     fn scores_do_not_depend_on_how_the_index_came_about(
         steps in prop::collection::vec(step(), 1..30),
         words in prop::collection::vec(0..WORDS.len(), 1..5),

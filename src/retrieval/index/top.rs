@@ -1,5 +1,7 @@
 //! Finds the largest of many values. Pure.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
 /// Number of classes into which values are divided.
@@ -62,12 +64,71 @@ impl Classes {
 }
 
 /// Keeps the first `count` items in an order, unsorted.
-pub(super) fn keep_first<T>(items: &mut Vec<T>, count: usize, order: impl Fn(&T, &T) -> std::cmp::Ordering) {
+pub(super) fn keep_first<T>(items: &mut Vec<T>, count: usize, order: impl Fn(&T, &T) -> Ordering) {
+    move_first(items, count, order);
+    items.truncate(count);
+}
+
+/// Moves the first `count` items in an order to the front, unsorted.
+pub(super) fn move_first<T>(items: &mut [T], count: usize, order: impl Fn(&T, &T) -> Ordering) {
     if items.len() > count && count > 0 {
         items.select_nth_unstable_by(count - 1, order);
     }
-    items.truncate(count);
 }
+
+/// The largest of the values that were added.
+pub(super) struct Largest {
+    count: usize,
+    /// The smallest of them first.
+    values: BinaryHeap<Reverse<Total>>,
+}
+
+impl Largest {
+    /// Holds at most `count` values.
+    pub(super) fn new(count: usize) -> Self {
+        Self { count, values: BinaryHeap::new() }
+    }
+
+    pub(super) fn add(&mut self, value: f32) {
+        self.values.push(Reverse(Total(value)));
+        if self.values.len() > self.count {
+            self.values.pop();
+        }
+    }
+
+    /// Returns the value that a further one must exceed to be among the largest; negative infinity if there are fewer than
+    /// `count`.
+    pub(super) fn bound(&self) -> f32 {
+        match self.values.peek() {
+            Some(Reverse(Total(value))) if self.values.len() >= self.count => *value,
+            _ => f32::NEG_INFINITY,
+        }
+    }
+}
+
+/// A number in the total order of floats.
+#[derive(Debug, Clone, Copy)]
+struct Total(f32);
+
+impl Ord for Total {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Total {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Total {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Total {}
 
 #[cfg(test)]
 mod tests {
@@ -92,6 +153,21 @@ mod tests {
             prop_assert!(below.is_empty() || above.len() >= count);
             prop_assert!(above.iter().all(|value| *value >= classes.start(bound)));
             prop_assert!(above.iter().all(|value| below.iter().all(|other| other < value)));
+        }
+
+        #[test]
+        fn the_bound_is_the_smallest_of_the_largest_values(
+            values in prop::collection::vec(-10.0_f32..10.0, 0..60), count in 1_usize..40,
+        ) {
+            let mut largest = Largest::new(count);
+            for value in &values {
+                largest.add(*value);
+            }
+
+            let mut sorted = values;
+            sorted.sort_unstable_by(|left, right| right.total_cmp(left));
+            let expected = sorted.get(count - 1).copied().unwrap_or(f32::NEG_INFINITY);
+            prop_assert!(largest.bound().total_cmp(&expected).is_eq(), "{} {expected}", largest.bound());
         }
 
         #[test]

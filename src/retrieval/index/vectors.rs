@@ -276,6 +276,11 @@ impl Vectors {
         });
     }
 
+    /// Returns how many rows have about this size, at least one.
+    pub(super) fn rows_of_bytes(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes / self.stride.max(1)).unwrap_or(u32::MAX).max(1)
+    }
+
     /// Appends a row and its chunk, as [`StoredRow::read_all`] reads them.
     pub(super) fn write_row(&self, row: u32, chunk: u32, block: &mut Vec<u8>) {
         let row = row as usize;

@@ -1,7 +1,8 @@
 //! Searches vector stores.
 //!
 //! A search reads the versions of its vector stores from the database, and brings their indexes in memory up to date
-//! (`snapshot.rs`, `cache.rs`), so it finds what was committed before it on any server.
+//! (`snapshot.rs`, `cache.rs`), so it finds what was committed before it on any server. Searches that wait for the same index are
+//! computed together (`computations.rs`).
 //!
 //! The index of a large vector store is written to the database in the background (`writer.rs`). Then memory has only the
 //! files and lengths of its chunks, and a search reads the inverted lists of its words, and finds vectors in the database
@@ -12,6 +13,7 @@
 //! and [`Found::lexical_only`] says why.
 
 mod cache;
+mod computations;
 mod questions;
 mod scan;
 mod snapshot;
@@ -26,6 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use self::cache::{Cache, Cached, Key};
+use self::computations::{Computation, Computations};
 use self::questions::{EmbeddedQueries, Questions};
 use self::snapshot::{Changes, Failure, FileFacts, Snapshot, Vectors, model_name};
 use super::index::{self, Candidate, ChunkLocation, QueryVector, StoreIndex};
@@ -190,8 +193,8 @@ struct Inner {
     writers: Mutex<JoinSet<()>>,
     builds: Semaphore,
     scans: Semaphore,
-    /// Searches in large indexes at a time: more than the processors would only take more memory.
-    computations: Arc<Semaphore>,
+    /// Computes searches in large indexes, on as many threads as there are processors.
+    computations: Computations,
     /// Searches whose queries have no embeddings.
     by_words: RepeatedWarning,
 }
@@ -244,7 +247,7 @@ impl Retrieval {
             writers: Mutex::default(),
             builds: Semaphore::new(BUILDS_MAX),
             scans: Semaphore::new(SCANS_MAX),
-            computations: Arc::new(Semaphore::new(processors)),
+            computations: Computations::new(processors),
             by_words: RepeatedWarning::default(),
         }))
     }
@@ -318,13 +321,36 @@ impl Question {
         self.vectors.as_ref()?.get(query)?.as_ref()
     }
 
-    /// Returns the candidates of each query in an index.
-    fn candidates(&self, store: usize, snapshot: &Snapshot) -> Vec<Vec<Located>> {
-        let of_query = |(number, lexical): (usize, &LexicalQuery)| {
-            let candidates = self.candidates_of(number, lexical, &snapshot.index, &[]);
-            candidates.into_iter().map(|candidate| Located { store, candidate, facts: None }).collect()
+    /// Returns the candidates of some questions in an index, for each question and each of its queries.
+    fn candidates(questions: &[&Self], store: usize, snapshot: &Snapshot) -> Vec<Vec<Vec<Located>>> {
+        let index = &snapshot.index;
+        let lexical: Vec<Vec<LexicalQuery>> = questions.iter().map(|question| question.lexical(index)).collect();
+        let filters: Vec<_> = questions.iter().map(|question| question.is_allowed()).collect();
+        let mut asked = Vec::new();
+        for ((question, lexical), filter) in questions.iter().zip(&lexical).zip(&filters) {
+            for (number, lexical) in lexical.iter().enumerate() {
+                let filter = filter.as_ref().map(|filter| filter as index::IsAllowed<'_, FileFacts>);
+                asked.push((question.vector(number), lexical, index.statistics(lexical), filter));
+            }
+        }
+        let queries: Vec<_> = asked
+            .iter()
+            .map(|(vector, lexical, statistics, is_allowed)| {
+                let vector = vector.map(|vector| &**vector);
+                (index::Query { lexical, statistics, vector, depth: DEPTH, nearest: &[] }, *is_allowed)
+            })
+            .collect();
+        let located = |candidate| Located { store, candidate, facts: None };
+        let mut found = index.candidates_of_all(&queries).into_iter();
+        let of_question = |question: &&Self| {
+            let of_queries = found.by_ref().take(question.queries.len());
+            of_queries.map(|candidates| candidates.into_iter().map(located).collect()).collect()
         };
-        self.lexical(&snapshot.index).iter().enumerate().map(of_query).collect()
+        questions.iter().map(of_question).collect()
+    }
+
+    fn is_allowed(&self) -> Option<impl Fn(&FileFacts) -> bool> {
+        self.filter.as_ref().map(|filter| |facts: &FileFacts| filter.matches(&facts.attributes))
     }
 
     /// Returns the words of the queries, for an index.
@@ -340,8 +366,8 @@ impl Question {
         index: &StoreIndex<FileFacts>,
         nearest: &[(ChunkLocation, f32)],
     ) -> Vec<Candidate> {
-        let matches = self.filter.as_ref().map(|filter| |facts: &FileFacts| filter.matches(&facts.attributes));
-        let is_allowed = matches.as_ref().map(|matches| matches as &dyn Fn(&FileFacts) -> bool);
+        let is_allowed = self.is_allowed();
+        let is_allowed = is_allowed.as_ref().map(|is_allowed| is_allowed as index::IsAllowed<'_, FileFacts>);
         let statistics = index.statistics(lexical);
         let vector = self.vector(query).map(|vector| &**vector);
         let query = index::Query { lexical, statistics: &statistics, vector, depth: DEPTH, nearest };
@@ -595,40 +621,25 @@ impl Inner {
         question: &Arc<Question>,
         model: Option<&str>,
     ) -> Result<Vec<(Located, f64)>, Error> {
-        let mut from_parts = Vec::new();
+        let mut found = Vec::new();
         let mut snapshots = Vec::new();
         for (number, (id, searched)) in stores.iter().zip(searched).enumerate() {
             match searched {
                 Searched::Index(snapshot) if snapshot.segments.is_empty() => snapshots.push((number, snapshot.clone())),
                 Searched::Index(snapshot) => {
-                    from_parts.push(self.search_stored(scope, id, number, snapshot.clone(), question, model).await?);
+                    found.push(self.search_stored(scope, id, number, snapshot.clone(), question, model).await?);
                 }
                 Searched::Parts => {
-                    from_parts.push(self.scan(scope, id, number, question, model).await?);
+                    found.push(self.scan(scope, id, number, question, model).await?);
                 }
             }
         }
         let chunks: usize = snapshots.iter().map(|(_, snapshot)| snapshot.index.chunks()).sum();
-        let (question, queries) = (question.clone(), question.queries.len());
-        let compute = move || {
-            let mut candidates: Vec<Vec<Located>> = question.queries.iter().map(|_| Vec::new()).collect();
-            let in_memory = snapshots.iter().map(|(number, snapshot)| question.candidates(*number, snapshot));
-            for of_store in in_memory.chain(from_parts) {
-                for (all, of_query) in candidates.iter_mut().zip(of_store) {
-                    all.extend(of_query);
-                }
-            }
-            question.best(candidates)
-        };
-        if chunks * queries < INLINE_CHUNKS {
-            return Ok(compute());
+        let computation = Computation { snapshots, found, question: question.clone() };
+        if chunks * question.queries.len() < INLINE_CHUNKS {
+            return Ok(computation.run());
         }
-        let permit = self.computations.clone().acquire_owned().await.ok();
-        let computed = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            compute()
-        });
-        Ok(computed.await.map_err(|_| store::Error::timed_out())?)
+        Ok(self.computations.run(computation).await.ok_or_else(store::Error::timed_out)?)
     }
 
     /// Reads the texts of the best chunks. Those that were removed meanwhile are left out.
