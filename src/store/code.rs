@@ -19,7 +19,13 @@ pub trait CodeSessions {
     async fn record_code_call(&self, id: &CodeSessionId, duration: Duration) -> Result<(), Error>;
     /// Returns the files that the code of a thread has written, ordered by path.
     async fn code_files(&self, scope: &Scope, thread: &ThreadId) -> Result<Vec<WrittenFile>, Error>;
-    /// Stores the files that code has written. They replace those with the same paths. Nothing is stored if the thread
-    /// does not exist.
-    async fn set_code_files(&self, scope: &Scope, thread: &ThreadId, files: &[WrittenFile]) -> Result<(), Error>;
+    /// Stores the files that code has written in a session. They replace those with the same paths. Nothing is stored if the
+    /// thread does not exist, or has a newer session.
+    async fn set_code_files(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        session: &CodeSessionId,
+        files: &[WrittenFile],
+    ) -> Result<(), Error>;
 }

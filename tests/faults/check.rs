@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::client::{Conversation, has_ended};
-use crate::upstream::{Answer, Script, Turn};
+use crate::upstream::{Answer, BuiltIn, Script, Turn};
 use crate::world::{COMMON_FILE, LedgerRow, World};
 
 /// The setting `max_attempts`.
@@ -56,6 +56,12 @@ async fn check(world: &World, conversation: &Conversation) {
             None => world.violation(format!("{path}: the acknowledged message {id} is missing")),
         }
     }
+    let mut steps = Vec::new();
+    for run in &runs {
+        let of_run = format!("{path}/runs/{}/steps?order=asc", run["id"].as_str().unwrap_or_default());
+        steps.extend(list(world, &of_run).await);
+    }
+    check_counts(world, &path, &steps);
     for run in &runs {
         let tag = run["metadata"]["tag"].as_str().unwrap_or_default();
         let Some(script) = conversation.scripts.iter().find(|script| script.tag == tag) else {
@@ -175,7 +181,7 @@ fn check_completed(
     for (index, turn) in script.turns.iter().enumerate() {
         let answers = world.upstream.answers(&script.tag, index);
         rest = rest.strip_prefix(TURN_SEPARATOR).unwrap_or(rest);
-        let step = if turn.calls > 0 || turn.search {
+        let step = if turn.calls > 0 || turn.tool.is_some() {
             Some(calls.next().ok_or("a step of tool calls is missing")?)
         } else {
             None
@@ -201,20 +207,20 @@ fn check_completed(
 
 /// Checks the number of recorded calls of a run against those that the model server has seen.
 ///
-/// Each claim leads to at most one call and at most one row, and so does each file search, after which the same server calls the
-/// model again. So there are at most as many rows as claims and searches: a row without a call is from a server that was lost
+/// Each claim leads to at most one call and at most one row, and so does each call of a built-in tool, after which the same server
+/// calls the model again. So there are at most as many rows as claims and such calls: a row without a call is from a server that was lost
 /// between its claim and its call. A call without a row is the last one of a run that ended
 /// before an answer began, or that a server other than the driver ended; there is at most one.
 fn check_recorded_calls(world: &World, script: &Script, claims: i64, recorded: &[LedgerRow]) -> Result<(), String> {
     let seen: usize = (0..script.turns.len()).map(|turn| world.upstream.answers(&script.tag, turn).len()).sum();
     let rows = recorded.len();
-    let searches = script.turns.iter().filter(|turn| turn.search).count();
+    let rounds = script.turns.iter().filter(|turn| turn.tool.is_some()).count();
     match rows.cmp(&seen) {
         Ordering::Less => world.count("calls without a row in the ledger"),
         Ordering::Equal => world.count("runs with a row for each call"),
         Ordering::Greater => world.count("runs with rows of calls that were not made"),
     }
-    if rows + 1 < seen || i64::try_from(rows.saturating_sub(searches)).is_ok_and(|rows| rows > claims) {
+    if rows + 1 < seen || i64::try_from(rows.saturating_sub(rounds)).is_ok_and(|rows| rows > claims) {
         return Err(format!("{rows} calls are recorded, but the model server saw {seen} in {claims} attempts"));
     }
     Ok(())
@@ -241,9 +247,18 @@ fn matching_answer<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Opt
         let has_text = turn.words == 0 || text.starts_with(&answer_text(answer, turn.words));
         let has_calls = step.is_none_or(|step| {
             let calls = step["step_details"]["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
-            if turn.search {
-                let found = &calls[0]["file_search"]["results"];
-                return calls.len() == 1 && found[0]["file_name"] == COMMON_FILE;
+            match turn.tool {
+                Some(BuiltIn::FileSearch) => {
+                    let found = &calls[0]["file_search"]["results"];
+                    return calls.len() == 1 && found[0]["file_name"] == COMMON_FILE;
+                }
+                Some(BuiltIn::Code) => {
+                    let call = &calls[0]["code_interpreter"];
+                    // Code that was interrupted has no outputs.
+                    let is_of_answer = printed(call).is_none_or(|(name, _)| name == answer.name);
+                    return calls.len() == 1 && call["input"] == answer.code() && is_of_answer;
+                }
+                None => {}
             }
             calls.len() == turn.calls
                 && calls.iter().enumerate().all(|(index, call)| {
@@ -254,6 +269,32 @@ fn matching_answer<'a>(answers: &'a [Answer], turn: &Turn, text: &str, step: Opt
         });
         has_text && has_calls
     })
+}
+
+/// Returns what the code of a call has printed: the name of its answer, and the number of calls of the thread before and with it.
+fn printed(call: &Value) -> Option<(String, usize)> {
+    let logs = call["outputs"][0]["logs"].as_str()?;
+    let (name, count) = logs.trim_end().split_once(' ')?;
+    Some((name.to_owned(), count.parse().ok()?))
+}
+
+/// Checks that code has the file that the calls before it have written, also on another server: that the counts grow.
+fn check_counts(world: &World, path: &str, steps: &[Value]) {
+    let calls = steps.iter().flat_map(|step| step["step_details"]["tool_calls"].as_array().into_iter().flatten());
+    let calls = calls.filter(|call| call["type"] == "code_interpreter");
+    let mut before = 0;
+    for call in calls {
+        match printed(&call["code_interpreter"]) {
+            Some((_, count)) if count <= before => {
+                world.violation(format!("{path}: code has counted {before} calls, and then {count}"));
+            }
+            Some((_, count)) => {
+                world.count("calls of code");
+                before = count;
+            }
+            None => world.count("calls of code that were interrupted"),
+        }
+    }
 }
 
 /// Checks the text of a run that did not complete: complete answers, and the start of one more.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::reader::{End, Reader};
-use crate::upstream::{Script, Turn};
+use crate::upstream::{BuiltIn, Script, Turn};
 use crate::world::World;
 
 /// How long a run can take before it counts as stuck: longer than any fault and several leases.
@@ -84,7 +84,7 @@ impl Client {
 
     /// Returns the turns of a random run: text, slow text, or one or two rounds of tool calls.
     fn turns(&mut self) -> Vec<Turn> {
-        let text = |rng: &mut Rng, duration_ms| Turn { words: rng.usize(1..30), duration_ms, calls: 0, search: false };
+        let text = |rng: &mut Rng, duration_ms| Turn { words: rng.usize(1..30), duration_ms, calls: 0, tool: None };
         match self.rng.u8(..12) {
             0..4 => vec![text(&mut self.rng, 50)],
             4..6 => {
@@ -92,13 +92,15 @@ impl Client {
                 vec![text(&mut self.rng, duration_ms)]
             }
             6..8 => {
-                let search = |rng: &mut Rng| Turn {
+                let is_code = self.rng.bool() && self.world.coding_assistant.is_some();
+                let tool = Some(if is_code { BuiltIn::Code } else { BuiltIn::FileSearch });
+                let call = |rng: &mut Rng| Turn {
                     words: [0, 5][rng.usize(..2)],
                     duration_ms: rng.u64(10..800),
                     calls: 0,
-                    search: true,
+                    tool,
                 };
-                let mut turns: Vec<Turn> = (0..self.rng.usize(1..3)).map(|_| search(&mut self.rng)).collect();
+                let mut turns: Vec<Turn> = (0..self.rng.usize(1..3)).map(|_| call(&mut self.rng)).collect();
                 turns.push(text(&mut self.rng, 100));
                 turns
             }
@@ -106,7 +108,7 @@ impl Client {
                 let mut turns = Vec::new();
                 for _ in 0..self.rng.usize(1..3) {
                     let (words, duration_ms) = ([0, 5][self.rng.usize(..2)], self.rng.u64(10..800));
-                    turns.push(Turn { words, duration_ms, calls: self.rng.usize(1..4), search: false });
+                    turns.push(Turn { words, duration_ms, calls: self.rng.usize(1..4), tool: None });
                 }
                 turns.push(text(&mut self.rng, 100));
                 turns
@@ -128,7 +130,7 @@ impl Client {
     }
 
     async fn delete_thread(&mut self) {
-        let turns = vec![Turn { words: 50, duration_ms: 3_000, calls: 0, search: false }];
+        let turns = vec![Turn { words: 50, duration_ms: 3_000, calls: 0, tool: None }];
         let _ = self.create(&turns, false).await;
         self.world.call(Method::DELETE, &self.path(""), None).await;
         self.conversation.is_deleted = true;
@@ -158,8 +160,11 @@ impl Client {
             let script = Script { tag: tag.clone(), turns: turns.to_vec() };
             sent.push(script.clone());
             self.conversation.scripts.push(script.clone());
-            let searches = turns.iter().any(|turn| turn.search);
-            let assistant = if searches { &self.world.searching_assistant } else { &self.world.assistant };
+            let assistant = match turns.iter().find_map(|turn| turn.tool) {
+                Some(BuiltIn::FileSearch) => &self.world.searching_assistant,
+                Some(BuiltIn::Code) => self.world.coding_assistant.as_ref().expect("code is written only with it"),
+                None => &self.world.assistant,
+            };
             let mut body = json!({"assistant_id": assistant, "metadata": {"tag": tag},
                 "additional_messages": [{"role": "user", "content": script.message()}]});
             let replica = self.rng.usize(..);

@@ -68,14 +68,11 @@ pub async fn run(name: Name, assistd: &Path, store: &Store) -> Option<Vec<String
 }
 
 fn text(words: usize, duration_ms: u64) -> Vec<Turn> {
-    vec![Turn { words, duration_ms, calls: 0, search: false }]
+    vec![Turn { words, duration_ms, calls: 0, tool: None }]
 }
 
 fn with_tools(duration_ms: u64) -> Vec<Turn> {
-    vec![
-        Turn { words: 3, duration_ms, calls: 2, search: false },
-        Turn { words: 5, duration_ms, calls: 0, search: false },
-    ]
+    vec![Turn { words: 3, duration_ms, calls: 2, tool: None }, Turn { words: 5, duration_ms, calls: 0, tool: None }]
 }
 
 /// Creates a client with a new thread.

@@ -33,8 +33,16 @@ pub struct Turn {
     pub duration_ms: u64,
     /// Number of function calls after the words.
     pub calls: usize,
-    /// Whether the words are followed by a file search instead.
-    pub search: bool,
+    /// The built-in tool that is called after the words instead.
+    pub tool: Option<BuiltIn>,
+}
+
+/// A built-in tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BuiltIn {
+    FileSearch,
+    /// The code counts the calls of its thread in a file, waits, and prints the name of the answer and the count.
+    Code,
 }
 
 impl Script {
@@ -55,7 +63,7 @@ pub struct Answer {
     pub name: String,
     pub words: usize,
     pub calls: usize,
-    pub is_search: bool,
+    pub tool: Option<BuiltIn>,
     pub prompt_tokens: u64,
     /// Whether the whole answer was sent.
     pub is_complete: bool,
@@ -64,6 +72,14 @@ pub struct Answer {
 impl Answer {
     pub fn word(&self, index: usize) -> String {
         format!("{}.{index}", self.name)
+    }
+
+    /// Returns the code that it runs, if it runs code.
+    pub fn code(&self) -> String {
+        format!(
+            "with open('count', 'a') as file: file.write('x')\nimport time; time.sleep(0.4)\nprint('{}', len(open('count').read()))",
+            self.name
+        )
     }
 
     pub fn total_tokens(&self) -> u64 {
@@ -150,8 +166,8 @@ async fn complete(State(inner): State<Arc<Inner>>, axum::Json(request): axum::Js
         format!("A{count}")
     };
     let prompt_tokens = messages.len() as u64;
-    let calls = if turn.search { 1 } else { turn.calls };
-    let answer = Answer { name, words: turn.words, calls, is_search: turn.search, prompt_tokens, is_complete: false };
+    let calls = if turn.tool.is_some() { 1 } else { turn.calls };
+    let answer = Answer { name, words: turn.words, calls, tool: turn.tool, prompt_tokens, is_complete: false };
     let key = (script.tag, index);
     lock(&inner.answers).entry(key.clone()).or_default().push(answer.clone());
     let body = Body::from_stream(play(inner, key, answer, turn.duration_ms));
@@ -171,12 +187,12 @@ fn play(
             tokio::time::sleep(pause).await;
         }
         for index in 0..answer.calls {
-            let arguments = if answer.is_search {
-                json!({"query": "common"}).to_string()
-            } else {
-                json!({"answer": answer.name, "call": index}).to_string()
+            let (name, arguments) = match answer.tool {
+                Some(BuiltIn::FileSearch) => ("file_search".to_owned(), json!({"query": "common"})),
+                Some(BuiltIn::Code) => ("python".to_owned(), json!({"code": answer.code()})),
+                None => (format!("tool_{index}"), json!({"answer": answer.name, "call": index})),
             };
-            let name = if answer.is_search { "file_search".to_owned() } else { format!("tool_{index}") };
+            let arguments = arguments.to_string();
             let function = json!({"name": name, "arguments": ""});
             let id = format!("up_{}_{index}", answer.name);
             yield chunk(&json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}), None);

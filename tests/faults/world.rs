@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::relay::Relay;
 use crate::servers::{Options, Replica};
+use crate::skip::skip;
 use crate::upstream::Upstream;
 
 /// The name of the file that runs find.
@@ -52,6 +53,8 @@ pub struct World {
     pub assistant: String,
     /// An assistant that searches files.
     pub searching_assistant: String,
+    /// An assistant that runs code, if the runtime is installed.
+    pub coding_assistant: Option<String>,
     pub database_url: String,
     /// Whether clients and faults must stop.
     pub is_stopping: AtomicBool,
@@ -78,13 +81,16 @@ impl World {
                 (database, Some(relay))
             }
         };
+        let runtime = runtime();
+        let mut settings = plan.settings.clone();
+        settings.extend(runtime.clone().map(|folder| ("CODE_INTERPRETER_DIR", folder)));
         let replicas = (0..plan.replicas).map(|index| {
             let options = Options {
                 assistd: plan.assistd.clone(),
                 database_url: database_url.clone(),
                 files_url: format!("file://{}", home.join("files").display()),
                 upstream_url: upstream.url.clone(),
-                settings: plan.settings.clone(),
+                settings: settings.clone(),
                 wrapper: plan.wrappers.get(index).cloned().unwrap_or_default(),
             };
             Replica::new(&format!("replica-{index}"), &home, options)
@@ -95,6 +101,7 @@ impl World {
             relay,
             assistant: String::new(),
             searching_assistant: String::new(),
+            coding_assistant: None,
             database_url,
             is_stopping: AtomicBool::new(false),
             counts: Mutex::default(),
@@ -114,6 +121,11 @@ impl World {
         let (_, assistant) = world.try_call(0, Method::POST, "/v1/assistants", Some(&body)).await.expect("it is up");
         assistant["id"].as_str().expect("an id").clone_into(&mut world.assistant);
         world.searching_assistant = world.create_searching_assistant().await;
+        if runtime.is_some() {
+            let body = json!({"model": "scripted", "tools": [{"type": "code_interpreter"}]});
+            let (_, coding) = world.try_call(0, Method::POST, "/v1/assistants", Some(&body)).await.expect("it is up");
+            world.coding_assistant = Some(coding["id"].as_str().expect("an id").to_owned());
+        }
         Arc::new(world)
     }
 
@@ -280,6 +292,15 @@ impl World {
             eprintln!("logs and data are in {}", self.home.display());
         }
     }
+}
+
+/// Returns the folder of the code interpreter's runtime, if it is installed.
+fn runtime() -> Option<String> {
+    let folder = std::env::var("ASSISTD_TEST_CODE_INTERPRETER").ok().filter(|folder| !folder.is_empty());
+    if folder.is_none() {
+        skip("runtime of the code interpreter (ASSISTD_TEST_CODE_INTERPRETER): no code runs");
+    }
+    Some(format!("{}/code-interpreter", folder?))
 }
 
 /// Creates a database on the server at `url`. Returns its URL through a relay, and the relay.

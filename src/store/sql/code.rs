@@ -62,18 +62,32 @@ impl CodeSessions for Backend {
         Ok(rows.into_iter().map(file).collect())
     }
 
-    async fn set_code_files(&self, scope: &Scope, thread: &ThreadId, files: &[WrittenFile]) -> Result<(), Error> {
+    async fn set_code_files(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        session: &CodeSessionId,
+        files: &[WrittenFile],
+    ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         for file in files {
             sqlx::query::<Db>(
                 "insert into code_files (project_id, thread_id, path, file_id)
-                 select $1, $2, $3, $4 where exists (select 1 from threads where id = $2 and project_id = $1)
+                 select $1, $2, $3, $4
+                 where exists (select 1 from threads where id = $2 and project_id = $1)
+                     and $5 = (
+                         select id from code_sessions
+                         where thread_id = $2 and project_id = $1
+                         order by opened_at desc, id desc
+                         limit 1
+                     )
                  on conflict (thread_id, path) do update set file_id = excluded.file_id",
             )
             .bind(scope.as_str())
             .bind(thread.as_str())
             .bind(&file.path)
             .bind(file.file_id.as_str())
+            .bind(session.as_str())
             .execute(&mut tx)
             .await?;
         }

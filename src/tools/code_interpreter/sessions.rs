@@ -468,7 +468,7 @@ impl Interpreter {
             produced.files.push(WrittenFile { path: path.clone(), file_id });
         }
         if !produced.files.is_empty() {
-            self.inner.store.set_code_files(call.scope, call.thread, &produced.files).await?;
+            self.inner.store.set_code_files(call.scope, call.thread, &open.id, &produced.files).await?;
         }
         open.see(all);
         Ok(produced)

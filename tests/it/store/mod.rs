@@ -1,5 +1,6 @@
 //! Tests of the store on both databases.
 
+mod code;
 mod files;
 mod ledger;
 mod vector_stores;
