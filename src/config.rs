@@ -3,7 +3,7 @@
 mod secret;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,7 @@ const HEAD_BYTES_MIN: usize = 8_192;
 #[expect(missing_docs, reason = "config.example.toml documents each setting")]
 pub struct Settings {
     pub listen: String,
+    pub metrics_listen: String,
     pub api_keys: Vec<Secret>,
     pub admin_keys: Vec<Secret>,
     pub requests_per_minute: u32,
@@ -301,6 +302,7 @@ impl Settings {
             }
         }
         self.address()?;
+        self.metrics_address()?;
         Ok(())
     }
 
@@ -372,6 +374,26 @@ impl Settings {
         address.ok_or_else(|| {
             let listen = &self.listen;
             Error(format!("listen is \"{listen}\"; it must be an address and a port, such as 127.0.0.1:8484"))
+        })
+    }
+
+    /// Returns the address of the listener of metrics, if they have one of their own. A port alone is one of loopback.
+    ///
+    /// # Errors
+    /// If `metrics_listen` is neither a port nor has the form host:port, or the host cannot be resolved.
+    pub fn metrics_address(&self) -> Result<Option<SocketAddr>, Error> {
+        let listen = &self.metrics_listen;
+        if listen.is_empty() {
+            return Ok(None);
+        }
+        if let Ok(port) = listen.parse::<u16>() {
+            return Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        }
+        let address = listen.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+        address.map(Some).ok_or_else(|| {
+            Error(format!(
+                "metrics_listen is \"{listen}\"; it must be a port, or an address and a port, such as 127.0.0.1:9464"
+            ))
         })
     }
 
@@ -562,6 +584,7 @@ impl Settings {
             upload_bytes_max: self.upload_bytes_max,
             upload_part_bytes_max: self.upload_part_bytes_max,
             keep_alive: Duration::from_secs(self.keep_alive_s),
+            serves_metrics: self.metrics_listen.is_empty(),
             cors_origins: self.cors_origins.clone(),
         }
     }
@@ -689,6 +712,8 @@ mod tests {
         assert!(load(&[("ASSISTD_UPSTREAM_API_KEY", "a\nb")]).unwrap_err().contains("API key"));
         assert!(load(&[("ASSISTD_LISTEN", "8484")]).unwrap_err().contains("such as 127.0.0.1:8484"));
         assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
+        assert!(load(&[("ASSISTD_METRICS_LISTEN", "metrics")]).unwrap_err().contains("such as 127.0.0.1:9464"));
+        assert!(load(&[("ASSISTD_METRICS_LISTEN", "0.0.0.0:9464")]).is_ok());
         assert!(load(&[("ASSISTD_FILES_S3_PATH_STYLE", "yes")]).unwrap_err().contains("neither true nor false"));
         let large = [("ASSISTD_UPLOAD_BYTES_MAX", "100000000000"), ("ASSISTD_FILES_URL", "s3://bucket")];
         assert!(load(&large).unwrap_err().contains("with an S3 bucket"));

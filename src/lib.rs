@@ -15,6 +15,7 @@
 //! | [`host`] | host names |
 //! | [`priority`] | the priority of background work |
 //! | [`liveness`] | which background loops are down |
+//! | [`metrics`] | what this server has done, for Prometheus |
 //! | [`store`] | the storage interface, with drivers for Postgres and SQLite that share a `pool` and the statements in `store/sql` |
 //! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
@@ -31,7 +32,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, priority, liveness, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, priority, liveness, metrics, api }
 //! ```
 
 pub mod access;
@@ -45,6 +46,7 @@ pub mod host;
 pub mod http;
 pub mod liveness;
 pub mod llm;
+pub mod metrics;
 pub mod priority;
 pub mod retrieval;
 pub mod runs;

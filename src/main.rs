@@ -99,7 +99,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         }
         Some(Command::Config) => Ok(std::io::stdout().write_all(settings.masked()?.as_bytes())?),
         Some(Command::Migrate) => runtime.block_on(async {
-            let store = store::open(&settings.store(), Arc::new(Clock::system())).await?;
+            let store = store::open(&settings.store(), Arc::new(Clock::system()), Arc::default()).await?;
             writeln!(std::io::stdout(), "{} is up to date", store.display_name())?;
             store.close().await;
             Ok(())
@@ -161,6 +161,9 @@ async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
     tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
+    if let Some(address) = server.metrics_address {
+        tracing::info!(%address, "serving metrics");
+    }
     // If the log is JSON, a program reads it, and the banner is not printed.
     if settings.log_format != LogFormat::Json
         && let Err(error) = banner(&server)

@@ -416,6 +416,7 @@ mod tests {
             upload_bytes_max: 0,
             upload_part_bytes_max: 0,
             keep_alive: SECOND,
+            serves_metrics: true,
             cors_origins: Vec::new(),
         }
     }

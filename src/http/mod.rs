@@ -3,6 +3,7 @@
 mod assistants;
 mod drain;
 mod error;
+mod exporter;
 mod extract;
 mod files;
 mod layers;
@@ -27,24 +28,14 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use routes::{BASE_PATH, Routes};
+use routes::{BASE_PATHS, DEPLOYMENT_PATH, Routes};
 
 pub use drain::Drain;
 pub use error::overloaded;
+pub use exporter::Exporter;
 pub use openapi::description;
 pub use routes::Operation;
 pub use state::{App, Settings};
-
-/// Base paths of the API: OpenAI's, those of older and newer Azure OpenAI clients, and those of Azure AI Foundry for
-/// classic agents and OpenAI's own clients.
-const BASE_PATHS: [&str; 6] = [
-    BASE_PATH,
-    "/openai",
-    "/openai/v1",
-    "/api/projects/{project}",
-    "/api/projects/{project}/openai",
-    "/api/projects/{project}/openai/v1",
-];
 
 fn groups() -> [Routes; 11] {
     [
@@ -72,6 +63,11 @@ fn merged(groups: impl IntoIterator<Item = Routes>) -> Router<App> {
     groups.into_iter().fold(Router::new(), |router, routes| router.merge(routes.into_parts().0))
 }
 
+/// Returns the router of the listener that serves only the metrics.
+pub fn metrics_router(exporter: Exporter) -> Router {
+    ops::metrics_route().with_state(exporter)
+}
+
 /// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
     let members = |routes: Router<App>| {
@@ -86,18 +82,26 @@ pub fn router(app: App) -> Router {
     let api = BASE_PATHS
         .iter()
         .fold(Router::new(), |api, base| api.nest(base, api_routes.clone()))
-        .nest("/openai/deployments/{deployment}", deployments)
+        .nest(DEPLOYMENT_PATH, deployments)
         .fallback(error::no_such_url)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(from_fn_with_state(app.clone(), layers::auth::authenticate));
+    let metrics = if app.settings.serves_metrics {
+        ops::metrics_route()
+            .route_layer(from_fn_with_state(app.clone(), layers::auth::require_admin))
+            .route_layer(from_fn_with_state(app.clone(), layers::auth::authenticate))
+    } else {
+        Router::new()
+    };
     let cors = layers::cors::layer(&app.settings.cors_origins);
     let all = Router::new()
         .merge(ops::routes())
+        .merge(metrics)
         .merge(openapi::routes())
         .merge(api)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(from_fn(layers::trace::request))
+        .layer(from_fn_with_state(app.clone(), layers::trace::request))
         .with_state(app);
     let all = match cors {
         Some(cors) => all.layer(cors),

@@ -1,16 +1,33 @@
 //! `GET /health`\
-//! `GET /ready`
+//! `GET /ready`\
+//! `GET /metrics`
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{FromRef, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
+use super::exporter::Exporter;
 use super::state::App;
+use crate::metrics::CONTENT_TYPE;
 
 pub(super) fn routes() -> Router<App> {
     Router::new().route("/health", get(health)).route("/ready", get(ready))
+}
+
+/// Returns the route of the metrics.
+pub(super) fn metrics_route<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Exporter: FromRef<S>,
+{
+    Router::new().route("/metrics", get(metrics))
+}
+
+async fn metrics(State(exporter): State<Exporter>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], exporter.render().await)
 }
 
 /// Liveness: returns 200 while the process responds.

@@ -32,6 +32,7 @@ use crate::api::usage::Usage;
 use crate::llm::forwarded::UsageReader;
 use crate::llm::tokens::PromptSample;
 use crate::llm::{self, Endpoint, Proxied};
+use crate::metrics::StreamKind;
 use crate::store::{self, Store};
 
 /// Maximum length of a model name, in characters.
@@ -112,11 +113,15 @@ async fn forward(
         Recorder::new(&app, new_call(caller, endpoint, name), prompt, reader, reservation)
     });
     let pieces = until_stopped(body, is_stream, app.drain.clone());
+    let mut open_stream = is_stream.then(|| app.metrics.stream_opened(StreamKind::Forwarded));
     let pieces = async_stream::stream! {
         let _open_response = open_response;
         let mut pieces = std::pin::pin!(recorded(pieces, recorder, is_stream));
         while let Some(piece) = pieces.next().await {
             yield piece;
+        }
+        if let Some(open_stream) = &mut open_stream {
+            open_stream.complete();
         }
     };
     // An empty part would be the end of a chunked body.

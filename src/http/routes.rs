@@ -12,6 +12,25 @@ use crate::api::rule::{self, Request, Rule};
 
 /// The base path of the API; Azure's clients use others.
 pub(super) const BASE_PATH: &str = "/v1";
+/// Base paths of the API: OpenAI's, those of older and newer Azure OpenAI clients, and those of Azure AI Foundry for
+/// classic agents and OpenAI's own clients.
+pub(super) const BASE_PATHS: [&str; 6] = [
+    BASE_PATH,
+    "/openai",
+    "/openai/v1",
+    "/api/projects/{project}",
+    "/api/projects/{project}/openai",
+    "/api/projects/{project}/openai/v1",
+];
+/// The base path of Azure's deployments.
+pub(super) const DEPLOYMENT_PATH: &str = "/openai/deployments/{deployment}";
+
+/// Returns a route with OpenAI's base path instead of another one.
+pub(super) fn unprefixed(route: &str) -> String {
+    let rest = |base: &str| route.strip_prefix(base).filter(|rest| rest.starts_with('/'));
+    let shortest = BASE_PATHS.into_iter().chain([DEPLOYMENT_PATH]).filter_map(rest).min_by_key(|rest| rest.len());
+    shortest.map_or_else(|| route.to_owned(), |rest| format!("{BASE_PATH}{rest}"))
+}
 
 /// Builds a schema; named schemas are added to the generator.
 pub(super) type MakeSchema = fn(&mut SchemaGenerator) -> Value;
@@ -230,5 +249,25 @@ impl Routes {
     /// Returns the router and its documented operations.
     pub fn into_parts(self) -> (Router<App>, Vec<Operation>) {
         (self.router, self.operations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_all_clients_have_the_base_path_of_openai() {
+        for (route, expected) in [
+            ("/v1/threads/{thread_id}", "/v1/threads/{thread_id}"),
+            ("/openai/threads", "/v1/threads"),
+            ("/openai/v1/threads", "/v1/threads"),
+            ("/api/projects/{project}/openai/v1/threads", "/v1/threads"),
+            ("/openai/deployments/{deployment}/chat/completions", "/v1/chat/completions"),
+            ("/health", "/health"),
+            ("", ""),
+        ] {
+            assert_eq!(unprefixed(route), expected);
+        }
     }
 }

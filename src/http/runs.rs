@@ -21,6 +21,7 @@ use super::threads::{check_thread_exists, not_found_on_thread};
 use crate::api::error::Kind;
 use crate::api::run::RunObject;
 use crate::api::{CreateRun, CreateThreadAndRun, ModifyRun, Run, RunId, SubmitToolOutputs, ThreadId};
+use crate::metrics::StreamKind;
 use crate::runs::service::{CreatedRun, Failure};
 
 /// The poll interval of the SDKs' poll helpers; without it they wait 1 to 5 s.
@@ -78,7 +79,10 @@ fn run_or_stream_response(app: &App, created: CreatedRun, include: &Include) -> 
     }
     match created.listener {
         None => run_response(&created.run),
-        Some(listener) => sse::stream(listener, include.result_content, app.settings.keep_alive, &app.drain),
+        Some(listener) => {
+            let open_stream = app.metrics.stream_opened(StreamKind::Run);
+            sse::stream(listener, include.result_content, app.settings.keep_alive, &app.drain, open_stream)
+        }
     }
 }
 

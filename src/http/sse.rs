@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::drain::Drain;
 use crate::api::StreamEvent;
+use crate::metrics::OpenStream;
 use crate::runs::stream::Listener;
 
 /// A comment line, which clients ignore. It is not followed by an empty line, because one client fails on a block without
@@ -17,8 +18,15 @@ use crate::runs::stream::Listener;
 const KEEP_ALIVE: &[u8] = b": keep-alive\n";
 const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
 
-/// Returns a response that streams a run to its end. The text of search results is sent only if `with_content` is set. If the client disconnects, the stream ends, but the run continues.
-pub(super) fn stream(mut listener: Listener, with_content: bool, keep_alive: Duration, drain: &Drain) -> Response {
+/// Returns a response that streams a run to its end. The text of search results is sent only if `with_content` is set. If
+/// the client disconnects, the stream ends, but the run continues.
+pub(super) fn stream(
+    mut listener: Listener,
+    with_content: bool,
+    keep_alive: Duration,
+    drain: &Drain,
+    mut open_stream: OpenStream,
+) -> Response {
     let open_response = drain.register();
     let frames = async_stream::stream! {
         let _open_response = open_response;
@@ -30,6 +38,8 @@ pub(super) fn stream(mut listener: Listener, with_content: bool, keep_alive: Dur
             }
             if !more {
                 bytes.extend_from_slice(DONE);
+                // Some clients disconnect when they have read it.
+                open_stream.complete();
             }
             if !bytes.is_empty() {
                 yield Ok::<_, Infallible>(Bytes::from(bytes));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
+use super::exporter::Exporter;
 use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens};
 use crate::api::Ids;
 use crate::api::tool::NewResources;
@@ -13,6 +14,7 @@ use crate::clock::Clock;
 use crate::files::service::FileService;
 use crate::liveness::Liveness;
 use crate::llm::Models;
+use crate::metrics::Metrics;
 use crate::retrieval::search::Retrieval;
 use crate::runs::service::RunService;
 use crate::store::{Objects, Store};
@@ -33,6 +35,10 @@ pub struct App {
     pub store_files: Arc<Queue>,
     /// Creates and drives runs.
     pub runs: RunService,
+    /// Counts requests and streams.
+    pub metrics: Arc<Metrics>,
+    /// Renders the metrics.
+    pub exporter: Exporter,
     /// The model servers.
     pub models: Arc<Models>,
     /// The clock.
@@ -85,6 +91,8 @@ pub struct Settings {
     pub upload_part_bytes_max: u64,
     /// Interval of keep-alive comments on an idle stream.
     pub keep_alive: Duration,
+    /// Whether `/metrics` is served with the API, and not by a listener of its own.
+    pub serves_metrics: bool,
     /// Origins allowed by CORS. `*`: any origin.
     pub cors_origins: Vec<String>,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::openai::{Settings, Upstream};
 use super::{ChatModel, ModelObject};
+use crate::metrics::Metrics;
 
 /// The default endpoints of model servers, the most likely first.
 const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
@@ -31,14 +32,18 @@ pub struct Found<'a> {
 }
 
 /// Discovers a server on the default endpoints with [`find`].
-pub async fn discover(settings: &Settings) -> Option<Found<'static>> {
-    find(settings, &DEFAULT_ENDPOINTS).await
+pub async fn discover(settings: &Settings, metrics: &Arc<Metrics>) -> Option<Found<'static>> {
+    find(settings, metrics, &DEFAULT_ENDPOINTS).await
 }
 
 /// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model.
-pub async fn find<'a>(settings: &Settings, candidates: &[(&'a str, &str)]) -> Option<Found<'a>> {
+pub async fn find<'a>(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    candidates: &[(&'a str, &str)],
+) -> Option<Found<'a>> {
     let answers = candidates.iter().map(|(name, url)| async move {
-        let server = Upstream::new(*name, url, None, settings.clone());
+        let server = Upstream::new(*name, url, None, settings.clone(), metrics.clone());
         let models = tokio::time::timeout(DISCOVERY_TIMEOUT, server.list()).await.ok()?.ok()?;
         let model = first_chat_model(&models)?;
         let embedding_model = first_embedding_model(&models);

@@ -145,6 +145,18 @@ pub enum Error {
     Rejected(String),
 }
 
+impl Error {
+    /// Returns the label of the error in metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::RateLimited(_) => "rate_limited",
+            Self::Unavailable(_) => "unavailable",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+}
+
 /// A response that is forwarded unchanged.
 #[expect(missing_debug_implementations, reason = "a stream has no Debug form")]
 pub struct Proxied {

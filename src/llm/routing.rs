@@ -60,6 +60,12 @@ impl Models {
         Self { servers, names, aliases, default_model, windows, cache, ratios }
     }
 
+    /// Returns the model names in the settings.
+    pub fn configured_names(&self) -> impl Iterator<Item = &str> {
+        let names = self.names.iter().flatten().chain(self.aliases.keys()).chain(self.windows.keys());
+        names.chain(&self.default_model).map(String::as_str)
+    }
+
     /// Returns the context window of a model: maximum tokens of a prompt and its answer together.
     ///
     /// Uses the settings, under the `requested` name or the routed one; otherwise the last model list of the route's

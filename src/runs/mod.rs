@@ -48,6 +48,7 @@ use crate::api::Ids;
 use crate::clock::Clock;
 use crate::files::service::FileService;
 use crate::llm::Models;
+use crate::metrics::Metrics;
 use crate::retrieval::search::Retrieval;
 use crate::store::Store;
 use crate::tools::code_interpreter::sessions::Interpreter;
@@ -76,6 +77,8 @@ pub struct Dependencies {
     pub retrieval: Retrieval,
     /// Runs code.
     pub interpreter: Interpreter,
+    /// Counts runs and model calls.
+    pub metrics: Arc<Metrics>,
     /// The time.
     pub clock: Arc<Clock>,
     /// Generates IDs.

@@ -146,8 +146,9 @@ impl Driver {
     ) -> Result<Input, DriveError> {
         let Call { mut request, prompt_tokens, mut memory } = call;
         request.model.clone_from(&route.model);
-        let mut answer = route.server.chat(request);
         let spec = &run.current.progress.run.spec;
+        let mut timed = self.dependencies.metrics.call_started(&spec.model, route.server.name());
+        let mut answer = route.server.chat(request);
         let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
         let mut citer = self.citer(run).await?;
         let mut is_first_text = true;
@@ -170,17 +171,20 @@ impl Driver {
             memory.take();
             match deltas {
                 None => {
+                    timed.completed();
                     let rest = citer.finish();
                     self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     return self.replied(run, turn, &route, &prompt_tokens).await;
                 }
                 Some(Err(error)) => {
+                    timed.failed(error.label());
                     let rest = citer.finish();
                     self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
                 Some(Ok(deltas)) => {
+                    timed.chunk_received();
                     let ids = &self.dependencies.ids;
                     let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids));
                     let events = citer.apply(events);
@@ -189,6 +193,7 @@ impl Driver {
                     let written = progress.text().len() + progress.refusal().len() + turn.other_bytes();
                     if written > ANSWER_BYTES_MAX {
                         drop(answer);
+                        timed.completed();
                         let rest = citer.finish();
                         self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                         let usage = self.spent(run, &turn, &prompt_tokens).await?;

@@ -83,7 +83,8 @@ impl RunService {
         let driver =
             Driver::new(dependencies.clone(), settings.clone(), transitions.clone(), work.lease, queue.clone());
         let driver = Arc::new(driver);
-        let worker = Worker::new(driver.clone(), dependencies.store.clone(), queue.clone(), work);
+        let metrics = dependencies.metrics.clone();
+        let worker = Worker::new(driver.clone(), dependencies.store.clone(), queue.clone(), work, metrics);
         Self { dependencies, settings, transitions, driver, worker, queue }
     }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::machine::{self, Effect, Input, InvalidTransition, Progress, Transition};
 use super::stream::{Live, Registry};
 use super::{Dependencies, retry_pauses};
-use crate::api::RunId;
+use crate::api::{Run, RunId};
 use crate::store::{self, Commit, Committed, NewRun, NextLease};
 
 /// How long a request retries a commit, or waits for the lock of a run, while the database is unavailable.
@@ -96,7 +96,11 @@ impl Transitions {
                     tracing::warn!(error = &error as &dyn std::error::Error, "failed to store a run; retrying");
                     tokio::time::sleep(pause).await;
                 }
-                other => return other,
+                Ok(()) => {
+                    self.dependencies.metrics.run_created();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
         unreachable!("the pauses have no end")
@@ -124,6 +128,7 @@ impl Transitions {
         let next_lease = next_lease(transition.effect);
         let committed = self.commit(&transition, current.version, next_lease, initiator).await?;
         let Committed { version, lease, metadata } = committed;
+        self.count_end(&transition.progress.run);
         let transition = transition.with_metadata(metadata);
         let now = Current { progress: transition.progress, version, lease };
         if let Some(live) = &live {
@@ -133,6 +138,14 @@ impl Transitions {
             }
         }
         Ok((now, transition.effect))
+    }
+
+    /// Counts a run that has ended. No transition leads from an end.
+    fn count_end(&self, run: &Run) {
+        if run.state.has_ended() {
+            let Dependencies { clock, metrics, .. } = &self.dependencies;
+            metrics.run_ended(run.state.status(), run.state.end_reason(), clock.now().0 - run.spec.created_at.0);
+        }
     }
 
     /// Computes the transition of all inputs, without storing it.

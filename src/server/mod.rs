@@ -19,9 +19,10 @@ use crate::config::{self, Secret, SecretUrl, Settings};
 use crate::files::blobs::{Blobs, InvalidSettings};
 use crate::files::reaper;
 use crate::files::service::FileService;
-use crate::http::{self, App, Drain};
+use crate::http::{self, App, Drain, Exporter};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover};
+use crate::metrics::Metrics;
 use crate::retrieval::extract::{self, Extractor};
 use crate::retrieval::ingest::{self, Ingester};
 use crate::retrieval::search::Retrieval;
@@ -40,6 +41,8 @@ use crate::work::{Queue, Supervisor, Worker};
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// Timeout for streams to end after the grace period.
 const STREAMS_STOP_MAX: Duration = Duration::from_secs(2);
+/// Maximum number of connections to the listener of metrics.
+const METRICS_CONNECTIONS_MAX: usize = 16;
 /// How often the clock is synchronized with the database's.
 const SYNCHRONIZE_EVERY: Duration = Duration::from_secs(30);
 /// How often old rows of the usage ledger are summed.
@@ -92,6 +95,8 @@ pub enum Error {
 pub struct Server {
     /// The address it listens on, with the actual port if the settings say 0.
     pub address: SocketAddr,
+    /// The address on which only the metrics are served, if there is one.
+    pub metrics_address: Option<SocketAddr>,
     /// The display name of the store.
     pub store: String,
     /// Where files are stored, for the banner.
@@ -134,17 +139,21 @@ impl Server {
     /// Those of [`Server::start`].
     pub async fn start_with_program(settings: &Settings, clock: Arc<Clock>, program: PathBuf) -> Result<Self, Error> {
         let address = settings.address()?;
-        let database = store::open(&settings.store(), clock.clone()).await?;
+        let metrics = Arc::new(Metrics::new());
+        let database = store::open(&settings.store(), clock.clone(), metrics.clone()).await?;
         let has_keys = has_keys(settings, &*database, address).await?;
         let tasks = TaskTracker::new();
         let ids = Arc::new(Ids::unique_everywhere());
         let files = files(settings, &database, &clock, &ids, &tasks)?;
-        let ServedModels { models, shown: model, example: model_name, embedding_model } = models(settings).await;
-        let listener = listen(address).await?;
+        let ServedModels { models, shown: model, example: model_name, embedding_model } =
+            models(settings, &metrics).await;
+        metrics.name_models(models.configured_names());
+        let (listener, metrics_listener) = listeners(settings, address).await?;
         let address = listener.local_addr().unwrap_or(address);
+        let metrics_address = metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok());
 
         let models = Arc::new(models);
-        let (embedder, embeddings) = embedder(settings, &models, embedding_model.as_deref());
+        let (embedder, embeddings) = embedder(settings, &models, embedding_model.as_deref(), &metrics);
         let cache = Arc::new(Cache::default());
         let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
@@ -159,6 +168,7 @@ impl Server {
             files: files.clone(),
             retrieval: retrieval.clone(),
             interpreter: interpreter.clone(),
+            metrics: metrics.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
         };
@@ -168,19 +178,14 @@ impl Server {
             let extractor = Extractor::new(program, settings.ingest_concurrency, extract::Limits::default());
             let (store, files, tokens) = (database.clone(), files.clone(), tokens.clone());
             let dependencies = ingest::Dependencies { store, files, extractor, embedder, tokens };
-            ingestion(dependencies, settings.ingest(), store_files.clone())
+            ingestion(dependencies, settings.ingest(), store_files.clone(), metrics.clone())
         };
-        let authenticator = Arc::new(Authenticator::new(
-            database.clone(),
-            clock.clone(),
-            cache,
-            settings.api_keys.iter().map(Secret::expose),
-            settings.admin_keys.iter().map(Secret::expose),
-            address.ip().is_loopback(),
-        ));
+        let authenticator = authenticator(settings, &database, &clock, cache, address);
         let liveness = Arc::new(Liveness::default());
         let drain = Drain::default();
         let app = App {
+            exporter: Exporter::new(metrics.clone(), database.clone()),
+            metrics,
             drain: drain.clone(),
             liveness: liveness.clone(),
             store: database.clone(),
@@ -209,11 +214,10 @@ impl Server {
         measure_sizes(&supervisor, &database, &app.clock);
         close_sessions(&supervisor, &interpreter);
         refresh_model_lists(&supervisor, &models);
-        let bounds = connection_bounds(settings);
-        let connections_max = connections::connections_allowed(&bounds);
-        tasks.spawn(connections::serve(listener, http::router(app), bounds, connections_max, closing.clone()));
+        serve(settings, app, (listener, metrics_listener), &tasks, &closing);
         Ok(Self {
             address,
+            metrics_address,
             store: store_name(&*database),
             files: files.blobs().display_name().to_owned(),
             model,
@@ -272,8 +276,9 @@ impl Server {
 
 /// Creates the searches of vector stores for a command, which works beside a server.
 pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>, clock: &Arc<Clock>) -> Retrieval {
-    let models = Arc::new(models(settings).await.models);
-    let (embedder, _) = embedder(settings, &models, None);
+    let metrics = Arc::default();
+    let models = Arc::new(models(settings, &metrics).await.models);
+    let (embedder, _) = embedder(settings, &models, None, &metrics);
     Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
 }
 
@@ -289,6 +294,24 @@ async fn has_keys(settings: &Settings, database: &dyn Store, address: SocketAddr
         return Err(Error::NoKeys { listen: settings.listen.clone() });
     }
     Ok(has_keys)
+}
+
+/// Creates what authenticates API keys.
+fn authenticator(
+    settings: &Settings,
+    database: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+    cache: Arc<Cache>,
+    address: SocketAddr,
+) -> Arc<Authenticator> {
+    Arc::new(Authenticator::new(
+        database.clone(),
+        clock.clone(),
+        cache,
+        settings.api_keys.iter().map(Secret::expose),
+        settings.admin_keys.iter().map(Secret::expose),
+        address.ip().is_loopback(),
+    ))
 }
 
 fn remove_files(supervisor: &Supervisor, files: &FileService) {
@@ -454,6 +477,7 @@ fn ingestion(
     dependencies: ingest::Dependencies,
     settings: ingest::Settings,
     queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
 ) -> Arc<Worker<Ingester>> {
     let work = work::Settings {
         concurrency_max: settings.concurrency_max,
@@ -461,7 +485,7 @@ fn ingestion(
         attempts_max: settings.attempts_max,
     };
     let jobs = dependencies.store.clone();
-    Worker::new(Arc::new(Ingester::new(dependencies, settings, queue.clone())), jobs, queue, work)
+    Worker::new(Arc::new(Ingester::new(dependencies, settings, queue.clone())), jobs, queue, work, metrics)
 }
 
 /// Returns the display name of the store, for the banner, with what finds vectors in it.
@@ -476,7 +500,12 @@ fn store_name(store: &dyn Store) -> String {
 
 /// Returns the client of the embedding model, if there is one, and its description for the banner. `found` is an embedding
 /// model of a server on this machine, which is named, but not used: its embeddings would be lost with another model.
-fn embedder(settings: &Settings, models: &Arc<Models>, found: Option<&str>) -> (Option<Arc<dyn Embedder>>, String) {
+fn embedder(
+    settings: &Settings,
+    models: &Arc<Models>,
+    found: Option<&str>,
+    metrics: &Arc<Metrics>,
+) -> (Option<Arc<dyn Embedder>>, String) {
     let Some(of_model) = settings.embeddings() else {
         let shown = match found {
             Some(name) => format!("none: files are found by words (to use {name}, set ASSISTD_EMBEDDING_MODEL={name})"),
@@ -489,7 +518,7 @@ fn embedder(settings: &Settings, models: &Arc<Models>, found: Option<&str>) -> (
         EmbeddingServer::Routed(models.clone())
     } else {
         let (url, key) = (settings.embedding_url.expose(), settings.embedding_api_key.clone().into_option());
-        EmbeddingServer::Fixed(Arc::new(Upstream::new("embedding_url", url, key, settings.llm())))
+        EmbeddingServer::Fixed(Arc::new(Upstream::new("embedding_url", url, key, settings.llm(), metrics.clone())))
     };
     let place = match server {
         EmbeddingServer::Routed(_) => "routed like chat",
@@ -510,9 +539,10 @@ struct ServedModels {
 }
 
 /// Returns the model servers.
-async fn models(settings: &Settings) -> ServedModels {
+async fn models(settings: &Settings, metrics: &Arc<Metrics>) -> ServedModels {
     let upstream = |name: &str, url: &SecretUrl, key: &Secret| -> Arc<dyn ChatModel> {
-        Arc::new(Upstream::new(name, url.expose(), key.clone().into_option(), settings.llm()))
+        let key = key.clone().into_option();
+        Arc::new(Upstream::new(name, url.expose(), key, settings.llm(), metrics.clone()))
     };
     let mut entries = Vec::new();
     if !settings.upstream_url.expose().is_empty() {
@@ -527,7 +557,7 @@ async fn models(settings: &Settings) -> ServedModels {
     let mut server = entries.first().map(|entry| entry.model.name().to_owned()).unwrap_or_default();
     let mut embedding_model = None;
     if entries.is_empty() {
-        let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm()).await {
+        let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm(), metrics).await {
             Some(Found { name: kind, server, model, embedding_model: found }) => {
                 embedding_model = found;
                 (server, format!("{kind}, found on this machine"), model)
@@ -550,6 +580,32 @@ async fn models(settings: &Settings) -> ServedModels {
     };
     let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
     ServedModels { models, shown, example: name.unwrap_or_else(|| "gpt-4o".to_owned()), embedding_model }
+}
+
+/// Returns the listener of the API, and that of the metrics, if they have one of their own.
+async fn listeners(settings: &Settings, address: SocketAddr) -> Result<(TcpListener, Option<TcpListener>), Error> {
+    let metrics = match settings.metrics_address()? {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    Ok((listen(address).await?, metrics))
+}
+
+/// Serves the API and the metrics until `closing` is cancelled.
+fn serve(
+    settings: &Settings,
+    app: App,
+    (listener, metrics_listener): (TcpListener, Option<TcpListener>),
+    tasks: &TaskTracker,
+    closing: &CancellationToken,
+) {
+    let bounds = connection_bounds(settings);
+    let connections_max = connections::connections_allowed(&bounds);
+    if let Some(listener) = metrics_listener {
+        let (router, bounds) = (http::metrics_router(app.exporter.clone()), bounds.clone());
+        tasks.spawn(connections::serve(listener, router, bounds, METRICS_CONNECTIONS_MAX, closing.clone()));
+    }
+    tasks.spawn(connections::serve(listener, http::router(app), bounds, connections_max, closing.clone()));
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {

@@ -24,6 +24,26 @@ impl JobKind {
             Self::StoreFile => "vector_store_files",
         }
     }
+
+    /// Returns the label of the kind in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::StoreFile => "file",
+        }
+    }
+}
+
+/// The jobs of a kind that wait for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// The kind.
+    pub kind: JobKind,
+    /// Number of jobs that can be claimed.
+    pub jobs: i64,
+    /// Seconds since the oldest of them can be claimed; 0 if there is none.
+    pub oldest_age_s: i64,
 }
 
 /// The lease of a job: the right to drive it.
@@ -56,4 +76,6 @@ pub trait Jobs: Send + Sync + std::fmt::Debug {
         cause: &str,
         retry_in: Duration,
     ) -> Result<(), Error>;
+    /// Returns the state of the queue of each kind.
+    async fn queue_states(&self) -> Result<Vec<QueueState>, Error>;
 }

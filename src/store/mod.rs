@@ -41,12 +41,13 @@ use crate::api::{
     ProjectId, Run, RunId, RunStep, RunStepId, Scope, ServiceAccountId, Thread, ThreadId, Timestamp, VectorStoreId,
 };
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 
 pub use access::{AccessData, StoredKey};
 pub use budgets::{Budgets, Reserved, Settled, SettledTokens, TakenRequests, TokenLimit, TokenReservation, UsedTokens};
 pub use code::CodeSessions;
 pub use files::{BlobId, BlobKind, Blobs, Files, Uploads};
-pub use jobs::{JobKind, Jobs, Lease};
+pub use jobs::{JobKind, Jobs, Lease, QueueState};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
 pub use segments::{FIRST_BLOCK, IndexClaim, IndexSegment, NearestChunks, Segments, VectorsIn};
@@ -543,10 +544,12 @@ pub struct Settings {
 /// If several servers start concurrently, one migrates and the others wait for it. The store compares times with the
 /// database's clock, or with `clock` if that is a manual clock. A real `clock` is synchronized with the database's.
 ///
+/// Waits for connections and the tokens of the usage ledger are counted in `metrics`.
+///
 /// # Errors
 /// [`Error::InvalidUrl`] if the URL is invalid or another server uses the file; otherwise those of the database.
-pub async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Store>, Error> {
-    open_as(settings, clock, Opener::Server).await
+pub async fn open(settings: &Settings, clock: Arc<Clock>, metrics: Arc<Metrics>) -> Result<Arc<dyn Store>, Error> {
+    open_as(settings, clock, metrics, Opener::Server).await
 }
 
 /// Opens the database for a command of the shell. A server may be using it at the same time.
@@ -554,7 +557,7 @@ pub async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Stor
 /// # Errors
 /// Those of [`open`].
 pub async fn open_beside_server(settings: &Settings, clock: Arc<Clock>) -> Result<Arc<dyn Store>, Error> {
-    open_as(settings, clock, Opener::Command).await
+    open_as(settings, clock, Arc::default(), Opener::Command).await
 }
 
 /// Who opens a database.
@@ -566,11 +569,16 @@ enum Opener {
     Command,
 }
 
-async fn open_as(settings: &Settings, clock: Arc<Clock>, opener: Opener) -> Result<Arc<dyn Store>, Error> {
+async fn open_as(
+    settings: &Settings,
+    clock: Arc<Clock>,
+    metrics: Arc<Metrics>,
+    opener: Opener,
+) -> Result<Arc<dyn Store>, Error> {
     if settings.url.starts_with("sqlite:") {
-        Ok(Arc::new(sqlite::Backend::open(settings, clock, opener).await?))
+        Ok(Arc::new(sqlite::Backend::open(settings, clock, metrics, opener).await?))
     } else if settings.url.starts_with("postgres:") || settings.url.starts_with("postgresql:") {
-        Ok(Arc::new(postgres::Backend::open(settings, clock).await?))
+        Ok(Arc::new(postgres::Backend::open(settings, clock, metrics).await?))
     } else {
         let scheme = settings.url.split(':').next().unwrap_or_default();
         Err(Error::InvalidUrl(format!(

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
 use deadpool::managed::{self, Metrics, PoolError, RecycleResult, Timeouts};
@@ -16,6 +16,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::{Connection, Database, Describe, Either, Execute, Executor, SqlStr};
+
+use crate::metrics::PoolMetrics;
 
 /// A connection that was idle for longer is pinged before use, so that connections broken by a restart of the database are
 /// replaced.
@@ -28,6 +30,7 @@ pub(super) struct Pool<DB: Database> {
     /// The timeout of a statement. Without it, a connection that no longer responds, such as one through a proxy whose
     /// server was lost, would block its caller forever.
     statement_timeout: Duration,
+    metrics: PoolMetrics,
 }
 
 async fn in_time<T, E: From<sqlx::Error>>(max: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -65,7 +68,7 @@ impl<DB: Database> managed::Manager for Opener<DB> {
 
 impl<DB: Database> Pool<DB> {
     /// Creates a pool of up to `connections_max` connections. Opens none yet.
-    pub fn new(options: Options<DB>, connections_max: u32, statement_timeout: Duration) -> Self {
+    pub fn new(options: Options<DB>, connections_max: u32, statement_timeout: Duration, metrics: PoolMetrics) -> Self {
         let wait = Some(statement_timeout);
         let timeouts = Timeouts { wait, create: wait, recycle: wait };
         let inner = managed::Pool::builder(Opener { options })
@@ -74,7 +77,7 @@ impl<DB: Database> Pool<DB> {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("timeouts have a runtime");
-        Self { inner, statement_timeout }
+        Self { inner, statement_timeout, metrics }
     }
 
     async fn in_time<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -82,11 +85,15 @@ impl<DB: Database> Pool<DB> {
     }
 
     async fn acquire(&self) -> Result<Acquired<DB>, sqlx::Error> {
-        match self.inner.get().await {
+        let began = Instant::now();
+        let acquired = self.inner.get().await;
+        self.metrics.waited(began.elapsed());
+        match acquired {
             Ok(object) => Ok(Acquired { object: Some(object) }),
             Err(PoolError::Backend(error)) => Err(error),
             Err(PoolError::Closed) => Err(sqlx::Error::PoolClosed),
             Err(PoolError::Timeout(_) | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
+                self.metrics.timed_out();
                 Err(sqlx::Error::PoolTimedOut)
             }
         }

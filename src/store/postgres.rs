@@ -18,6 +18,7 @@ use super::{Commit, Error, FIRST_VERSION, NewChunk, NewRun, SavedText, Settings,
 use crate::api::organization::usage::DAY_S;
 use crate::api::{ApiKeyId, Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the database's time if it is null. The
 /// expression is stable, so that an index can be used.
@@ -321,6 +322,7 @@ pub struct Backend {
     options: PgConnectOptions,
     display_name: String,
     clock: Arc<Clock>,
+    metrics: Arc<Metrics>,
     unreadable: Unreadable,
     /// What finds vectors in the database, if anything does.
     vector_search: Option<String>,
@@ -329,7 +331,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>) -> Result<Self, Error> {
+    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let options = PgConnectOptions::from_str(&settings.url)
             .map_err(|error| Error::InvalidUrl(format!("database_url is not a Postgres URL: {error}")))?
             .application_name("assistd");
@@ -344,12 +346,14 @@ impl Backend {
         migrations().run(&mut first).await.map_err(Error::Migration)?;
         let vector_search = pgvector::prepare(&mut first).await;
         first.close().await?;
-        let pool = Pool::new(options.clone(), settings.connections_max, settings.statement_timeout);
+        let (size, timeout) = (settings.connections_max, settings.statement_timeout);
+        let pool = Pool::new(options.clone(), size, timeout, metrics.pool("postgres"));
         let backend = Self {
             pool,
             options,
             display_name,
             clock,
+            metrics,
             unreadable: Unreadable::default(),
             vector_search,
             building: tokio::sync::Mutex::default(),

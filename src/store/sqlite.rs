@@ -23,6 +23,7 @@ use super::{
 use crate::api::organization::usage::DAY_S;
 use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
+use crate::metrics::Metrics;
 
 /// The current time in Unix seconds: the value of the parameter `$fixed`, or the system's time if it is null.
 macro_rules! now {
@@ -233,11 +234,17 @@ pub struct Backend {
     /// Locked until the store is closed, so that no other server can open the file; `None` for a command next to a server.
     _lock: Option<File>,
     clock: Arc<Clock>,
+    metrics: Arc<Metrics>,
     unreadable: Unreadable,
 }
 
 impl Backend {
-    pub(super) async fn open(settings: &Settings, clock: Arc<Clock>, opener: Opener) -> Result<Self, Error> {
+    pub(super) async fn open(
+        settings: &Settings,
+        clock: Arc<Clock>,
+        metrics: Arc<Metrics>,
+        opener: Opener,
+    ) -> Result<Self, Error> {
         let path = settings.url.trim_start_matches("sqlite:").trim_start_matches("//");
         let path = path.split('?').next().unwrap_or_default();
         if path.is_empty() || path == ":memory:" {
@@ -269,10 +276,12 @@ impl Backend {
         if opener == Opener::Server {
             clear_leases(&mut first).await;
         }
-        let writer = Pool::new(options.clone(), 1, settings.statement_timeout);
-        let readers = Pool::new(options.read_only(true), readers(settings.connections_max), settings.statement_timeout);
+        let timeout = settings.statement_timeout;
+        let writer = Pool::new(options.clone(), 1, timeout, metrics.pool("sqlite_writer"));
+        let size = readers(settings.connections_max);
+        let readers = Pool::new(options.read_only(true), size, timeout, metrics.pool("sqlite_readers"));
         let anchor = Mutex::new(Some(first));
-        Ok(Self { writer, readers, anchor, path, _lock: lock, clock, unreadable: Unreadable::default() })
+        Ok(Self { writer, readers, anchor, path, _lock: lock, clock, metrics, unreadable: Unreadable::default() })
     }
 
     /// Returns the time of a manual clock.

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::metrics::Metrics;
 use crate::store::{self, JobKind, Jobs, Lease};
 
 pub use lease::Attempt;
@@ -108,6 +109,19 @@ pub enum Outcome {
     Waiting(String),
 }
 
+impl Outcome {
+    /// Returns the label of the outcome in metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::LeaseLost => "lease_lost",
+            Self::Stopped => "stopped",
+            Self::Failed(_) => "failed",
+            Self::Waiting(_) => "waiting",
+        }
+    }
+}
+
 /// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -147,6 +161,7 @@ pub struct Worker<J> {
     job: Arc<J>,
     jobs: Arc<dyn Jobs>,
     settings: Settings,
+    metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
     leases: Arc<Leases>,
     trials: Arc<Trials>,
@@ -161,7 +176,13 @@ pub struct Worker<J> {
 impl<J: Job> Worker<J> {
     /// Creates a worker. The caller must run its loops, [`Worker::claim_due_jobs`] and [`Worker::renew_leases`].
     #[must_use]
-    pub fn new(job: Arc<J>, jobs: Arc<dyn Jobs>, queue: Arc<Queue>, settings: Settings) -> Arc<Self> {
+    pub fn new(
+        job: Arc<J>,
+        jobs: Arc<dyn Jobs>,
+        queue: Arc<Queue>,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             job,
             jobs,
@@ -169,6 +190,7 @@ impl<J: Job> Worker<J> {
             leases: Arc::default(),
             trials: Arc::default(),
             settings,
+            metrics,
             queue,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -331,12 +353,15 @@ impl<J: Job> Worker<J> {
             self.give_up(work, self.settings.attempts_max, &cause).await;
             return;
         }
+        let active = self.metrics.job_started(J::KIND.label());
         let driven = AssertUnwindSafe(self.job.drive(&mut work, &attempt)).catch_unwind();
         let outcome = tokio::select! {
             biased;
             outcome = driven => outcome.unwrap_or_else(|panic| Outcome::Failed(panic_text(&*panic))),
             () = attempt.lost() => Outcome::LeaseLost,
         };
+        drop(active);
+        self.metrics.attempt_ended(J::KIND.label(), outcome.label());
         let is_last = attempts >= self.settings.attempts_max;
         let pause = retry_after(attempts);
         let cause = match outcome {
@@ -368,6 +393,7 @@ impl<J: Job> Worker<J> {
     }
 
     async fn give_up(&self, work: J::Work, attempts: u32, cause: &str) {
+        self.metrics.job_given_up(J::KIND.label());
         if let Err(error) = self.job.give_up(work, attempts, cause).await {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, attempts, "failed to give up a job; retrying when its lease expires");

@@ -29,7 +29,7 @@ impl Fake {
 
     fn worker(self: &Arc<Self>) -> Arc<Worker<Fake>> {
         let settings = Settings { concurrency_max: 8, lease: Duration::from_secs(15), attempts_max: ATTEMPTS_MAX };
-        Worker::new(self.clone(), self.clone(), Arc::default(), settings)
+        Worker::new(self.clone(), self.clone(), Arc::default(), settings, Arc::default())
     }
 
     fn write(&self, written: Written) {
@@ -62,6 +62,11 @@ impl Jobs for Fake {
     ) -> Result<(), store::Error> {
         self.write(Written::Failed(lease.id.clone(), cause.to_owned()));
         Ok(())
+    }
+
+    async fn queue_states(&self) -> Result<Vec<store::QueueState>, store::Error> {
+        let jobs = i64::try_from(lock(&self.due).len()).expect("there are few");
+        Ok(vec![store::QueueState { kind: JobKind::Run, jobs, oldest_age_s: 0 }])
     }
 }
 

@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 21] = [
+const ORDER: [(&str, u32); 22] = [
     ("main", 0),
     ("server", 1),
     ("commands", 1),
@@ -28,6 +28,7 @@ const ORDER: [(&str, u32); 21] = [
     ("host", 13),
     ("priority", 13),
     ("liveness", 13),
+    ("metrics", 13),
     ("api", 13),
     // The macro of `api`, which is exported at the root.
     ("request", 13),

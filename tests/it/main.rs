@@ -38,6 +38,7 @@ mod layers;
 mod limits;
 mod lists;
 mod messages;
+mod metrics;
 mod migrations;
 mod model_servers;
 mod mutations;

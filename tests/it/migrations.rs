@@ -1,6 +1,7 @@
 //! Migrations: the same files for both databases, applied by several servers concurrently.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::both_stores;
 use crate::support::database::Database;
@@ -49,7 +50,7 @@ async fn a_sqlite_file_can_be_opened_by_one_server_at_a_time() {
     let first = database.open().await;
 
     let clock = std::sync::Arc::new(assistd::clock::Clock::system());
-    let second = assistd::store::open(&database.settings(), clock).await.unwrap_err().to_string();
+    let second = assistd::store::open(&database.settings(), clock, Arc::default()).await.unwrap_err().to_string();
 
     assert!(second.contains("another server is using it"), "{second}");
     first.close().await;

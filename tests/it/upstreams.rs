@@ -1,5 +1,7 @@
 //! Model servers: routing by model name, retries, and the handling of their errors.
 
+use std::sync::Arc;
+
 use assistd::llm::Found;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -145,10 +147,10 @@ async fn discovery_selects_the_first_server_that_lists_a_model() {
     let unreachable = ("unreachable", "http://127.0.0.1:9/v1");
     let candidates = [unreachable, ("first", first.url.as_str()), ("second", second.url.as_str())];
 
-    let Found { name, model, .. } = assistd::llm::find(&settings, &candidates).await.unwrap();
+    let Found { name, model, .. } = assistd::llm::find(&settings, &Arc::default(), &candidates).await.unwrap();
 
     assert_eq!((name, model.as_str()), ("first", "small"));
-    assert!(assistd::llm::find(&settings, &[unreachable]).await.is_none());
+    assert!(assistd::llm::find(&settings, &Arc::default(), &[unreachable]).await.is_none());
 }
 
 both_stores!(requests_are_routed_by_model_name, async |database: Database| {

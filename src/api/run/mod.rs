@@ -213,6 +213,28 @@ impl Default for TruncationStrategy {
 }
 
 impl RunState {
+    /// Returns why the run failed or is incomplete, as on the wire; empty for all other states.
+    #[must_use]
+    pub fn end_reason(&self) -> &'static str {
+        match self {
+            Self::Failed { error, .. } => match error.code {
+                ErrorCode::ServerError => "server_error",
+                ErrorCode::RateLimitExceeded => "rate_limit_exceeded",
+            },
+            Self::Incomplete { reason, .. } => match reason {
+                RunIncompleteReason::MaxCompletionTokens => "max_completion_tokens",
+                RunIncompleteReason::MaxPromptTokens => "max_prompt_tokens",
+            },
+            Self::Queued { .. }
+            | Self::InProgress { .. }
+            | Self::RequiresAction { .. }
+            | Self::Cancelling { .. }
+            | Self::Cancelled { .. }
+            | Self::Completed { .. }
+            | Self::Expired { .. } => "",
+        }
+    }
+
     /// Returns the status on the wire.
     #[must_use]
     pub fn status(&self) -> &'static str {

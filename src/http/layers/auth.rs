@@ -197,6 +197,7 @@ fn scope_of(path: &str, method: &Method) -> &'static str {
         () if has("organization") && is_read => "api.management.read",
         () if has("organization") => "api.management.write",
         () if has("usage") => "api.usage.read",
+        () if has("metrics") => "api.management.read",
         () if has("models") => "api.model.read",
         () if has("chat") || has("embeddings") => "model.request",
         () if (has("files") || has("uploads")) && is_read => "api.files.read",

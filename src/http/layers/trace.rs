@@ -1,7 +1,7 @@
 //! Middleware of all requests: request ID, duration, and log line.
 
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 use crate::api;
 use crate::http::error::{Cause, error_response};
+use crate::http::routes::unprefixed;
+use crate::http::state::App;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -25,7 +27,7 @@ const ECHOED: [HeaderName; 2] =
 pub(in crate::http) struct RequestId(pub String);
 
 /// Assigns a request ID, runs the request, and adds the headers of every response.
-pub(in crate::http) async fn request(mut request: Request, next: Next) -> Response {
+pub(in crate::http) async fn request(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = format!("req_{}", Uuid::now_v7().simple());
     let route = request.extensions().get::<MatchedPath>().map_or_else(String::new, |path| path.as_str().to_owned());
@@ -45,6 +47,7 @@ pub(in crate::http) async fn request(mut request: Request, next: Next) -> Respon
     }
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(%method, route, status = response.status().as_u16(), duration_ms, "request");
+    app.metrics.request_answered(method.as_str(), unprefixed(&route), response.status().as_u16(), began.elapsed());
 
     let headers = response.headers_mut();
     headers.extend(echoed);

@@ -21,6 +21,7 @@ use super::report::Report;
 use super::visible::ThinkTags;
 use crate::host::is_loopback;
 use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient};
+use crate::metrics::{Metrics, UpstreamError};
 
 /// Initial backoff before a retry; doubled for each further retry, and shortened by up to a half at random, so that
 /// clients do not retry at the same time.
@@ -75,6 +76,7 @@ struct Inner {
     mask: Mask,
     is_openai: bool,
     settings: Settings,
+    metrics: Arc<Metrics>,
     learned: Learned,
 }
 
@@ -104,12 +106,18 @@ impl Urls {
 
 impl Upstream {
     /// Creates the client for a server. The base URL ends in `/v1`, as in the SDKs. The name appears in errors and in the
-    /// log in place of the URL; it is empty for the only server.
+    /// log in place of the URL; it is empty for the only server. Failed requests are counted in `metrics`.
     ///
     /// # Panics
     /// If the system's TLS roots cannot be loaded.
     #[must_use]
-    pub fn new(name: impl Into<String>, base_url: &str, api_key: Option<SecretString>, settings: Settings) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        base_url: &str,
+        api_key: Option<SecretString>,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         // Fails if a provider is already installed, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = Url::parse(base_url).ok();
@@ -139,6 +147,7 @@ impl Upstream {
             mask,
             is_openai,
             settings,
+            metrics,
             learned: Learned::default(),
         };
         Self { client, inner: Arc::new(inner) }
@@ -315,11 +324,11 @@ impl Upstream {
                     Ok(None) => break,
                     Err(_) | Ok(Some(Err(_))) if reader.has_finish() => return,
                     Ok(Some(Err(error))) => {
-                        yield Err(upstream.unavailable(&upstream.broken(&error)));
+                        yield Err(upstream.interrupted(&upstream.broken(&error)));
                         return;
                     }
                     Err(_) => {
-                        yield Err(upstream.unavailable(&upstream.stalled()));
+                        yield Err(upstream.interrupted(&upstream.stalled()));
                         return;
                     }
                 }
@@ -359,18 +368,32 @@ impl Upstream {
             let request = self.authorize(request).body(body.clone());
             match tokio::time::timeout(settings.first_byte_timeout, first_bytes(request)).await {
                 Err(_) => {
+                    self.count(UpstreamError::Timeout);
                     let seconds = settings.first_byte_timeout.as_secs();
                     return Err(
                         self.unavailable(&format!("sent nothing for {seconds} s (upstream_first_byte_timeout_s)"))
                     );
                 }
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => match backoff.next(None) {
-                    Some(pause) => self.wait(pause).await,
-                    None => return Err(self.unreachable(&error)),
-                },
+                Ok(Ok(answer)) => {
+                    let status = answer.response.status();
+                    if !status.is_success() {
+                        self.count(UpstreamError::Status(status.as_u16()));
+                    }
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => {
+                    self.count(UpstreamError::Connection);
+                    match backoff.next(None) {
+                        Some(pause) => self.wait(pause).await,
+                        None => return Err(self.unreachable(&error)),
+                    }
+                }
             }
         }
+    }
+
+    fn count(&self, error: UpstreamError) {
+        self.inner.metrics.upstream_failed(self.name(), error);
     }
 
     async fn wait(&self, pause: Duration) {
@@ -399,6 +422,12 @@ impl Upstream {
         Error::Unavailable(format!("{} {predicate}.", self.subject()))
     }
 
+    /// Returns the error of an answer that has started and does not continue.
+    fn interrupted(&self, predicate: &str) -> Error {
+        self.count(UpstreamError::Answer);
+        self.unavailable(predicate)
+    }
+
     /// Returns "The model server", with its name.
     fn subject(&self) -> String {
         match self.inner.name.as_str() {
@@ -409,6 +438,7 @@ impl Upstream {
 
     /// Returns the error of an answer that has started.
     fn failed_answer(&self, failure: Failure) -> Error {
+        self.count(UpstreamError::Answer);
         match failure {
             Failure::Invalid(predicate) => self.unavailable(&self.inner.mask.apply(&predicate)),
             Failure::NotAnAnswer(predicate, text) => {
@@ -629,8 +659,8 @@ impl ChatModel for Upstream {
                     }
                     // The answer is complete, although the body is not.
                     Err(_) | Ok(Some(Err(_))) if reader.has_finish() => break,
-                    Err(_) => failure = Some(upstream.unavailable(&upstream.stalled())),
-                    Ok(Some(Err(error))) => failure = Some(upstream.unavailable(&upstream.broken(&error))),
+                    Err(_) => failure = Some(upstream.interrupted(&upstream.stalled())),
+                    Ok(Some(Err(error))) => failure = Some(upstream.interrupted(&upstream.broken(&error))),
                 }
             }
             if let Some(reason) = reader.unknown_finish() {
@@ -727,7 +757,7 @@ mod tests {
     #[test]
     fn a_server_does_not_show_its_key_or_its_address() {
         let url = "http://user:secret@10.1.2.3:8000/v1?token=secret";
-        let upstream = Upstream::new("gpu", url, Some("sk-secret".into()), settings());
+        let upstream = Upstream::new("gpu", url, Some("sk-secret".into()), settings(), Arc::default());
 
         let shown = format!("{upstream:?}");
         assert!(!shown.contains("secret") && !shown.contains("10.1.2.3"), "{shown}");
@@ -739,7 +769,7 @@ mod tests {
     #[test]
     fn every_form_of_a_secret_is_masked_before_a_text_is_truncated() {
         let url = "http://USER:pa%2Fss%40W0RD77@127.0.0.1:1/SECRETPATHTOKEN/v1?key=QUERYKEY#FRAGMENT";
-        let upstream = Upstream::new("", url, Some("sk-TOP/SECRET".into()), settings());
+        let upstream = Upstream::new("", url, Some("sk-TOP/SECRET".into()), settings(), Arc::default());
 
         for text in [
             "USER",
@@ -789,7 +819,7 @@ mod tests {
             socket.write_all(head).await.unwrap();
             socket
         };
-        let upstream = Upstream::new("", &url, None, settings());
+        let upstream = Upstream::new("", &url, None, settings(), Arc::default());
         let prompt = format!("{{\"{}\":\"end\"}}", "x".repeat(1024 * 1024)).into_bytes();
         let owner = Arc::new(prompt);
         let released: Weak<Vec<u8>> = Arc::downgrade(&owner);

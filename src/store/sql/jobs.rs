@@ -6,12 +6,31 @@ use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
 
 use super::{Backend, Db, seconds};
-use crate::store::{Error, JobKind, Jobs, Lease, to_json};
+use crate::store::{Error, JobKind, Jobs, Lease, QueueState, to_json};
 
 /// Maximum number of leases that one statement renews.
 const LEASES_MAX: usize = 500;
 /// Maximum length of a stored cause, in characters.
 const CAUSE_CHARS_MAX: usize = 500;
+
+/// Counts the due jobs. The conditions are those of the partial indexes `runs_due_by_owner` and `vector_store_files_due`,
+/// which have only the jobs that wait or are driven.
+const QUEUE_STATES: &str = concat!(
+    "select run.jobs, ",
+    now!("$1"),
+    " - run.oldest, file.jobs, ",
+    now!("$1"),
+    " - file.oldest
+     from (select count(*) as jobs, min(due_at) as oldest from runs where due_at is not null and due_at <= ",
+    now!("$1"),
+    ") as run
+     cross join (
+         select count(*) as jobs, min(due_at) as oldest from vector_store_files
+         where due_at is not null and due_at <= ",
+    now!("$1"),
+    "
+     ) as file"
+);
 
 #[async_trait]
 impl Jobs for Backend {
@@ -89,5 +108,12 @@ impl Jobs for Backend {
             .execute(self.writer())
             .await?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(Error::Stale) }
+    }
+
+    async fn queue_states(&self) -> Result<Vec<QueueState>, Error> {
+        let (runs, run_age, files, file_age): (i64, Option<i64>, i64, Option<i64>) =
+            sqlx::query_as::<Db, _>(QUEUE_STATES).bind(self.fixed_time()).fetch_one(self.reader()).await?;
+        let state = |kind, jobs, age: Option<i64>| QueueState { kind, jobs, oldest_age_s: age.unwrap_or_default() };
+        Ok(vec![state(JobKind::Run, runs, run_age), state(JobKind::StoreFile, files, file_age)])
     }
 }

@@ -10,6 +10,7 @@ use crate::api::organization::usage::{
     CallKind, CallOrigin, DAY_S, GroupField, ModelCall, UsageGroup, UsageKind, UsagePage, UsageQuery,
 };
 use crate::api::{ApiKeyId, AssistantId, RunId, ThreadId, Timestamp};
+use crate::metrics::Metrics;
 use crate::store::{Error, Ledger, USAGE_GROUPS_MAX, to_json};
 
 /// Inserts a row for one call.
@@ -77,12 +78,22 @@ pub(super) fn insert_call(call: &ModelCall, fixed: Option<i64>) -> sqlx::query::
         .bind(fixed)
 }
 
+/// Counts the tokens of a call that was recorded.
+pub(super) fn count_tokens(metrics: &Metrics, call: &ModelCall) {
+    let operation = match call.kind {
+        CallKind::Completions => "chat",
+        CallKind::Embeddings => "embeddings",
+    };
+    metrics.tokens_used(operation, &call.model, call.input_tokens, call.output_tokens);
+}
+
 type Arguments = <Db as sqlx::Database>::Arguments;
 
 #[async_trait]
 impl Ledger for Backend {
     async fn record_call(&self, call: &ModelCall) -> Result<(), Error> {
         insert_call(call, self.fixed_time()).execute(self.writer()).await?;
+        count_tokens(&self.metrics, call);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::page::{List, Parent, page, read};
 use super::resources::{attach_to_thread, check_resources, find_files};
 use super::store_files::finish;
 use super::threads::prepare_thread;
-use super::{Backend, CLAIM_RUN, Db, Row, insert_run, messages, seconds};
+use super::{Backend, CLAIM_RUN, Db, Row, insert_run, ledger, messages, seconds};
 use crate::api::run::RunState;
 use crate::api::usage::Usage;
 use crate::api::{
@@ -279,6 +279,9 @@ impl RunEngine for Backend {
 
     async fn commit(&self, commit: Commit<'_>) -> Result<Committed, Error> {
         let Written { lease, metadata } = self.write_commit(&commit).await?.ok_or(Error::Stale)?;
+        for call in commit.calls {
+            ledger::count_tokens(&self.metrics, call);
+        }
         let id = commit.changed_message.map_or("", |message| message.id.as_str());
         let metadata = metadata.map(|metadata| from_json(messages::TABLE, id, &metadata)).transpose()?;
         Ok(Committed { version: commit.version + 1, lease, metadata })

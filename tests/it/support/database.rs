@@ -85,7 +85,7 @@ impl Database {
 
     /// Opens the store with a clock that the test moves.
     pub async fn open_at(&self, clock: Arc<Clock>) -> Arc<dyn Store> {
-        store::open(&self.settings(), clock).await.unwrap()
+        store::open(&self.settings(), clock, Arc::default()).await.unwrap()
     }
 
     /// A SQLite file on a small disk that can be filled. Returns `None` and reports a skipped test if mounting fails.

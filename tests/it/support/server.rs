@@ -1,5 +1,6 @@
 //! A running server on its own port.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use assistd::api::Timestamp;
@@ -53,6 +54,11 @@ impl Server {
         let inner = assistd::server::Server::start_with_program(&settings, clock.clone(), program).await.unwrap();
         let client = Client::new(inner.address);
         Self { inner, client, clock }
+    }
+
+    /// Returns the address on which only the metrics are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.inner.metrics_address
     }
 
     /// Stops the server as on SIGTERM.
