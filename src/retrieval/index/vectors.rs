@@ -86,8 +86,8 @@ impl<'a> StoredRow<'a> {
 
     /// Returns the estimated score, and its largest error.
     pub(super) fn estimate(&self, query: &QueryVector) -> (f32, f32) {
-        let sum = pulp::Arch::new()
-            .dispatch(|| product(self.high, &query.values, |value| i16::from(i8::from_le_bytes([value]))));
+        let widen = |value| i16::from(i8::from_le_bytes([value]));
+        let sum = pulp::Arch::new().dispatch(Product { left: self.high, right: &query.values, widen });
         #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
         let score = sum as f32 * (256.0 * query.scale * self.scale);
         (score, self.error)
@@ -266,14 +266,8 @@ impl Vectors {
         let (start, end) = (rows.start as usize, rows.end as usize);
         let vectors = self.high[start * self.stride..end * self.stride].chunks_exact(self.stride);
         let factor = 256.0 * query.scale;
-        let scores = scores.iter_mut().zip(vectors).zip(&self.scales[start..end]);
-        pulp::Arch::new().dispatch(|| {
-            for ((score, vector), scale) in scores {
-                #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
-                let sum = product(vector, &query.values, i16::from) as f32;
-                *score = if *scale > 0.0 { sum * (factor * scale) } else { ABSENT };
-            }
-        });
+        let rows = scores.iter_mut().zip(vectors).zip(&self.scales[start..end]);
+        pulp::Arch::new().dispatch(Estimates { rows, values: &query.values, factor });
     }
 
     /// Returns how many rows have about this size, at least one.
@@ -305,15 +299,52 @@ impl Vectors {
     pub(super) fn score(&self, row: u32, query: &QueryVector) -> f32 {
         let start = row as usize * self.stride;
         let bytes = start..start + self.stride;
-        let (high, low) = pulp::Arch::new().dispatch(|| {
-            let high = product(&self.high[bytes.clone()], &query.values, i16::from);
-            let low = product(&self.low[bytes], &query.values, i16::from);
-            (high, low)
-        });
+        let product = |left| pulp::Arch::new().dispatch(Product { left, right: &query.values, widen: i16::from });
+        let (high, low) = (product(&self.high[bytes.clone()]), product(&self.low[bytes]));
         let unit = f64::from(self.scales[row as usize]) * f64::from(query.scale);
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a score between -1 and 1")]
         let score = ((256 * high + low) as f64 * unit) as f32;
         score.clamp(-1.0, 1.0)
+    }
+}
+
+/// [`product`], to be compiled for each instruction set. A closure would not do: it is compiled for the oldest one only, unless
+/// the compiler happens to inline it.
+struct Product<'a, T, W> {
+    left: &'a [T],
+    right: &'a [i16],
+    widen: W,
+}
+
+impl<T: Copy, W: Fn(T) -> i16> pulp::NullaryFnOnce for Product<'_, T, W> {
+    type Output = i64;
+
+    #[expect(clippy::inline_always, reason = "compiled for the instruction set of its caller")]
+    #[inline(always)]
+    fn call(self) -> i64 {
+        product(self.left, self.right, self.widen)
+    }
+}
+
+/// Writes estimates. See [`Product`].
+struct Estimates<'a, R> {
+    /// For each row, the place of the score, the vector, and the length of one unit.
+    rows: R,
+    values: &'a [i16],
+    factor: f32,
+}
+
+impl<'a, R: Iterator<Item = ((&'a mut f32, &'a [i8]), &'a f32)>> pulp::NullaryFnOnce for Estimates<'_, R> {
+    type Output = ();
+
+    #[expect(clippy::inline_always, reason = "compiled for the instruction set of its caller")]
+    #[inline(always)]
+    fn call(self) {
+        for ((score, vector), scale) in self.rows {
+            #[expect(clippy::cast_precision_loss, reason = "less than the error of the estimate")]
+            let sum = product(vector, self.values, i16::from) as f32;
+            *score = if *scale > 0.0 { sum * (self.factor * scale) } else { ABSENT };
+        }
     }
 }
 
