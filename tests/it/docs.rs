@@ -179,3 +179,20 @@ fn the_diagram_of_a_run_matches_the_state_machine() {
     let inputs: BTreeSet<&String> = moves.iter().map(|(_, input, _)| input).collect();
     assert!(inputs.len() >= 10, "inputs of the table: {inputs:?}");
 }
+
+/// The image is built without the sources of tests and benchmarks, which Cargo requires.
+#[test]
+fn the_image_has_a_file_for_each_target() {
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let image = std::fs::read_to_string(root().join("docker/Dockerfile")).unwrap();
+    let targets = |kind: &str| manifest[kind].as_array().unwrap().clone();
+    let path = |folder: &str, target: &toml::Value| match target.get("path") {
+        Some(path) => path.as_str().unwrap().to_owned(),
+        None => format!("{folder}/{}.rs", target["name"].as_str().unwrap()),
+    };
+    let tests = targets("test").into_iter().map(|target| path("tests", &target));
+    let benches = targets("bench").into_iter().map(|target| path("benches", &target));
+    for path in tests.chain(benches) {
+        assert!(image.contains(&path), "docker/Dockerfile does not create {path}");
+    }
+}
