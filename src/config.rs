@@ -140,6 +140,7 @@ pub struct Settings {
     pub code_concurrency: usize,
     pub log: String,
     pub log_format: LogFormat,
+    pub otlp_endpoint: SecretUrl,
     pub model_aliases: BTreeMap<String, String>,
     pub context_windows: BTreeMap<String, u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -307,10 +308,19 @@ impl Settings {
     }
 
     fn check_urls(&self) -> Result<(), Error> {
+        let is_known = |url: &SecretUrl| {
+            let url = reqwest::Url::parse(url.expose());
+            url.is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+        };
+        if !self.otlp_endpoint.expose().is_empty() && !is_known(&self.otlp_endpoint) {
+            return Err(Error(format!(
+                "otlp_endpoint is \"{}\"; expected a URL like http://127.0.0.1:4318",
+                self.otlp_endpoint.masked()
+            )));
+        }
         let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url, &self.embedding_url]);
         for url in urls.filter(|url| !url.expose().is_empty()) {
-            let known = reqwest::Url::parse(url.expose()).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-            if !known {
+            if !is_known(url) {
                 return Err(Error(format!(
                     "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
                     url.masked()
@@ -714,6 +724,7 @@ mod tests {
         assert!(load(&[("ASSISTD_LISTEN", "localhost:8484")]).is_ok());
         assert!(load(&[("ASSISTD_METRICS_LISTEN", "metrics")]).unwrap_err().contains("such as 127.0.0.1:9464"));
         assert!(load(&[("ASSISTD_METRICS_LISTEN", "0.0.0.0:9464")]).is_ok());
+        assert!(load(&[("ASSISTD_OTLP_ENDPOINT", "127.0.0.1:4318")]).unwrap_err().contains("http://127.0.0.1:4318"));
         assert!(load(&[("ASSISTD_FILES_S3_PATH_STYLE", "yes")]).unwrap_err().contains("neither true nor false"));
         let large = [("ASSISTD_UPLOAD_BYTES_MAX", "100000000000"), ("ASSISTD_FILES_URL", "s3://bucket")];
         assert!(load(&large).unwrap_err().contains("with an S3 bucket"));

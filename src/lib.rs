@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`api`] | the public API as plain values: ids, objects, requests with their rules, events; no I/O |
 //! | [`clock`] | the only source of the current time, synchronized with the database |
+//! | [`traces`] | exports traces of runs and model calls over OTLP |
 //! | [`host`] | host names |
 //! | [`priority`] | the priority of background work |
 //! | [`liveness`] | which background loops are down |
@@ -32,7 +33,7 @@
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!
 //! ```text
-//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ clock ▸ { host, priority, liveness, metrics, api }
+//! main ▸ { server, commands } ▸ config ▸ { telemetry, health } ▸ http ▸ runs ▸ tools ▸ retrieval ▸ access ▸ files ▸ work ▸ { store, llm } ▸ { clock, traces } ▸ { host, priority, liveness, metrics, api }
 //! ```
 
 pub mod access;
@@ -54,4 +55,5 @@ pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod tools;
+pub mod traces;
 pub mod work;

@@ -12,6 +12,7 @@
 //! | [`file_search`] | the file search as the model sees it; pure |
 //! | [`citations`] | turns the references that the model writes into marks; pure |
 //! | [`file_paths`] | finds the paths of files that code has written in the text; pure |
+//! | `observed_call` | what is counted and traced about one model call |
 //! | [`turn`] | folds the model's deltas into text, calls and usage; pure |
 //! | `images` | image files in prompts |
 //! | `scaling` | scales images down; pure |
@@ -28,6 +29,7 @@ pub mod file_search;
 mod images;
 pub mod machine;
 mod model_turn;
+mod observed_call;
 pub mod prompt;
 mod scaling;
 pub mod service;
@@ -52,6 +54,7 @@ use crate::metrics::Metrics;
 use crate::retrieval::search::Retrieval;
 use crate::store::Store;
 use crate::tools::code_interpreter::sessions::Interpreter;
+use crate::traces::Traces;
 
 use citations::CitationStyle;
 
@@ -79,6 +82,8 @@ pub struct Dependencies {
     pub interpreter: Interpreter,
     /// Counts runs and model calls.
     pub metrics: Arc<Metrics>,
+    /// Exports traces of runs.
+    pub traces: Traces,
     /// The time.
     pub clock: Arc<Clock>,
     /// Generates IDs.

@@ -12,6 +12,7 @@ use super::drive::{DriveError, Driver, LeasedRun};
 use super::file_paths::{self, FilePaths};
 use super::file_search::Passages;
 use super::machine::{Effect, Input, Mark};
+use super::observed_call::ObservedCall;
 use super::prompt::fit::{Budget, Next, Prompt, PromptBuilder};
 use super::stream::Live;
 use super::turn::{Calls, Turn, TurnEvent};
@@ -147,7 +148,7 @@ impl Driver {
         let Call { mut request, prompt_tokens, mut memory } = call;
         request.model.clone_from(&route.model);
         let spec = &run.current.progress.run.spec;
-        let mut timed = self.dependencies.metrics.call_started(&spec.model, route.server.name());
+        let mut call = ObservedCall::start(&self.dependencies, spec, &route);
         let mut answer = route.server.chat(request);
         let mut turn = Turn::new(prompt::functions(spec), !spec.parallel_tool_calls);
         let mut citer = self.citer(run).await?;
@@ -171,20 +172,20 @@ impl Driver {
             memory.take();
             match deltas {
                 None => {
-                    timed.completed();
+                    call.completed(&turn);
                     let rest = citer.finish();
                     self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     return self.replied(run, turn, &route, &prompt_tokens).await;
                 }
                 Some(Err(error)) => {
-                    timed.failed(error.label());
+                    call.failed(&turn, &error);
                     let rest = citer.finish();
                     self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
                 Some(Ok(deltas)) => {
-                    timed.chunk_received();
+                    call.chunk_received();
                     let ids = &self.dependencies.ids;
                     let events = deltas.into_iter().flat_map(|delta| turn.apply(delta, ids));
                     let events = citer.apply(events);
@@ -193,7 +194,7 @@ impl Driver {
                     let written = progress.text().len() + progress.refusal().len() + turn.other_bytes();
                     if written > ANSWER_BYTES_MAX {
                         drop(answer);
-                        timed.completed();
+                        call.completed(&turn);
                         let rest = citer.finish();
                         self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                         let usage = self.spent(run, &turn, &prompt_tokens).await?;

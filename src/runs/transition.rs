@@ -140,11 +140,12 @@ impl Transitions {
         Ok((now, transition.effect))
     }
 
-    /// Counts a run that has ended. No transition leads from an end.
+    /// Counts a run that has ended, and exports its trace. No transition leads from an end.
     fn count_end(&self, run: &Run) {
         if run.state.has_ended() {
-            let Dependencies { clock, metrics, .. } = &self.dependencies;
+            let Dependencies { clock, metrics, traces, .. } = &self.dependencies;
             metrics.run_ended(run.state.status(), run.state.end_reason(), clock.now().0 - run.spec.created_at.0);
+            traces.run_ended(run);
         }
     }
 

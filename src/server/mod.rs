@@ -34,6 +34,7 @@ use crate::tools::code_interpreter::install::{self, Installation};
 use crate::tools::code_interpreter::sandbox::Sandbox;
 use crate::tools::code_interpreter::sessions::{self, Interpreter};
 use crate::tools::code_interpreter::wasm::Wasm;
+use crate::traces::{self, Traces};
 use crate::work;
 use crate::work::{Queue, Supervisor, Worker};
 
@@ -66,6 +67,9 @@ pub enum Error {
     /// The path of this program is not known, which extracts the texts of files.
     #[error("failed to find the path of this program")]
     Program(#[source] std::io::Error),
+    /// Traces cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
     /// The storage of files cannot be used.
     #[error(transparent)]
     Files(#[from] InvalidSettings),
@@ -115,6 +119,7 @@ pub struct Server {
     tokens: Arc<Tokens>,
     database: Arc<dyn Store>,
     interpreter: Interpreter,
+    traces: Traces,
     /// Stops the background loops.
     stopping: CancellationToken,
     /// Stops accepting connections.
@@ -159,6 +164,7 @@ impl Server {
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
         let retrieval =
             Retrieval::new(database.clone(), clock.clone(), models.clone(), embedder.clone(), settings.search());
+        let traces = traces_to(settings)?;
         let interpreter = interpreter(settings, &database, &files, &ids, program.clone());
         let dependencies = Dependencies {
             store: database.clone(),
@@ -169,6 +175,7 @@ impl Server {
             retrieval: retrieval.clone(),
             interpreter: interpreter.clone(),
             metrics: metrics.clone(),
+            traces: traces.clone(),
             clock: clock.clone(),
             ids: ids.clone(),
         };
@@ -230,6 +237,7 @@ impl Server {
             tokens,
             database,
             interpreter,
+            traces,
             stopping,
             closing,
             tasks,
@@ -265,6 +273,7 @@ impl Server {
             self.tasks.wait().await;
             self.interpreter.close_all();
             self.tokens.drained().await;
+            self.traces.stop().await;
             self.database.close().await;
         };
         if tokio::time::timeout(STOP_MAX, closed).await.is_err() {
@@ -312,6 +321,14 @@ fn authenticator(
         settings.admin_keys.iter().map(Secret::expose),
         address.ip().is_loopback(),
     ))
+}
+
+/// Creates what exports traces, if there is a receiver.
+fn traces_to(settings: &Settings) -> Result<Traces, traces::Error> {
+    match settings.otlp_endpoint.expose() {
+        "" => Ok(Traces::default()),
+        endpoint => Traces::to(endpoint),
+    }
 }
 
 fn remove_files(supervisor: &Supervisor, files: &FileService) {

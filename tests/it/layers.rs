@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Left to right, as in the docs of `lib.rs`; modules with the same number do not depend on each other.
-const ORDER: [(&str, u32); 22] = [
+const ORDER: [(&str, u32); 23] = [
     ("main", 0),
     ("server", 1),
     ("commands", 1),
@@ -25,6 +25,7 @@ const ORDER: [(&str, u32); 22] = [
     ("store", 11),
     ("llm", 11),
     ("clock", 12),
+    ("traces", 12),
     ("host", 13),
     ("priority", 13),
     ("liveness", 13),

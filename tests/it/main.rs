@@ -58,6 +58,7 @@ mod streaming;
 mod threads;
 mod tool_calls;
 mod tool_resources;
+mod traces;
 mod uploads;
 mod upstreams;
 mod usage;
