@@ -73,10 +73,6 @@ fn attributes(given: &[opentelemetry_proto::tonic::common::v1::KeyValue]) -> BTr
     given.iter().map(|pair| (pair.key.clone(), text(pair.value.as_ref().unwrap().value.as_ref().unwrap()))).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 both_stores!(a_run_is_a_trace_with_a_span_for_each_model_call, async |database: Database| {
     let receiver = Receiver::start().await;
     let upstream = Upstream::scripted([
@@ -105,7 +101,7 @@ both_stores!(a_run_is_a_trace_with_a_span_for_each_model_call, async |database: 
     assert_eq!(names, ["invoke_agent", "chat m", "chat m"]);
     let [of_run, first, second] = &spans[..] else { unreachable!("three names") };
     for span in &spans {
-        assert_eq!(format!("run_{}", hex(&span.trace_id)), run_id);
+        assert_eq!(format!("run_{}", hex::encode(&span.trace_id)), run_id);
         let attributes = attributes(&span.attributes);
         assert_eq!(attributes["assistd.run.id"], run_id);
         assert_eq!(attributes["gen_ai.conversation.id"], thread);
