@@ -1,5 +1,6 @@
 //! Settings: embedded defaults, overridden by a file, overridden by environment variables.
 
+mod origin;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -20,11 +21,13 @@ use crate::retrieval::{ingest, search};
 use crate::runs::BusyThread;
 use crate::runs::citations::CitationStyle;
 use crate::store::Synchronous;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 use crate::tools::code_interpreter::{sandbox, sessions};
 use crate::{files, http, llm, runs, store, work};
 
 pub use secret::{Secret, SecretUrl};
+
+use origin::Origins;
 
 /// The example file with every setting at its default. It is also the source of the defaults.
 pub const EXAMPLE: &str = include_str!("../config.example.toml");
@@ -35,6 +38,9 @@ const PREFIX: &str = "ASSISTD_";
 const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
 /// Prefixes of variables that Kubernetes and Docker links set for a service named assistd, and that our tests use.
 const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
+
+/// How database URLs begin.
+const DATABASE_SCHEMES: [&str; 3] = ["sqlite:", "postgres:", "postgresql:"];
 
 /// Maximum of the default statement timeout, in seconds.
 const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
@@ -175,14 +181,14 @@ impl Settings {
     /// # Errors
     /// If the file cannot be read, a setting is unknown, or a value has the wrong type or is out of range.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Error> {
-        let mut table: Table = EXAMPLE.parse().map_err(|error| Error(format!("the defaults: {error}")))?;
+        let defaults: Table = EXAMPLE.parse().map_err(|error| Error(format!("the defaults: {error}")))?;
+        let (mut table, mut origins) = (defaults.clone(), Origins::default());
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Error(format!("failed to read the settings file {}: {error}", path.display())))?;
-            let given: Table = text.parse().map_err(|error| Error(format!("{}: {error}", path.display())))?;
-            for (key, value) in given {
+            for (key, value) in origins.read(path, &text)? {
                 if !table.contains_key(&key) && key != "upstreams" {
-                    return Err(Error(format!("{}: unknown setting \"{key}\"", path.display())));
+                    return Err(origins.error_at(&key, &format!("unknown setting \"{key}\"")));
                 }
                 table.insert(key, value);
             }
@@ -197,12 +203,13 @@ impl Settings {
                 return Err(Error(format!("unknown setting in the environment variable {name}")));
             };
             let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
+            origins.set_variable(&key, &name);
             table.insert(key, value);
         }
-        let settings: Self = Value::Table(table)
+        let settings: Self = Value::Table(table.clone())
             .try_into()
-            .map_err(|error: toml::de::Error| Error(format!("settings: {}", error.to_string().trim())))?;
-        settings.check()?;
+            .map_err(|error: toml::de::Error| origins.type_error(&defaults, &table, &error))?;
+        settings.check().map_err(|error| origins.locate(error))?;
         Ok(settings)
     }
 
@@ -247,12 +254,12 @@ impl Settings {
         let keys = self
             .upstreams
             .iter()
-            .map(|upstream| &upstream.api_key)
-            .chain([&self.upstream_api_key, &self.embedding_api_key]);
-        if keys.into_iter().any(|key| reqwest::header::HeaderValue::from_str(key.expose()).is_err()) {
-            return Err(Error(
-                "the API key of a model server contains a character that a header cannot have".to_owned(),
-            ));
+            .map(|upstream| ("upstreams", &upstream.api_key))
+            .chain([("upstream_api_key", &self.upstream_api_key), ("embedding_api_key", &self.embedding_api_key)]);
+        for (name, key) in keys {
+            if reqwest::header::HeaderValue::from_str(key.expose()).is_err() {
+                return Err(Error(format!("{name} has an API key with a character that a header cannot have")));
+            }
         }
         if self.head_bytes_max < HEAD_BYTES_MIN {
             let given = self.head_bytes_max;
@@ -282,12 +289,9 @@ impl Settings {
         }
         self.check_search()?;
         self.check_runs()?;
+        self.check_log()?;
         self.check_urls()?;
-        let is_origin = |origin: &str| {
-            let url = reqwest::Url::parse(origin).ok();
-            url.is_some_and(|url| url.origin().ascii_serialization() == origin)
-        };
-        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
+        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !http::is_origin(origin)) {
             return Err(Error(format!(
                 "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
             )));
@@ -307,7 +311,18 @@ impl Settings {
         Ok(())
     }
 
+    fn check_log(&self) -> Result<(), Error> {
+        telemetry::check_filter(&self.log).map_err(|expected| Error(format!("log is \"{}\"; {expected}", self.log)))
+    }
+
     fn check_urls(&self) -> Result<(), Error> {
+        let database = self.database_url.expose();
+        if !database.is_empty() && !DATABASE_SCHEMES.iter().any(|scheme| database.starts_with(scheme)) {
+            return Err(Error(format!(
+                "database_url is \"{}\"; it must begin with \"sqlite://\" or \"postgres://\"",
+                self.database_url.masked()
+            )));
+        }
         let is_known = |url: &SecretUrl| {
             let url = reqwest::Url::parse(url.expose());
             url.is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
@@ -318,11 +333,12 @@ impl Settings {
                 self.otlp_endpoint.masked()
             )));
         }
-        let urls = self.upstreams.iter().map(|upstream| &upstream.url).chain([&self.upstream_url, &self.embedding_url]);
-        for url in urls.filter(|url| !url.expose().is_empty()) {
+        let urls = self.upstreams.iter().map(|upstream| ("upstreams", &upstream.url));
+        let urls = urls.chain([("upstream_url", &self.upstream_url), ("embedding_url", &self.embedding_url)]);
+        for (name, url) in urls.filter(|(_, url)| !url.expose().is_empty()) {
             if !is_known(url) {
                 return Err(Error(format!(
-                    "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
+                    "{name}: \"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
                     url.masked()
                 )));
             }
@@ -354,7 +370,8 @@ impl Settings {
 
     fn check_runs(&self) -> Result<(), Error> {
         if self.max_concurrent_runs > 1_000_000 {
-            return Err(Error("max_concurrent_runs must be at most 1000000".to_owned()));
+            let given = self.max_concurrent_runs;
+            return Err(Error(format!("max_concurrent_runs is {given}; it must be at most 1000000")));
         }
         if (1..IMAGE_SIDE_PIXELS_MIN).contains(&self.image_side_pixels_max) {
             return Err(Error(format!(
@@ -686,6 +703,45 @@ mod tests {
     }
 
     #[test]
+    fn an_invalid_setting_is_reported_in_one_line_with_its_place_and_without_secrets() {
+        let folder = std::env::temp_dir().join(format!("assistd-config-origin-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("settings.toml");
+        let from_file = |text: &str, environment: &[(&str, &str)]| {
+            std::fs::write(&path, text).unwrap();
+            let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Settings::load(Some(&path), pairs).unwrap_err().to_string().replace(path.to_str().unwrap(), "FILE")
+        };
+
+        let cases = [
+            ("listen = \"127.0.0.1:1\"\n\nmax_attempts = 0", "FILE:3: max_attempts is 0; it must be at least 1"),
+            ("\nmax_attempts = \"many\"", "FILE:2: max_attempts: invalid type: string \"many\", expected u32"),
+            ("max_attempts = -1", "FILE:1: max_attempts: invalid value: integer `-1`, expected u32"),
+            ("\n\nlistn = 1", "FILE:3: unknown setting \"listn\""),
+            ("log = \"verbose\"", "FILE:1: log is \"verbose\"; expected off, error, warn, info, debug or trace"),
+            ("busy_thread = \"wait\"", "FILE:1: busy_thread: unknown variant `wait`, expected `reject` or `queue`"),
+            ("api_keys = \"sk-hidden\"", "FILE:1: api_keys has a value of the wrong type; expected a list of texts"),
+            ("upstream_api_key = \"sk-hidden", "FILE:1: not valid TOML: "),
+            ("[[upstreams]]\nurl = \"x\"\napi_key = 5", "FILE:1: upstreams has a value of the wrong type"),
+            ("\nupstream_url = \"hidden\"", "FILE:2: upstream_url: \"***\" is not the URL of a model server"),
+            ("database_url = \"mysql://a:hidden@b/c\"", "FILE:1: database_url is \"mysql://a:***@b/c\"; it must begin"),
+        ];
+        for (text, expected) in cases {
+            let error = from_file(text, &[]);
+            assert!(error.starts_with(expected), "{text}: {error}");
+            assert!(!error.contains('\n') && !error.contains("hidden"), "{error}");
+        }
+        let both = from_file("\nbody_bytes_max = 5", &[("ASSISTD_BODIES_BYTES_MAX", "4")]);
+        assert!(
+            both.starts_with("ASSISTD_BODIES_BYTES_MAX, FILE:2: bodies_bytes_max is 4 and body_bytes_max"),
+            "{both}"
+        );
+        let overridden = from_file("max_attempts = 1", &[("ASSISTD_MAX_ATTEMPTS", "0")]);
+        assert_eq!(overridden, "ASSISTD_MAX_ATTEMPTS: max_attempts is 0; it must be at least 1");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn secrets_are_masked() {
         let settings = load(&[
             ("ASSISTD_API_KEYS", "sk-hidden"),
@@ -709,7 +765,14 @@ mod tests {
         assert_eq!(timeout(&[]), Ok(5));
         assert_eq!(timeout(&[("ASSISTD_RUN_LEASE_S", "5")]), Ok(2));
         let error = timeout(&[("ASSISTD_RUN_LEASE_S", "15"), ("ASSISTD_DATABASE_STATEMENT_TIMEOUT_S", "8")]);
-        assert!(error.unwrap_err().starts_with("database_statement_timeout_s is 8 and run_lease_s is 15"));
+        let error = error.unwrap_err();
+        assert!(
+            error.starts_with(
+                "ASSISTD_DATABASE_STATEMENT_TIMEOUT_S, ASSISTD_RUN_LEASE_S: database_statement_timeout_s is 8 and run_lease_s \
+                 is 15"
+            ),
+            "{error}"
+        );
     }
 
     #[test]

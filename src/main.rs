@@ -13,12 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use assistd::clock::Clock;
 use assistd::commands::code_interpreter::CodeInterpreterCommand;
 use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand, SearchArguments};
-use assistd::config::Settings;
+use assistd::config::{self, Settings};
 use assistd::retrieval::extract::child;
 use assistd::server::{self, Server};
-use assistd::telemetry::{self, LogFormat};
+use assistd::telemetry;
 use assistd::{health, store};
 
+/// The exit status if a setting is invalid, as for an invalid argument.
+const INVALID_SETTING: u8 = 2;
 /// Maximum wait for blocking tasks on exit.
 const BLOCKING_STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -73,22 +75,51 @@ fn main() -> ExitCode {
     }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(inner) = cause {
-                text = format!("{text}: {inner}");
-                cause = inner.source();
+        Err(Failure { error, is_logged }) => {
+            if !is_logged {
+                // Standard error may be closed.
+                let _ = writeln!(std::io::stderr(), "assistd: {}", text_of(&*error));
             }
-            eprintln!("assistd: {text}");
-            ExitCode::FAILURE
+            if is_setting(&*error) { ExitCode::from(INVALID_SETTING) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    #[expect(clippy::disallowed_methods, reason = "this is where the environment enters the settings")]
-    let settings = Settings::load(arguments.config.as_deref(), std::env::vars())?;
+/// Why a command has failed.
+struct Failure {
+    error: Box<dyn std::error::Error>,
+    /// Whether the log has the error, so that it is not printed as well.
+    is_logged: bool,
+}
+
+impl<E: Into<Box<dyn std::error::Error>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), is_logged: false }
+    }
+}
+
+/// Returns the text of an error with its causes.
+fn text_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Returns whether a setting has caused an error, so that another start fails as well.
+fn is_setting(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_server = error.downcast_ref::<server::Error>();
+    error.is::<config::Error>() || of_server.is_some_and(server::Error::is_setting)
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    // Variables of others may have any bytes.
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let variables = variables.map(|(name, value)| (name, value.to_string_lossy().into_owned()));
+    let settings = Settings::load(arguments.config.as_deref(), variables)?;
     let runtime = tokio::runtime::Runtime::new()?;
     match &arguments.command {
         None | Some(Command::Serve) => {
@@ -105,18 +136,18 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             Ok(())
         }),
         Some(Command::Projects(command)) => {
-            runtime.block_on(run_on_database(&settings, async |commands| commands.projects(command).await))
+            Ok(runtime.block_on(run_on_database(&settings, async |commands| commands.projects(command).await))?)
         }
         Some(Command::Keys(command)) => {
-            runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))
+            Ok(runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))?)
         }
-        Some(Command::Search(arguments)) => runtime.block_on(search(&settings, arguments)),
+        Some(Command::Search(arguments)) => Ok(runtime.block_on(search(&settings, arguments))?),
         Some(Command::CodeInterpreter(command)) => {
             // The package index is that of the user's Python tools.
             let environment = std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
             let folder = settings.code_interpreter_dir();
-            print(runtime.block_on(command.run(&folder, &environment.collect()))?)
+            Ok(print(runtime.block_on(command.run(&folder, &environment.collect()))?)?)
         }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
         Some(Command::ParseFile(_)) => unreachable!("it runs without settings"),
@@ -149,23 +180,44 @@ fn print(output: Output) -> Result<(), Box<dyn std::error::Error>> {
     let Output { result, note } = output;
     std::io::stdout().write_all(result.as_bytes())?;
     if let Some(note) = note {
-        eprintln!("{note}");
+        // Standard error may be closed.
+        let _ = writeln!(std::io::stderr(), "{note}");
     }
     Ok(())
 }
 
-async fn serve(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
-    telemetry::start(&settings.log, settings.log_format)
-        .map_err(|error| format!("log is \"{}\": {error}", settings.log))?;
+async fn serve(settings: &Settings) -> Result<(), Failure> {
+    let log = telemetry::start(&settings.log, settings.log_format)?;
+    let served = tokio::select! {
+        served = serve_until_stopped(settings) => served,
+        () = log.sum_up_repeats() => unreachable!("it never returns"),
+    };
+    log.finish();
+    served.map_err(|error| {
+        let is_logged = settings.log_format.is_json();
+        if is_logged {
+            tracing::error!(error = text_of(&*error), "the server does not start");
+        }
+        Failure { error, is_logged }
+    })
+}
+
+async fn serve_until_stopped(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(settings, Arc::new(Clock::system())).await?;
-    tracing::info!(address = %server.address, store = server.store, model = server.model, "listening");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %server.address,
+        store = server.store,
+        files = server.files,
+        model = server.model,
+        "listening"
+    );
     if let Some(address) = server.metrics_address {
         tracing::info!(%address, "serving metrics");
     }
-    // If the log is JSON, a program reads it, and the banner is not printed.
-    if settings.log_format != LogFormat::Json
+    if settings.log_format.shows_banner()
         && let Err(error) = banner(&server)
     {
         tracing::warn!(error = &error as &dyn std::error::Error, "failed to write to standard output");

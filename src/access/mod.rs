@@ -6,6 +6,7 @@ pub mod keys;
 mod limits;
 mod requests;
 mod tokens;
+mod wrong_keys;
 
 use crate::api::{ApiKeyId, Scope};
 
@@ -14,6 +15,7 @@ pub use cache::Cache;
 pub use limits::EffectiveLimits;
 pub use requests::{Budget, Requests};
 pub use tokens::{Call, Reached, Reservation, Tokens};
+pub use wrong_keys::{TooManyWrongKeys, WrongKeys};
 
 /// What the caller of a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -137,15 +137,14 @@ impl Error {
 
     /// Creates the error of every 500; the cause is in the log.
     ///
-    /// Source: recorded 500 responses of the service.
+    /// Differs: after the first sentences, the service names its help center.
     #[must_use]
     pub fn server(request_id: &str) -> Self {
         Self::new(
             Kind::Server,
             format!(
-                "The server had an error processing your request. Sorry about that! You can retry your request, or \
-                 contact us through our help center at help.openai.com if you keep seeing this error. (Please include \
-                 the request ID {request_id} in your email.)"
+                "The server had an error processing your request. Sorry about that! You can retry your request. The log \
+                 of this assistd server has the cause, with the request ID {request_id}."
             ),
         )
     }

@@ -17,6 +17,7 @@ use crate::api::organization::{Project, ProjectApiKey};
 use crate::api::vector_store::{no_files_error, no_vector_stores_error};
 use crate::retrieval::search;
 use crate::runs::service::Failure;
+use crate::work::panic_message;
 use crate::{files, llm, store};
 
 /// An error of a request.
@@ -26,6 +27,15 @@ pub(super) enum Error {
     Public(api::Error),
     /// Logged; the client receives a generic 500.
     Internal(Arc<dyn std::error::Error + Send + Sync>),
+}
+
+/// A rejected request, stored in the response until it is logged: 401, 403 or 429.
+#[derive(Debug, Clone)]
+pub(super) struct Rejected {
+    /// The error code.
+    pub code: Option<&'static str>,
+    /// The error message, unless the code and the API key say enough.
+    pub reason: Option<String>,
 }
 
 /// The cause of a 500, stored in the response until it is logged.
@@ -133,6 +143,12 @@ pub(super) fn error_response_with(error: &api::Error, detail: Option<Value>) -> 
         body["detail"] = detail;
     }
     let mut response = (status, Json(body)).into_response();
+    let is_rejected =
+        [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    if is_rejected {
+        let reason = (status == StatusCode::FORBIDDEN).then(|| error.message.clone());
+        response.extensions_mut().insert(Rejected { code: error.code, reason });
+    }
     // One second is usually enough for another server to respond, or for this one to restart.
     let retry_after = error.retry_after_s.or((error.kind == Kind::Unavailable).then_some(1));
     if let Some(seconds) = retry_after {
@@ -150,9 +166,38 @@ pub fn overloaded() -> Response {
     response
 }
 
-/// Returns 404 `Invalid URL (POST /v1/xyz)`.
+/// The first segments of the paths of all operations, after `/v1`.
+const FIRST_SEGMENTS: [&str; 10] = [
+    "assistants",
+    "threads",
+    "files",
+    "uploads",
+    "vector_stores",
+    "models",
+    "chat",
+    "embeddings",
+    "organization",
+    "usage",
+];
+
+/// Returns 404 `Invalid URL (POST /v1/xyz). …`, with a hint.
 pub(super) async fn no_such_url(method: Method, OriginalUri(uri): OriginalUri) -> Error {
-    api::Error::new(Kind::NotFound, format!("Invalid URL ({method} {})", uri.path())).into()
+    let path = uri.path();
+    api::Error::new(Kind::NotFound, format!("Invalid URL ({method} {path}). {}", hint_for(path))).into()
+}
+
+/// Returns why a path is not served.
+fn hint_for(path: &str) -> String {
+    let mut segments = path.split('/').skip(1);
+    match (segments.next(), segments.next()) {
+        (Some(first), _) if FIRST_SEGMENTS.contains(&first) => format!(
+            "The paths of the API begin with /v1: use /v1{path}, or set the base URL of your client to one that ends in /v1."
+        ),
+        (Some("v1"), Some("v1")) => {
+            "The path has /v1 twice: set the base URL of your client to one that ends in a single /v1.".to_owned()
+        }
+        _ => "assistd does not serve this path; GET /openapi.json lists the paths that it serves.".to_owned(),
+    }
 }
 
 /// Returns 405 for a path that exists with another method.
@@ -168,8 +213,30 @@ pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri
 /// Returns 500 for a handler that panicked.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is required by the layer")]
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     let cause: Box<dyn std::error::Error + Send + Sync> =
-        format!("a handler panicked: {}", message.unwrap_or("without a message")).into();
+        format!("a handler panicked: {}", panic_message(&*panic)).into();
     Error::Internal(Arc::from(cause)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_path_without_the_version_is_recognized_for_all_operations() {
+        let operations = crate::http::operations();
+        let first = operations.iter().filter_map(|operation| operation.path.split('/').nth(2));
+
+        assert_eq!(first.collect::<BTreeSet<_>>(), BTreeSet::from(FIRST_SEGMENTS));
+        for (path, expected) in [
+            ("/threads/runs", "use /v1/threads/runs"),
+            ("/v1/v1/threads", "/v1 twice"),
+            ("/v1/responses", "assistd does not serve this path"),
+            ("/", "assistd does not serve this path"),
+        ] {
+            assert!(hint_for(path).contains(expected), "{path}: {}", hint_for(path));
+        }
+    }
 }

@@ -230,9 +230,7 @@ impl FromRequest<App> for Object {
             Ok(other) => Err(rule::wrong_type(&rule::At::Root, "an object", &other).into()),
             Err(_) => Err(api::Error::invalid(
                 "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your \
-                 HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON. If \
-                 you have trouble figuring out how to fix this, please contact us through our help center at \
-                 help.openai.com.)",
+                 HTTP library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)",
             )
             .into()),
         }

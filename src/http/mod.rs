@@ -35,7 +35,7 @@ pub use error::overloaded;
 pub use exporter::Exporter;
 pub use openapi::description;
 pub use routes::Operation;
-pub use state::{App, Settings};
+pub use state::{App, ClientAddress, Settings};
 
 fn groups() -> [Routes; 11] {
     [
@@ -68,6 +68,12 @@ pub fn metrics_router(exporter: Exporter) -> Router {
     ops::metrics_route().with_state(exporter)
 }
 
+/// Returns whether a text is an origin as browsers send it: `https://app.example`, without a path.
+#[must_use]
+pub fn is_origin(text: &str) -> bool {
+    layers::cors::is_origin(text)
+}
+
 /// Returns the router of the whole server.
 pub fn router(app: App) -> Router {
     let members = |routes: Router<App>| {
@@ -94,6 +100,7 @@ pub fn router(app: App) -> Router {
         Router::new()
     };
     let cors = layers::cors::layer(&app.settings.cors_origins);
+    let origins = layers::cors::Origins::new(&app.settings.cors_origins);
     let all = Router::new()
         .merge(ops::routes())
         .merge(metrics)
@@ -107,5 +114,6 @@ pub fn router(app: App) -> Router {
         Some(cors) => all.layer(cors),
         None => all,
     };
+    let all = all.layer(from_fn_with_state(origins, layers::cors::report_origin));
     all.layer(from_fn(layers::body::finish_body))
 }

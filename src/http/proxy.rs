@@ -192,7 +192,7 @@ fn until_stopped(
                     if is_stream {
                         yield Ok(Piece::Broken(last_frames("The server is stopping; this stream cannot continue.")));
                     } else {
-                        yield Err(llm::Error::Unavailable("The server is stopping.".to_owned()));
+                        yield Err(llm::Error::Unavailable("The server is stopping.".into()));
                     }
                     return;
                 }

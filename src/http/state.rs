@@ -1,5 +1,6 @@
 //! The state shared by all handlers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::drain::Drain;
 use super::exporter::Exporter;
-use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens};
+use crate::access::{Authenticator, EffectiveLimits, Requests, Tokens, WrongKeys};
 use crate::api::Ids;
 use crate::api::tool::NewResources;
 use crate::clock::Clock;
@@ -51,6 +52,8 @@ pub struct App {
     pub liveness: Arc<Liveness>,
     /// Authenticates API keys.
     pub authenticator: Arc<Authenticator>,
+    /// Limits the rate of wrong API keys.
+    pub wrong_keys: Arc<WrongKeys>,
     /// The limits of projects.
     pub limits: Arc<EffectiveLimits>,
     /// Reserves tokens of projects.
@@ -69,6 +72,10 @@ impl App {
         }
     }
 }
+
+/// The address of the client of a request: an extension that the server adds to each request.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientAddress(pub IpAddr);
 
 /// Limits of requests and responses.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::openai::{Report, embeddings_usage};
 use super::tokens::{self, Counted};
-use super::{ChatModel, Endpoint, Error, Models, Proxied};
+use super::{Cause, ChatModel, Endpoint, Error, Models, Proxied};
 
 /// Maximum size of an answer, in bytes: a batch of 256 embeddings with 8,192 dimensions as JSON.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -340,23 +340,27 @@ impl<'de> Deserialize<'de> for Vector {
 }
 
 fn invalid(what: &str) -> Error {
-    Error::Unavailable(format!("The embedding server answered with {what}."))
+    Error::Unavailable(format!("The embedding server answered with {what}.").into())
 }
 
 /// Returns the outcome of a request that the server has rejected.
 fn failed(report: &Report) -> Result<Answered, Error> {
     let message: String = report.message.trim().chars().take(REPORT_CHARS_MAX).collect();
     let message = if message.is_empty() { "no message".to_owned() } else { message };
-    let text = format!("The embedding server answered {}: {message}", report.status);
+    let cause = Cause {
+        text: format!("The embedding server answered {}: {message}", report.status),
+        for_log: format!("The embedding server answered {}", report.status),
+        status: (report.status > 0).then_some(report.status),
+    };
     if report.is_rate_limit() {
-        return Err(Error::RateLimited(text));
+        return Err(Error::RateLimited(cause));
     }
     if is_too_large(report) {
-        return Ok(Answered::TooLarge(Error::Rejected(text)));
+        return Ok(Answered::TooLarge(Error::Rejected(cause)));
     }
     Err(match report.status {
-        400..500 if report.status != 408 => Error::Rejected(text),
-        _ => Error::Unavailable(text),
+        400..500 if report.status != 408 => Error::Rejected(cause),
+        _ => Error::Unavailable(cause),
     })
 }
 
@@ -624,7 +628,10 @@ mod tests {
     async fn a_text_that_cannot_be_split_further_is_an_error() {
         let error = embeddings(&Server::new(0, 10)).embed(EmbeddingInput::Query, &texts(&["a b c"])).await.unwrap_err();
 
-        assert!(matches!(&error, Error::Rejected(text) if text.contains("maximum context length is 8")), "{error}");
+        assert!(
+            matches!(&error, Error::Rejected(cause) if cause.text.contains("maximum context length is 8")),
+            "{error}"
+        );
     }
 
     #[tokio::test]

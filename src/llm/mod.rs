@@ -136,13 +136,59 @@ pub type ChatStream = BoxStream<'static, Result<Vec<ChatDelta>, Error>>;
 pub enum Error {
     /// The server still returns 429 after all retries.
     #[error("{0}")]
-    RateLimited(String),
+    RateLimited(Cause),
     /// The server cannot be reached, is too slow, or closed the connection; retries are used up.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(Cause),
     /// The server rejected the request; a retry does not help.
     #[error("{0}")]
-    Rejected(String),
+    Rejected(Cause),
+}
+
+impl Error {
+    /// Returns the cause.
+    #[must_use]
+    pub fn cause(&self) -> &Cause {
+        match self {
+            Self::RateLimited(cause) | Self::Unavailable(cause) | Self::Rejected(cause) => cause,
+        }
+    }
+
+    /// Returns the text for the log, which has no text that the server wrote.
+    #[must_use]
+    pub fn for_log(&self) -> &str {
+        &self.cause().for_log
+    }
+}
+
+/// Why a model server did not answer a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// For the client, with the text that the server wrote.
+    pub text: String,
+    /// For the log: the same without the server's text, because servers repeat prompts in their errors.
+    pub for_log: String,
+    /// The HTTP status of the server's response, or the one in its error.
+    pub status: Option<u16>,
+}
+
+impl From<String> for Cause {
+    /// Creates a cause that has no text of a server.
+    fn from(text: String) -> Self {
+        Self { for_log: text.clone(), text, status: None }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.text)
+    }
 }
 
 impl Error {

@@ -106,7 +106,7 @@ enum Failure {
     /// The database is unavailable, which is not the fault of the file.
     Database(store::Error),
     /// The embedding server has not answered as it should. Other files have the same problem.
-    NoEmbeddings(String),
+    NoEmbeddings(llm::Cause),
     /// The attempt failed for a reason that clients may read.
     Public(String),
     /// The attempt failed for a reason that is only logged.
@@ -132,7 +132,7 @@ impl From<Rejected> for Failure {
 
 impl From<llm::Error> for Failure {
     fn from(error: llm::Error) -> Self {
-        Self::NoEmbeddings(error.to_string())
+        Self::NoEmbeddings(error.cause().clone())
     }
 }
 
@@ -418,8 +418,8 @@ impl Ingester {
                 Outcome::Stopped
             }
             Failure::NoEmbeddings(cause) => {
-                self.warn_of_waiting_file(file, &cause);
-                Outcome::Waiting(cause)
+                self.warn_of_waiting_file(file, &cause.for_log);
+                Outcome::Waiting(cause.text)
             }
             Failure::Public(cause) => Outcome::Failed(cause),
             Failure::Internal(cause) => {
@@ -504,6 +504,9 @@ impl Job for Ingester {
     }
 
     async fn drive(&self, file: &mut ClaimedStoreFile, attempt: &Attempt) -> Outcome {
+        if file.attempts > 1 && file.last_failure.is_none() {
+            tracing::warn!(attempts = file.attempts, "file taken over from a server that was lost");
+        }
         let processed = tokio::select! {
             biased;
             processed = self.process(file, attempt) => processed,
@@ -520,7 +523,8 @@ impl Job for Ingester {
     }
 
     async fn give_up(&self, file: ClaimedStoreFile, attempts: u32, cause: &str) -> Result<(), store::Error> {
-        tracing::error!(attempts, cause, vector_store.id = %file.vector_store, file.id = %file.file_id, "gave up a file");
+        // The cause of each attempt was logged. This one may have text of the embedding server, which may repeat the file.
+        tracing::error!(attempts, vector_store.id = %file.vector_store, file.id = %file.file_id, "gave up a file");
         let error = StoreFileError { code: StoreFileErrorCode::ServerError, message: cause.to_owned() };
         match self.dependencies.store.fail_store_file(&file.lease, &error).await {
             // It was deleted or cancelled.

@@ -18,8 +18,12 @@ use crate::api::organization::usage::ModelCall;
 use crate::api::run::{ErrorCode, LastError, RunState};
 use crate::api::usage::Usage;
 use crate::api::{Message, Run, RunId};
+use crate::llm::{self, Route};
 use crate::store::{self, ClaimedRun, JobKind, Lease, NextLease, SavedText, Versioned};
 use crate::work::{Attempt, Claim, Job, Outcome, Queue};
+
+/// Maximum length of a text in the log, in characters.
+const LOGGED_CHARS_MAX: usize = 300;
 
 /// Drives runs for a worker.
 #[derive(Debug)]
@@ -43,6 +47,10 @@ pub struct RunWork {
     run: Run,
     version: i64,
     lease: i64,
+    /// Number of attempts since the run last made progress, including this one.
+    attempts: u32,
+    /// Whether the previous attempt has failed, and its server has stored that.
+    has_failed: bool,
     /// The progress of the run, unless it must be loaded.
     progress: Option<Progress>,
     /// The published snapshot, owned here because the registry holds only weak references.
@@ -61,7 +69,16 @@ impl RunWork {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts: 1,
             last_failure: None,
-            work: Box::new(Self { run, version, lease, progress: Some(progress), live: Some(live), thread }),
+            work: Box::new(Self {
+                run,
+                version,
+                lease,
+                attempts: 1,
+                has_failed: false,
+                progress: Some(progress),
+                live: Some(live),
+                thread,
+            }),
         }
     }
 }
@@ -73,6 +90,10 @@ pub(super) struct LeasedRun {
     pub thread: Option<Vec<Message>>,
     /// The tokens that are reserved for the current turn.
     pub reservation: Option<Reservation>,
+    /// The model server of the current turn.
+    pub route: Option<Route>,
+    /// The cause of a failure, for the log, if the text for the client may have text of the model or of its server.
+    pub cause: Option<llm::Cause>,
 }
 
 /// Why a run is no longer driven.
@@ -158,8 +179,14 @@ impl Driver {
             None => self.load_progress(work).await?,
         };
         let current = Current { progress, version: work.version, lease: work.lease };
-        let mut run = LeasedRun { current, live, thread: work.thread.take(), reservation: None };
+        let mut run =
+            LeasedRun { current, live, thread: work.thread.take(), reservation: None, route: None, cause: None };
         if is_claimed {
+            let is_started = matches!(run.current.progress.run.state, RunState::InProgress { .. });
+            if is_started && !work.has_failed {
+                let attempts = work.attempts;
+                tracing::warn!(attempts, "run taken over from a server that was lost or has stopped");
+            }
             let LeasedRun { current, live, .. } = &run;
             let _gate = live.gate.lock().await;
             live.publish(&current.progress, current.version, current.lease);
@@ -169,9 +196,7 @@ impl Driver {
             Ok(()) | Err(DriveError::EndedElsewhere) => {
                 self.transitions.registry().forget(&work.run.spec.id, &run.live);
                 let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let Run { state, usage, .. } = &run.current.progress.run;
-                let what = if state.has_ended() { "run ended" } else { "run requires action" };
-                tracing::info!(status = state.status(), duration_ms, tokens = usage.total_tokens, "{what}");
+                log_rest(&run, duration_ms, outcome.is_ok());
                 Ok(())
             }
             Err(DriveError::Stopping) => {
@@ -222,6 +247,7 @@ impl Driver {
                     effect
                 }
                 Effect::RunTools => {
+                    run.route = None;
                     let input = self.run_tools(run, attempt).await?;
                     Box::pin(self.apply(run, attempt, input)).await?
                 }
@@ -377,6 +403,29 @@ impl Driver {
     }
 }
 
+/// Logs that a run has ended or requires action. If it has failed here, logs the cause.
+fn log_rest(run: &LeasedRun, duration_ms: u64, has_ended_here: bool) {
+    let Run { state, usage, .. } = &run.current.progress.run;
+    let tokens = usage.total_tokens;
+    if let RunState::Failed { error, .. } = state
+        && has_ended_here
+    {
+        let bounded = |text: &str| -> String { text.chars().take(LOGGED_CHARS_MAX).collect() };
+        let cause = bounded(run.cause.as_ref().map_or(error.message.as_str(), |cause| &cause.for_log));
+        let status = run.cause.as_ref().and_then(|cause| cause.status);
+        let upstream = run.route.as_ref().map(|route| route.server.name());
+        let model = run.route.as_ref().map(|route| bounded(&route.model));
+        tracing::warn!(code = error.code.name(), upstream, model, status, cause, duration_ms, tokens, "run failed");
+        return;
+    }
+    let reason = match state {
+        RunState::Incomplete { reason, .. } => Some(reason.name()),
+        _ => None,
+    };
+    let what = if state.has_ended() { "run ended" } else { "run requires action" };
+    tracing::info!(status = state.status(), reason, duration_ms, tokens, "{what}");
+}
+
 /// Returns the lease of a run whose driver performs this effect next.
 fn next_lease(effect: Effect) -> NextLease {
     match effect {
@@ -405,11 +454,21 @@ impl Job for Driver {
         let Some(ClaimedRun { versioned, attempts, last_failure, owner }) = claimed else { return Ok(None) };
         *self.owner() = owner;
         let Versioned { run, version, lease, .. } = versioned;
+        let has_failed = last_failure.is_some();
         Ok(Some(Claim {
             lease: Lease { id: run.spec.id.to_string(), number: lease },
             attempts,
             last_failure,
-            work: Box::new(RunWork { run, version, lease, progress: None, live: None, thread: None }),
+            work: Box::new(RunWork {
+                run,
+                version,
+                lease,
+                attempts,
+                has_failed,
+                progress: None,
+                live: None,
+                thread: None,
+            }),
         }))
     }
 
@@ -439,10 +498,14 @@ impl Job for Driver {
                 RunState::Cancelling { .. } => Input::Stopped { usage },
                 _ => return Ok(()),
             };
+            let is_failure = matches!(input, Input::Failed { .. });
             let current = self.transitions.load(found).await?;
             match self.transitions.apply(&current, vec![input], |_| NextLease::None, Initiator::Service).await {
                 Ok((current, _)) => {
-                    tracing::warn!(attempts, cause, "run given up");
+                    let cause: String = cause.chars().take(LOGGED_CHARS_MAX).collect();
+                    let code = is_failure.then(|| ErrorCode::ServerError.name());
+                    let what = if is_failure { "run failed" } else { "run cancelled after failed attempts" };
+                    tracing::warn!(code, attempts, cause, "{what}");
                     self.promote_next_run(&current.progress.run).await;
                     return Ok(());
                 }

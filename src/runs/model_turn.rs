@@ -75,6 +75,7 @@ impl Driver {
         let mut interrupted = std::pin::pin!(self.interrupted(&spec, run.live.clone(), attempt.stopping()));
 
         let route = self.dependencies.models.route(&spec.model).await;
+        run.route = Some(route.clone());
         let window = self.dependencies.models.window(&spec.model, &route).await;
         let budget = Budget::new(&run.current.progress, window, self.settings.prompt_bytes_max)
             .counted(self.dependencies.models.ratio(&route));
@@ -100,6 +101,8 @@ impl Driver {
         match reserved {
             Ok(reservation) => run.reservation = reservation,
             Err(reached) => {
+                // The limit is that of the project, not of the model server.
+                run.route = None;
                 let error = LastError { code: ErrorCode::RateLimitExceeded, message: reached.message() };
                 return Ok(Input::Failed { error, usage: Usage::default() });
             }
@@ -182,6 +185,7 @@ impl Driver {
                     let rest = citer.finish();
                     self.apply_deltas(run, attempt, rest, &mut is_first_text).await?;
                     let usage = self.spent_if_answered(run, &turn, &prompt_tokens).await?;
+                    run.cause = Some(error.cause().clone());
                     return Ok(Input::Failed { error: last_error(&error), usage });
                 }
                 Some(Ok(deltas)) => {
@@ -334,7 +338,7 @@ impl Driver {
     /// Returns the input for an answer that has ended.
     async fn replied(
         &self,
-        run: &LeasedRun,
+        run: &mut LeasedRun,
         turn: Turn,
         route: &Route,
         prompt_tokens: &PromptTokens,
@@ -358,13 +362,16 @@ impl Driver {
             _ if finish == FinishReason::ContentFilter => (Vec::new(), None),
             Ok(_) if finish == FinishReason::Length && has_incomplete_call => (Vec::new(), None),
             Err(_) if finish == FinishReason::Length => (Vec::new(), None),
-            Err(cause) => return Ok(failed(cause, usage)),
+            Err(cause) => {
+                run.cause = Some("The model called a function that the run does not have.".into());
+                return Ok(failed(cause, usage));
+            }
             Ok(Calls { made, replay }) => (made, replay),
         };
         // After tool calls, an empty answer is valid. Before them, it is an error of the model server.
         let is_empty = made.is_empty() && progress.text().is_empty() && progress.refusal().is_empty();
         if is_empty && finish == FinishReason::Stop && rounds == 0 {
-            let error = llm::Error::Unavailable("The model server sent no answer.".to_owned());
+            let error = llm::Error::Unavailable("The model server sent no answer.".into());
             return Ok(Input::Failed { error: last_error(&error), usage });
         }
         Ok(Input::ModelReplied { usage, finish, calls: made, replay })
@@ -611,7 +618,7 @@ fn last_error(error: &llm::Error) -> LastError {
     // Some clients retry when they see this text of OpenAI's service for temporary errors.
     let message = match error {
         llm::Error::Unavailable(cause) => format!("Sorry, something went wrong. {cause}"),
-        llm::Error::RateLimited(cause) | llm::Error::Rejected(cause) => cause.clone(),
+        llm::Error::RateLimited(cause) | llm::Error::Rejected(cause) => cause.text.clone(),
     };
     LastError { code, message }
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
-use crate::http;
+use crate::http::{self, ClientAddress};
 
 /// Timeout for open connections to finish sending when the server stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -332,12 +332,13 @@ async fn serve_connection(
     closing: CancellationToken,
 ) {
     let close = connection.close.clone();
+    let address = stream.peer_addr().ok().map(|address| ClientAddress(address.ip()));
     let io = TokioIo::new(ClientStream::new(stream, settings.write_timeout, connection.clone()));
     let served = connection.clone();
     let service = hyper::service::service_fn(move |request| {
         let active_request = ActiveRequest::new(served.clone());
         let router = router.clone();
-        async move { Ok::<_, Infallible>(respond(router, request, active_request).await) }
+        async move { Ok::<_, Infallible>(respond(router, request, address, active_request).await) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_buf_size(settings.head_bytes_max);
@@ -376,11 +377,19 @@ async fn serve_connection(
     }
 }
 
-async fn respond(mut router: Router, request: hyper::Request<Incoming>, active_request: ActiveRequest) -> Response {
+async fn respond(
+    mut router: Router,
+    request: hyper::Request<Incoming>,
+    address: Option<ClientAddress>,
+    active_request: ActiveRequest,
+) -> Response {
     let response = if active_request.0.is_extra && !["/health", "/ready"].contains(&request.uri().path()) {
         http::overloaded()
     } else {
-        let request: Request = request.map(Body::new);
+        let mut request: Request = request.map(Body::new);
+        if let Some(address) = address {
+            request.extensions_mut().insert(address);
+        }
         let Ok(response) = router.call(request).await;
         response
     };

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Authenticator, Cache, EffectiveLimits, Requests, Tokens};
+use crate::access::{Authenticator, Cache, EffectiveLimits, Requests, Tokens, WrongKeys};
 use crate::api::organization::usage::DAY_S;
 use crate::api::{Ids, Timestamp};
 use crate::clock::Clock;
@@ -19,6 +19,7 @@ use crate::config::{self, Secret, SecretUrl, Settings};
 use crate::files::blobs::{Blobs, InvalidSettings};
 use crate::files::reaper;
 use crate::files::service::FileService;
+use crate::host::is_loopback_address;
 use crate::http::{self, App, Drain, Exporter};
 use crate::liveness::Liveness;
 use crate::llm::{ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover};
@@ -92,6 +93,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Returns whether a setting is the cause, so that another start fails as well.
+    #[must_use]
+    pub fn is_setting(&self) -> bool {
+        match self {
+            Self::Settings(_) | Self::Files(_) | Self::Traces(_) | Self::NoKeys { .. } => true,
+            Self::Store(_) | Self::Program(_) | Self::Listen { .. } => false,
+        }
+    }
 }
 
 /// A running server.
@@ -208,6 +220,7 @@ impl Server {
             requests: Arc::new(Requests::new(database.clone(), clock.clone())),
             clock,
             authenticator: authenticator.clone(),
+            wrong_keys: Arc::new(WrongKeys::default()),
             settings: Arc::new(settings.http()),
         };
 
@@ -299,7 +312,7 @@ fn measure_sizes(supervisor: &Supervisor, database: &Arc<dyn Store>, clock: &Arc
 /// Returns whether requests need a key. They do if others than this machine can connect.
 async fn has_keys(settings: &Settings, database: &dyn Store, address: SocketAddr) -> Result<bool, Error> {
     let has_keys = settings.has_keys() || database.has_keys().await?;
-    if !has_keys && !address.ip().is_loopback() {
+    if !has_keys && !is_loopback_address(address.ip()) {
         return Err(Error::NoKeys { listen: settings.listen.clone() });
     }
     Ok(has_keys)
@@ -319,7 +332,7 @@ fn authenticator(
         cache,
         settings.api_keys.iter().map(Secret::expose),
         settings.admin_keys.iter().map(Secret::expose),
-        address.ip().is_loopback(),
+        is_loopback_address(address.ip()),
     ))
 }
 

@@ -21,6 +21,7 @@ mod files;
 mod jobs;
 mod ledger;
 mod organization;
+mod outage;
 mod pool;
 mod postgres;
 mod segments;
@@ -585,6 +586,19 @@ async fn open_as(
             "database_url begins with \"{scheme}:\"; it must begin with \"sqlite://\" or \"postgres://\""
         )))
     }
+}
+
+/// Returns whether the unavailability of the database has caused an error. The store logs that once for all such errors.
+#[must_use]
+pub fn is_outage(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(cause) = error {
+        if cause.downcast_ref::<sqlx::Error>().is_some_and(outage::is_outage) {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
 }
 
 impl From<sqlx::Error> for Error {

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
@@ -17,6 +18,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::{Connection, Database, Describe, Either, Execute, Executor, SqlStr};
 
+use super::outage::Outage;
 use crate::metrics::PoolMetrics;
 
 /// A connection that was idle for longer is pinged before use, so that connections broken by a restart of the database are
@@ -31,6 +33,7 @@ pub(super) struct Pool<DB: Database> {
     /// server was lost, would block its caller forever.
     statement_timeout: Duration,
     metrics: PoolMetrics,
+    outage: Arc<Outage>,
 }
 
 async fn in_time<T, E: From<sqlx::Error>>(max: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -67,8 +70,14 @@ impl<DB: Database> managed::Manager for Opener<DB> {
 }
 
 impl<DB: Database> Pool<DB> {
-    /// Creates a pool of up to `connections_max` connections. Opens none yet.
-    pub fn new(options: Options<DB>, connections_max: u32, statement_timeout: Duration, metrics: PoolMetrics) -> Self {
+    /// Creates a pool of up to `connections_max` connections. Opens none yet. The log names the database `display_name`.
+    pub fn new(
+        options: Options<DB>,
+        connections_max: u32,
+        statement_timeout: Duration,
+        display_name: impl Into<String>,
+        metrics: PoolMetrics,
+    ) -> Self {
         let wait = Some(statement_timeout);
         let timeouts = Timeouts { wait, create: wait, recycle: wait };
         let inner = managed::Pool::builder(Opener { options })
@@ -77,7 +86,7 @@ impl<DB: Database> Pool<DB> {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("timeouts have a runtime");
-        Self { inner, statement_timeout, metrics }
+        Self { inner, statement_timeout, outage: Arc::new(Outage::new(display_name.into())), metrics }
     }
 
     async fn in_time<T, E: From<sqlx::Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -88,15 +97,25 @@ impl<DB: Database> Pool<DB> {
         let began = Instant::now();
         let acquired = self.inner.get().await;
         self.metrics.waited(began.elapsed());
-        match acquired {
-            Ok(object) => Ok(Acquired { object: Some(object) }),
-            Err(PoolError::Backend(error)) => Err(error),
-            Err(PoolError::Closed) => Err(sqlx::Error::PoolClosed),
+        let error = match acquired {
+            Ok(object) => return Ok(Acquired { object: Some(object) }),
+            Err(PoolError::Backend(error)) => error,
+            Err(PoolError::Closed) => sqlx::Error::PoolClosed,
             Err(PoolError::Timeout(_) | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
                 self.metrics.timed_out();
-                Err(sqlx::Error::PoolTimedOut)
+                sqlx::Error::PoolTimedOut
             }
-        }
+        };
+        let failed = Err(error);
+        self.outage.observe(&failed);
+        failed
+    }
+
+    /// Notes the outcome of a statement, and returns its connection to the pool, unless the connection may be the cause of
+    /// an error.
+    fn finish<T>(&self, connection: Acquired<DB>, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        self.outage.observe(&outcome);
+        connection.finish(outcome)
     }
 
     /// Closes the idle connections and opens no more.
@@ -117,8 +136,10 @@ where
     /// Starts a transaction with this statement.
     pub async fn begin(&self, statement: &'static str) -> Result<Transaction<DB>, sqlx::Error> {
         let mut connection = self.acquire().await?;
-        self.in_time(connection.execute(statement)).await?;
-        Ok(Transaction { connection, statement_timeout: self.statement_timeout })
+        let begun = self.in_time(connection.execute(statement)).await;
+        self.outage.observe(&begun);
+        begun?;
+        Ok(Transaction { connection, statement_timeout: self.statement_timeout, outage: self.outage.clone() })
     }
 }
 
@@ -179,6 +200,7 @@ impl<DB: Database> fmt::Debug for Transaction<DB> {
 pub(super) struct Transaction<DB: Database> {
     connection: Acquired<DB>,
     statement_timeout: Duration,
+    outage: Arc<Outage>,
 }
 
 impl<DB: Database> Transaction<DB>
@@ -196,7 +218,9 @@ where
     }
 
     async fn end(mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        in_time(self.statement_timeout, self.connection.execute(statement)).await?;
+        let ended = in_time(self.statement_timeout, self.connection.execute(statement)).await;
+        self.outage.observe(&ended);
+        ended?;
         self.connection.return_to_pool();
         Ok(())
     }
@@ -229,7 +253,7 @@ where
                     }
                 }
             }
-            connection.finish(failed.map_or(Ok(()), Err))?;
+            self.finish(connection, failed.map_or(Ok(()), Err))?;
         }
         .boxed()
     }
@@ -254,7 +278,7 @@ where
         Box::pin(async move {
             let mut connection = self.acquire().await?;
             let outcome = self.in_time(connection.prepare_with(sql, parameters)).await;
-            connection.finish(outcome)
+            self.finish(connection, outcome)
         })
     }
 
@@ -265,7 +289,7 @@ where
         Box::pin(async move {
             let mut connection = self.acquire().await?;
             let outcome = self.in_time(connection.describe(sql)).await;
-            connection.finish(outcome)
+            self.finish(connection, outcome)
         })
     }
 }
@@ -299,8 +323,15 @@ where
         let timeout = self.statement_timeout;
         try_stream! {
             let mut rows = self.connection.fetch_many(query);
-            while let Some(row) = in_time(timeout, rows.try_next()).await? {
-                yield row;
+            loop {
+                let row = in_time(timeout, rows.try_next()).await;
+                if row.is_err() {
+                    self.outage.observe(&row);
+                }
+                match row? {
+                    Some(row) => yield row,
+                    None => break,
+                }
             }
         }
         .boxed()

@@ -347,7 +347,7 @@ impl Backend {
         let vector_search = pgvector::prepare(&mut first).await;
         first.close().await?;
         let (size, timeout) = (settings.connections_max, settings.statement_timeout);
-        let pool = Pool::new(options.clone(), size, timeout, metrics.pool("postgres"));
+        let pool = Pool::new(options.clone(), size, timeout, display_name.as_str(), metrics.pool("postgres"));
         let backend = Self {
             pool,
             options,
@@ -771,7 +771,13 @@ async fn connect(
     loop {
         let connection = sqlx::PgConnection::connect_with(options);
         let error = match tokio::time::timeout(settings.statement_timeout, connection).await {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok(connection)) => {
+                if logged_at.is_some() {
+                    let unavailable_s = began.elapsed().as_secs();
+                    tracing::info!(database = display_name, unavailable_s, "the database is back");
+                }
+                return Ok(connection);
+            }
             Ok(Err(error)) => Error::from(error),
             Err(_) => Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
         };
@@ -781,8 +787,7 @@ async fn connect(
         if logged_at.is_none_or(|then| then.elapsed() >= START_LOG_EVERY) {
             logged_at = Some(Instant::now());
             let wait_s = settings.start_timeout.as_secs();
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, database = display_name, wait_s, "waiting for the database");
+            tracing::warn!(%error, database = display_name, wait_s, "waiting for the database");
         }
         tokio::time::sleep(START_PAUSE).await;
     }

@@ -252,7 +252,7 @@ impl Backend {
                 "database_url does not name a file; write it as sqlite://path/to/file.db".to_owned(),
             ));
         }
-        let path = PathBuf::from(path);
+        let path = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
         let lock = match (lock(&path), opener) {
             (Ok(lock), _) => Some(lock),
             // The server that uses the file has migrated it.
@@ -276,10 +276,10 @@ impl Backend {
         if opener == Opener::Server {
             clear_leases(&mut first).await;
         }
-        let timeout = settings.statement_timeout;
-        let writer = Pool::new(options.clone(), 1, timeout, metrics.pool("sqlite_writer"));
-        let size = readers(settings.connections_max);
-        let readers = Pool::new(options.read_only(true), size, timeout, metrics.pool("sqlite_readers"));
+        let name = format!("sqlite://{}", path.display());
+        let (size, timeout) = (readers(settings.connections_max), settings.statement_timeout);
+        let writer = Pool::new(options.clone(), 1, timeout, name.as_str(), metrics.pool("sqlite_writer"));
+        let readers = Pool::new(options.read_only(true), size, timeout, name, metrics.pool("sqlite_readers"));
         let anchor = Mutex::new(Some(first));
         Ok(Self { writer, readers, anchor, path, _lock: lock, clock, metrics, unreadable: Unreadable::default() })
     }

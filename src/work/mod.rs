@@ -381,7 +381,7 @@ impl<J: Job> Worker<J> {
             }
             Outcome::Waiting(cause) => {
                 let retry_in_s = (!is_last).then_some(pause.as_secs());
-                tracing::debug!(attempts, cause, retry_in_s, "attempt failed");
+                tracing::debug!(attempts, retry_in_s, "attempt failed");
                 cause
             }
         };
@@ -425,10 +425,21 @@ fn retry_after(attempts: u32) -> Duration {
     (RETRY_AFTER * 2_u32.saturating_pow(attempts.saturating_sub(1))).min(RETRY_AFTER_MAX)
 }
 
-/// Returns the message of a panic.
+/// Returns the message of a panic, for the log.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("panicked: {}", text.unwrap_or("without a message"))
+    format!("panicked: {}", panic_message(panic))
+}
+
+/// Returns the message of a panic up to its first quotation, because messages quote values, such as a part of a text.
+pub(crate) fn panic_message(panic: &dyn std::any::Any) -> String {
+    const CHARS_MAX: usize = 200;
+    if let Some(text) = panic.downcast_ref::<&'static str>() {
+        return (*text).to_owned();
+    }
+    let text = panic.downcast_ref::<String>().map_or("without a message", String::as_str);
+    let unquoted = text.split(['"', '`', '\'', '\n']).next().unwrap_or_default();
+    let unquoted: String = unquoted.chars().take(CHARS_MAX).collect();
+    if unquoted.len() < text.len() { format!("{unquoted}…") } else { unquoted }
 }
 
 /// Locks a mutex, even if a thread panicked while it held the lock: every change is a single assignment or insertion, so

@@ -98,7 +98,13 @@ both_stores!(every_response_has_the_headers_that_clients_read, async |database: 
         assert_eq!(reply.headers["openai-version"], "2020-10-01");
         assert_eq!(reply.headers["content-type"], "application/json");
     }
-    assert_eq!((rejected.status, &rejected.body["error"]["message"]), (404, &json!("Invalid URL (POST /v1/xyz)")));
+    let message = rejected.body["error"]["message"].as_str().unwrap();
+    assert_eq!(rejected.status, 404);
+    assert!(message.starts_with("Invalid URL (POST /v1/xyz). assistd does not serve this path"), "{message}");
+    for (path, expected) in [("/threads/x", "use /v1/threads/x"), ("/v1/v1/threads", "a single /v1")] {
+        let message = server.client.send(Method::GET, path, None).await.body["error"]["message"].to_string();
+        assert!(message.contains(expected), "{path}: {message}");
+    }
     let wrong_method = server.client.send(Method::PUT, "/v1/assistants", None).await;
     assert_eq!(wrong_method.status, 405);
 });

@@ -48,7 +48,8 @@ both_stores!(the_api_is_served_under_azures_base_paths, async |database: Databas
         let request = server.client.request(Method::GET, path).header("api-key", "sk-one");
         let reply = Client::read(request.send().await.unwrap()).await;
         assert_eq!(reply.status, 404);
-        assert_eq!(reply.body["error"]["message"], json!(format!("Invalid URL (GET {path})")));
+        let message = reply.body["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with(&format!("Invalid URL (GET {path}). assistd does not serve")), "{message}");
     }
 });
 

@@ -29,11 +29,31 @@ both_stores!(configured_origins_are_allowed_by_cors, async |database: Database| 
     let answer = preflight.header("access-control-request-method", "POST").send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
     assert_eq!(answer.headers()["access-control-allow-methods"], "POST");
+    assert_eq!(answer.headers()["access-control-max-age"], "7200");
     let (status, allowed, headers) = send(Method::GET, ORIGIN).await;
     assert_eq!((status, allowed.as_deref()), (200, Some(ORIGIN)));
     assert!(headers["access-control-expose-headers"].to_str().unwrap().contains("x-request-id"));
     assert_eq!(send(Method::GET, "https://evil.example").await.1, None);
 });
+
+both_stores!(
+    a_preflight_request_of_another_origin_is_rejected_with_the_name_of_the_setting,
+    async |database: Database| {
+        for settings in [&[][..], &[("API_KEYS", "sk-one")], &[("CORS_ORIGINS", ORIGIN)]] {
+            let server = Server::with(&database, &Upstream::start().await, settings).await;
+            let preflight =
+                server.client.request(Method::OPTIONS, "/v1/assistants").header("origin", "https://other.example");
+            let response = preflight.header("access-control-request-method", "POST").send().await.unwrap();
+
+            let reply = Client::read(response).await;
+            contract::check_error(&reply.body);
+            let message = reply.body["error"]["message"].as_str().unwrap();
+            assert_eq!((reply.status, reply.headers.get("access-control-allow-origin")), (403, None));
+            assert!(message.contains("https://other.example") && message.contains("cors_origins"), "{message}");
+            server.stop().await;
+        }
+    }
+);
 
 both_stores!(without_api_keys_only_configured_origins_are_allowed, async |database: Database| {
     let server = Server::with(&database, &Upstream::start().await, &[("CORS_ORIGINS", ORIGIN)]).await;

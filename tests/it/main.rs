@@ -37,6 +37,7 @@ mod isolation;
 mod layers;
 mod limits;
 mod lists;
+mod logs;
 mod messages;
 mod metrics;
 mod migrations;

@@ -94,7 +94,7 @@ impl Words {
 impl Embedder for Words {
     async fn embed(&self, _: EmbeddingInput, texts: &[String]) -> Result<Embedded, llm::Error> {
         if self.is_down.load(Ordering::SeqCst) {
-            return Err(llm::Error::Unavailable("down".to_owned()));
+            return Err(llm::Error::Unavailable("down".into()));
         }
         self.requests.fetch_add(1, Ordering::SeqCst);
         let vectors = texts.iter().map(|text| self.vector(text)).collect();
@@ -855,7 +855,7 @@ both_stores!(without_the_embedding_model_words_decide_and_the_reason_is_known, a
 
     assert_eq!(texts(&found), [TEXTS[2]]);
     assert!((found.hits[0].score - found.hits[0].lexical).abs() < 1e-6 && found.hits[0].vector.is_none());
-    let down = LexicalOnly::ModelFailed(llm::Error::Unavailable("down".to_owned()));
+    let down = LexicalOnly::ModelFailed(llm::Error::Unavailable("down".into()));
     assert_eq!((found.lexical_only, found.embedding_tokens), (Some(down), 0));
     world.embedder.is_down.store(false, Ordering::SeqCst);
     let found = world.search(&server, "tax number").await;

@@ -134,8 +134,8 @@ both_stores!(tool_resources_must_exist, async |database: Database| {
         (
             json!([{"file_ids": [file, table]}]),
             400,
-            "Files with extensions [.csv] are not supported for retrieval. See \
-             https://platform.openai.com/docs/assistants/tools/file-search/supported-files",
+            "Files with extensions [.csv] are not supported for retrieval. Supported extensions: c, cpp, cs, css, doc, \
+             docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt.",
         ),
     ] {
         for (path, mut body) in [("/v1/assistants", json!({"model": "m"})), (threads, json!({}))] {
@@ -264,8 +264,8 @@ both_stores!(invalid_attachments_are_rejected_and_nothing_is_stored, async |data
         (
             attachments(&image, &["file_search", "code_interpreter"]),
             400,
-            "Files with extensions [.png] are not supported for retrieval. See \
-             https://platform.openai.com/docs/assistants/tools/file-search/supported-files"
+            "Files with extensions [.png] are not supported for retrieval. Supported extensions: c, cpp, cs, css, doc, \
+             docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt."
                 .to_owned(),
         ),
         (

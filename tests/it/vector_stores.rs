@@ -155,8 +155,8 @@ both_stores!(invalid_requests_get_the_errors_of_the_service, async |database: Da
 
     let unsupported = (
         400,
-        "Files with extensions [.csv, none] are not supported for retrieval. See \
-         https://platform.openai.com/docs/assistants/tools/file-search/supported-files"
+        "Files with extensions [.csv, none] are not supported for retrieval. Supported extensions: c, cpp, cs, css, doc, \
+         docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt."
             .to_owned(),
         json!("file_ids"),
         json!("unsupported_file"),

@@ -165,6 +165,17 @@ pub enum ErrorCode {
     RateLimitExceeded,
 }
 
+impl ErrorCode {
+    /// Returns the name in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ServerError => "server_error",
+            Self::RateLimitExceeded => "rate_limit_exceeded",
+        }
+    }
+}
+
 /// The limits that make a run incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -174,6 +185,17 @@ pub enum RunIncompleteReason {
     MaxCompletionTokens,
     /// The limit of prompt tokens.
     MaxPromptTokens,
+}
+
+impl RunIncompleteReason {
+    /// Returns the name in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MaxCompletionTokens => "max_completion_tokens",
+            Self::MaxPromptTokens => "max_prompt_tokens",
+        }
+    }
 }
 
 /// Why a model's answer ended.

@@ -29,7 +29,7 @@ pub fn is_supported(filename: &str) -> bool {
 /// # Errors
 /// 400 with the extensions that are not supported.
 ///
-/// Source: a quoted 400 of the service.
+/// Source: a quoted 400 of the service. Differs: it refers to the service's documentation for the list.
 pub fn check_supported<'a>(filenames: impl IntoIterator<Item = &'a str>) -> Result<(), Error> {
     let mut unsupported: Vec<String> = Vec::new();
     for filename in filenames.into_iter().filter(|filename| !is_supported(filename)) {
@@ -42,9 +42,9 @@ pub fn check_supported<'a>(filenames: impl IntoIterator<Item = &'a str>) -> Resu
         return Ok(());
     }
     Err(Error::invalid(format!(
-        "Files with extensions [{}] are not supported for retrieval. See \
-         https://platform.openai.com/docs/assistants/tools/file-search/supported-files",
-        unsupported.join(", ")
+        "Files with extensions [{}] are not supported for retrieval. Supported extensions: {}.",
+        unsupported.join(", "),
+        SUPPORTED.join(", ")
     ))
     .at("file_ids")
     .code("unsupported_file"))
@@ -70,8 +70,8 @@ mod tests {
 
         assert_eq!(
             error.message,
-            "Files with extensions [.csv, none] are not supported for retrieval. See \
-             https://platform.openai.com/docs/assistants/tools/file-search/supported-files"
+            "Files with extensions [.csv, none] are not supported for retrieval. Supported extensions: c, cpp, cs, css, \
+             doc, docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt."
         );
         assert_eq!((error.param.as_deref(), error.code), (Some("file_ids"), Some("unsupported_file")));
         assert!(check_supported(["a.txt"]).is_ok());

@@ -1,5 +1,6 @@
 //! Authentication by API key, and the two roles: members of a project, and administrators.
 
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -7,20 +8,26 @@ use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::cors;
 use super::trace::RequestId;
-use crate::access::{Principal, Rejection};
+use crate::access::{Principal, Rejection, TooManyWrongKeys};
 use crate::api;
 use crate::api::Timestamp;
 use crate::api::error::Kind;
 use crate::api::organization::{Actor, Change};
 use crate::host::is_loopback;
-use crate::http::error::Error;
-use crate::http::state::App;
+use crate::http::error::{Error, error_response};
+use crate::http::state::{App, ClientAddress};
+
+/// The header in which clients of Azure send a key.
+const API_KEY: &str = "api-key";
+/// What a user without a valid key can do.
+const ASK_FOR_KEY: &str =
+    "Ask the operator of this server for a key; the operator can create one with \"assistd keys create\".";
 
 /// The caller of a request, as authenticated by [`authenticate`].
 #[derive(Debug, Clone)]
@@ -50,8 +57,12 @@ pub(in crate::http) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
+    let address = request.extensions().get::<ClientAddress>().map(|ClientAddress(address)| *address);
     let presented = match presented_key(request.headers()) {
-        Some(key) => (key, app.authenticator.authenticate(key).await),
+        Some(key) => match check_key(&app, address, key).await? {
+            Ok(checked) => (key, checked),
+            Err(exceeded) => return Ok(too_many_wrong_keys(exceeded)),
+        },
         None => ("", Err(Rejection::MissingKey)),
     };
     let principal = match presented {
@@ -65,8 +76,49 @@ pub(in crate::http) async fn authenticate(
         (key, Err(rejection)) => return Err(unauthorized(rejection, key)),
     };
     check_beta(request.headers())?;
-    request.extensions_mut().insert(Caller(principal));
-    Ok(next.run(request).await)
+    let caller = Caller(principal);
+    request.extensions_mut().insert(caller.clone());
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        // For the log.
+        response.extensions_mut().insert(caller);
+    }
+    Ok(response)
+}
+
+/// The outcome of the check of a key, unless its address has tried too many wrong ones.
+type CheckedKey = Result<Result<Arc<Principal>, Rejection>, TooManyWrongKeys>;
+
+/// Checks a key, unless its address has tried too many wrong ones. Without any keys, none is wrong.
+async fn check_key(app: &App, address: Option<IpAddr>, key: &str) -> Result<CheckedKey, Error> {
+    let Some(address) = address else { return Ok(Ok(app.authenticator.authenticate(key).await)) };
+    if let Err(exceeded) = app.wrong_keys.wait(address, key).await {
+        return Ok(Err(exceeded));
+    }
+    let checked = app.authenticator.authenticate(key).await;
+    match &checked {
+        Ok(_) => app.wrong_keys.accept(address, key),
+        Err(Rejection::UnknownKey) if app.authenticator.keyless().await?.is_none() => {
+            if let Err(exceeded) = app.wrong_keys.count(address, key) {
+                return Ok(Err(exceeded));
+            }
+        }
+        Err(_) => {}
+    }
+    Ok(Ok(checked))
+}
+
+/// Marks the response to a client that has tried too many wrong keys, for the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RateOfKeysExceeded;
+
+fn too_many_wrong_keys(TooManyWrongKeys { retry_after }: TooManyWrongKeys) -> Response {
+    let seconds = retry_after.as_secs();
+    let message = format!("Too many requests with wrong API keys from this address. Please try again in {seconds}s.");
+    let error = api::Error::new(Kind::RateLimited, message).code("rate_limit_exceeded").retry_after(seconds);
+    let mut response = error_response(&error);
+    response.extensions_mut().insert(RateOfKeysExceeded);
+    response
 }
 
 /// Rejects a caller that has no project, such as an administrator. A layer of the routes for members.
@@ -122,42 +174,54 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
     }
 }
 
+/// The headers of a request that can have a key, for the log.
+#[derive(Debug)]
+pub(super) struct PresentedKey(HeaderMap);
+
+impl PresentedKey {
+    /// Copies the headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let names = [AUTHORIZATION, HeaderName::from_static(API_KEY)];
+        Self(names.into_iter().filter_map(|name| Some((name.clone(), headers.get(&name)?.clone()))).collect())
+    }
+
+    /// Returns the masked key, if there is one.
+    pub fn masked(&self) -> Option<String> {
+        presented_key(&self.0).map(masked)
+    }
+}
+
 /// Returns the key of a request, from either header.
 fn presented_key(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
-    let key = bearer.or_else(|| headers.get("api-key").and_then(|value| value.to_str().ok()));
+    let key = bearer.or_else(|| headers.get(API_KEY).and_then(|value| value.to_str().ok()));
     key.filter(|key| !key.is_empty())
 }
 
-/// Returns the error for a key that is not accepted. The messages and codes are those of OpenAI's service.
+/// Returns the error for a key that is not accepted. The first sentences and the codes are those of OpenAI's service, on which
+/// clients match. Differs: the service names its page of keys.
 fn unauthorized(rejection: Rejection, key: &str) -> Error {
     let (message, code) = match rejection {
         Rejection::Store(error) => return error.into(),
         Rejection::MissingKey => (
-            "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
-             auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're \
-             accessing the API from your browser and are prompted for a username and password. You can obtain an API \
-             key from https://platform.openai.com/account/api-keys."
-                .to_owned(),
+            format!(
+                "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer \
+                 auth (i.e. Authorization: Bearer YOUR_KEY), or in the header api-key. {ASK_FOR_KEY}"
+            ),
             None,
         ),
         Rejection::UnknownKey => (
             format!(
-                "Incorrect API key provided: {}. You can find your API key at \
-                 https://platform.openai.com/account/api-keys.",
+                "Incorrect API key provided: {}. It is not a key of this assistd server. {ASK_FOR_KEY}",
                 masked(key)
             ),
             Some("invalid_api_key"),
         ),
         Rejection::ExpiredKey => (
-            format!(
-                "Incorrect API key provided: {}. The key has expired. You can find your API key at \
-                 https://platform.openai.com/account/api-keys.",
-                masked(key)
-            ),
+            format!("Incorrect API key provided: {}. The key has expired. {ASK_FOR_KEY}", masked(key)),
             Some("invalid_api_key"),
         ),
         Rejection::ArchivedProject => (
@@ -281,7 +345,15 @@ mod tests {
             check_local(&headers, &["https://app.example".to_owned()]).is_ok()
         };
 
-        for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "app.localhost"] {
+        for host in [
+            "127.0.0.1:8484",
+            "localhost:8484",
+            "localhost.:8484",
+            "LOCALHOST",
+            "[::1]:8484",
+            "[::ffff:127.0.0.1]:8484",
+            "app.localhost",
+        ] {
             assert!(accepts("host", host), "{host}");
         }
         assert!(accepts("origin", "http://localhost:3000"));

@@ -20,7 +20,9 @@ use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
 use crate::host::is_loopback;
-use crate::llm::{ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient};
+use crate::llm::{
+    Cause, ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient,
+};
 use crate::metrics::{Metrics, UpstreamError};
 
 /// Initial backoff before a retry; doubled for each further retry, and shortened by up to a half at random, so that
@@ -38,8 +40,11 @@ const FINISHED_TIMEOUT: Duration = Duration::from_secs(1);
 const DOUBTFUL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum length of a server's error text in our errors, in characters.
 const REPORT_CHARS_MAX: usize = 500;
-/// Maximum length of other texts of a server in our errors and in the log, in characters.
+/// Maximum length of other texts of a server in our errors, in characters.
 const SHOWN_CHARS_MAX: usize = 200;
+
+/// Maximum length of an error code in the log, in bytes.
+const IDENTIFIER_BYTES_MAX: usize = 64;
 
 /// The parameter that asks for the usage of a stream.
 const STREAM_OPTIONS: &str = "stream_options";
@@ -419,7 +424,7 @@ impl Upstream {
 
     /// Returns the error "The model server … `predicate`."
     fn unavailable(&self, predicate: &str) -> Error {
-        Error::Unavailable(format!("{} {predicate}.", self.subject()))
+        Error::Unavailable(format!("{} {predicate}.", self.subject()).into())
     }
 
     /// Returns the error of an answer that has started and does not continue.
@@ -440,17 +445,27 @@ impl Upstream {
     fn failed_answer(&self, failure: Failure) -> Error {
         self.count(UpstreamError::Answer);
         match failure {
-            Failure::Invalid(predicate) => self.unavailable(&self.inner.mask.apply(&predicate)),
+            Failure::Invalid(predicate) => {
+                let predicate = self.inner.mask.apply(&predicate);
+                let text = format!("{} {predicate}.", self.subject());
+                let for_log = format!("{} {}.", self.subject(), without_quotations(&predicate));
+                Error::Unavailable(Cause { text, for_log, status: None })
+            }
             Failure::NotAnAnswer(predicate, text) => {
                 let shown: String = self.inner.mask.apply(&text).chars().take(SHOWN_CHARS_MAX).collect();
-                self.unavailable(&format!("{predicate}: {shown}"))
+                let text = format!("{} {predicate}: {shown}.", self.subject());
+                let for_log = format!("{} {predicate}.", self.subject());
+                Error::Unavailable(Cause { text, for_log, status: None })
             }
             Failure::Reported(report) => {
                 let text = format!("{} failed during its answer: {}", self.subject(), self.reported(&report));
+                let for_log = format!("{} failed during its answer{}", self.subject(), codes(&report));
+                let status = (report.status > 0).then_some(report.status);
+                let cause = Cause { text, for_log, status };
                 match report.status {
-                    _ if report.is_rate_limit() => Error::RateLimited(text),
-                    400..500 => Error::Rejected(text),
-                    _ => Error::Unavailable(text),
+                    _ if report.is_rate_limit() => Error::RateLimited(cause),
+                    400..500 => Error::Rejected(cause),
+                    _ => Error::Unavailable(cause),
                 }
             }
         }
@@ -469,10 +484,12 @@ impl Upstream {
     /// Returns the error of a response with an error status.
     fn rejected(&self, report: &Report) -> Error {
         let text = format!("{} answered {}: {}", self.subject(), report.status, self.reported(report));
+        let for_log = format!("{} answered {}{}", self.subject(), report.status, codes(report));
+        let cause = Cause { text, for_log, status: Some(report.status) };
         match report.status {
-            429 => Error::RateLimited(text),
-            500.. => Error::Unavailable(text),
-            _ => Error::Rejected(text),
+            429 => Error::RateLimited(cause),
+            500.. => Error::Unavailable(cause),
+            _ => Error::Rejected(cause),
         }
     }
 
@@ -481,6 +498,25 @@ impl Upstream {
         let text = self.inner.mask.apply(report.message.trim());
         if text.is_empty() { "no message".to_owned() } else { text.chars().take(REPORT_CHARS_MAX).collect() }
     }
+}
+
+/// Returns the codes of an error in parentheses, for the log: those that are identifiers, because others may be texts.
+fn codes(report: &Report) -> String {
+    let codes: Vec<&str> = report.codes.iter().map(String::as_str).filter(|code| is_identifier(code)).take(3).collect();
+    if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(", ")) }
+}
+
+/// Returns a text without the words in quotation marks that are not identifiers, because a server wrote them.
+fn without_quotations(text: &str) -> String {
+    let parts = text.split('"').enumerate();
+    let parts: Vec<&str> =
+        parts.map(|(index, part)| if index % 2 == 0 || is_identifier(part) { part } else { "…" }).collect();
+    parts.join("\"")
+}
+
+fn is_identifier(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_part)
 }
 
 /// The body of a request that is forwarded.
@@ -664,7 +700,7 @@ impl ChatModel for Upstream {
                 }
             }
             if let Some(reason) = reader.unknown_finish() {
-                let reason: String = upstream.inner.mask.apply(reason).chars().take(SHOWN_CHARS_MAX).collect();
+                let reason = if is_identifier(reason) { upstream.inner.mask.apply(reason) } else { "…".to_owned() };
                 tracing::warn!(server = upstream.name(), reason, "an answer has an unknown finish reason");
             }
             let ended = reader.end(&mut deltas);

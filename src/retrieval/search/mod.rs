@@ -588,10 +588,11 @@ impl Inner {
         let embedded = match self.questions.embed(scope, queries, &query.caller).await {
             Ok(embedded) => embedded,
             Err(error) => {
-                tracing::debug!(%error, "the queries have no embeddings; searching by words only");
+                let cause = error.for_log();
+                tracing::debug!(cause, "the queries have no embeddings; searching by words only");
                 if let Some(Repetitions { times: searches, .. }) = self.by_words.count("", Instant::now()) {
                     let model = self.questions.model();
-                    tracing::warn!(model, searches, %error, "searches use words only: the queries have no embeddings");
+                    tracing::warn!(model, searches, cause, "searches use words only: the queries have no embeddings");
                 }
                 return Ok((None, Some(LexicalOnly::ModelFailed(error))));
             }

@@ -99,7 +99,7 @@ impl Questions {
         caller: &Caller,
     ) -> Result<EmbeddedQueries, llm::Error> {
         let Some(embedder) = &self.embedder else {
-            return Err(llm::Error::Unavailable("no embedding model is set".to_owned()));
+            return Err(llm::Error::Unavailable("no embedding model is set".into()));
         };
         if let Some(found) = self.recall(scope, queries) {
             return Ok(found);
@@ -107,10 +107,10 @@ impl Questions {
         let embedded = tokio::time::timeout(EMBED_TIMEOUT, embedder.embed(EmbeddingInput::Query, queries)).await;
         let embedded = embedded.unwrap_or_else(|_| {
             let waited = EMBED_TIMEOUT.as_secs();
-            Err(llm::Error::Unavailable(format!("the embedding model did not answer within {waited} s")))
+            Err(llm::Error::Unavailable(format!("the embedding model did not answer within {waited} s").into()))
         })?;
         if embedded.vectors.len() != queries.len() {
-            return Err(llm::Error::Unavailable("the embedding model answered for other texts".to_owned()));
+            return Err(llm::Error::Unavailable("the embedding model answered for other texts".into()));
         }
         let usage = Usage::counted(usize::try_from(embedded.tokens).unwrap_or(usize::MAX), 0);
         self.record(scope, CallKind::Embeddings, embedder.model(), usage, caller).await;
@@ -167,7 +167,7 @@ impl Questions {
                 Ok(Ok(Some(rewritten))) => rewritten,
                 Ok(Ok(None)) => query.clone(),
                 Ok(Err(error)) => {
-                    tracing::warn!(model, %error, "a query was not rewritten");
+                    tracing::warn!(model, error = error.for_log(), "a query was not rewritten");
                     query.clone()
                 }
                 Err(_) => {

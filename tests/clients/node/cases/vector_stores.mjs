@@ -47,8 +47,8 @@ export default {
       'completed', null, 800,
     ]);
     const { id: table } = await client.files.create({ file: await file('a.csv', '1,2'), purpose: 'assistants' });
-    const message = 'Files with extensions [.csv] are not supported for retrieval. See ' +
-      'https://platform.openai.com/docs/assistants/tools/file-search/supported-files';
+    const message = 'Files with extensions [.csv] are not supported for retrieval. Supported extensions: ' +
+      'c, cpp, cs, css, doc, docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt.';
     const options = { param: 'file_ids', code: 'unsupported_file' };
     const rejected = vectorStores.fileBatches.createAndPoll(id, { file_ids: [added.id, table] });
     await assertRejected(rejected, OpenAI.BadRequestError, message, options);

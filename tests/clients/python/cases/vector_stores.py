@@ -88,8 +88,8 @@ class VectorStoreTest(Case):
         self.assertEqual((failed.status, failed.last_error.code), ("failed", "invalid_file"))
         table = self.upload("c.csv", b"1,2")
         text = (
-            "Files with extensions [.csv] are not supported for retrieval. See"
-            " https://platform.openai.com/docs/assistants/tools/file-search/supported-files"
+            "Files with extensions [.csv] are not supported for retrieval. Supported extensions:"
+            " c, cpp, cs, css, doc, docx, go, html, java, js, json, md, pdf, php, pptx, py, rb, sh, tex, ts, txt."
         )
         self.assert_rejected(
             openai.BadRequestError,
