@@ -1,6 +1,8 @@
-//! The commands for projects, API keys and searches, which work on the database directly, whether a server uses it or not; and
-//! those that install the code interpreter.
+//! The commands for projects, API keys, searches and backups, which work on the database directly, whether a server uses it or
+//! not; and those that install the code interpreter.
 
+pub mod backup;
+pub mod check;
 pub mod code_interpreter;
 
 use std::fmt::Write as _;

@@ -1,17 +1,17 @@
 //! Settings: embedded defaults, overridden by a file, overridden by environment variables.
 
-mod origin;
 mod secret;
+mod source;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use toml::{Table, Value};
+use tokio_util::task::TaskTracker;
 
 use crate::api::organization::Limits;
 use crate::api::vector_store::HybridWeights;
@@ -25,22 +25,13 @@ use crate::telemetry::{self, LogFormat};
 use crate::tools::code_interpreter::{sandbox, sessions};
 use crate::{files, http, llm, runs, store, work};
 
-pub use secret::{Secret, SecretUrl};
+use source::Invalid;
 
-use origin::Origins;
+pub use secret::{Secret, SecretUrl};
+pub use source::file_has_secrets;
 
 /// The example file with every setting at its default. It is also the source of the defaults.
 pub const EXAMPLE: &str = include_str!("../config.example.toml");
-
-/// The prefix of our environment variables.
-const PREFIX: &str = "ASSISTD_";
-/// Environment variables with our prefix that are not settings.
-const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
-/// Prefixes of variables that Kubernetes and Docker links set for a service named assistd, and that our tests use.
-const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
-
-/// How database URLs begin.
-const DATABASE_SCHEMES: [&str; 3] = ["sqlite:", "postgres:", "postgresql:"];
 
 /// Maximum of the default statement timeout, in seconds.
 const STATEMENT_TIMEOUT_S_MAX: u64 = 5;
@@ -170,50 +161,27 @@ pub struct UpstreamSettings {
     pub models: Vec<String>,
 }
 
-/// An invalid setting. The text names the setting.
+/// A model server of the settings.
+#[derive(Debug)]
+pub struct ModelServer<'s> {
+    /// The setting with its URL.
+    pub setting: String,
+    /// Its name, or the setting.
+    pub name: String,
+    /// Base URL.
+    pub url: &'s SecretUrl,
+    /// API key.
+    pub api_key: &'s Secret,
+}
+
+/// An invalid setting. The text is one line that names where the value comes from, the setting, and what was expected. It has no
+/// part of a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
 
 impl Settings {
-    /// Loads the defaults, the file, if any, and the environment variables.
-    ///
-    /// # Errors
-    /// If the file cannot be read, a setting is unknown, or a value has the wrong type or is out of range.
-    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Error> {
-        let defaults: Table = EXAMPLE.parse().map_err(|error| Error(format!("the defaults: {error}")))?;
-        let (mut table, mut origins) = (defaults.clone(), Origins::default());
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Error(format!("failed to read the settings file {}: {error}", path.display())))?;
-            for (key, value) in origins.read(path, &text)? {
-                if !table.contains_key(&key) && key != "upstreams" {
-                    return Err(origins.error_at(&key, &format!("unknown setting \"{key}\"")));
-                }
-                table.insert(key, value);
-            }
-        }
-        for (name, text) in environment {
-            let Some(key) = name.strip_prefix(PREFIX) else { continue };
-            if NOT_SETTINGS.contains(&name.as_str()) || INJECTED.iter().any(|injected| name.starts_with(injected)) {
-                continue;
-            }
-            let key = key.to_lowercase();
-            let Some(default) = table.get(&key) else {
-                return Err(Error(format!("unknown setting in the environment variable {name}")));
-            };
-            let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {what}")))?;
-            origins.set_variable(&key, &name);
-            table.insert(key, value);
-        }
-        let settings: Self = Value::Table(table.clone())
-            .try_into()
-            .map_err(|error: toml::de::Error| origins.type_error(&defaults, &table, &error))?;
-        settings.check().map_err(|error| origins.locate(error))?;
-        Ok(settings)
-    }
-
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Invalid> {
         let at_least_one: [(&str, u64); 25] = [
             ("code_timeout_s", self.code_timeout_s),
             ("code_idle_s", self.code_idle_s),
@@ -243,115 +211,132 @@ impl Settings {
         ];
         for (key, value) in at_least_one {
             if value == 0 {
-                return Err(Error(format!("{key} is 0; it must be at least 1")));
+                return Err(Invalid::new(key, format!("{key} is 0; it must be at least 1")));
             }
         }
-        for (key, value) in self.table()? {
+        let table = toml::Table::try_from(self).map_err(|error| Invalid::several(&[], error.to_string()))?;
+        for (key, value) in table {
             if key.ends_with("_s") && value.as_integer().is_some_and(|seconds| seconds > SECONDS_MAX) {
-                return Err(Error(format!("{key} is {value}; it must be at most {SECONDS_MAX} (ten years)")));
-            }
-        }
-        let keys = self
-            .upstreams
-            .iter()
-            .map(|upstream| ("upstreams", &upstream.api_key))
-            .chain([("upstream_api_key", &self.upstream_api_key), ("embedding_api_key", &self.embedding_api_key)]);
-        for (name, key) in keys {
-            if reqwest::header::HeaderValue::from_str(key.expose()).is_err() {
-                return Err(Error(format!("{name} has an API key with a character that a header cannot have")));
+                return Err(Invalid::new(
+                    &key,
+                    format!("{key} is {value}; it must be at most {SECONDS_MAX} (ten years)"),
+                ));
             }
         }
         if self.head_bytes_max < HEAD_BYTES_MIN {
             let given = self.head_bytes_max;
-            return Err(Error(format!("head_bytes_max is {given}; it must be at least {HEAD_BYTES_MIN}")));
+            let text = format!("head_bytes_max is {given}; it must be at least {HEAD_BYTES_MIN}");
+            return Err(Invalid::new("head_bytes_max", text));
         }
         if self.bodies_bytes_max < self.body_bytes_max {
-            return Err(Error(format!(
+            let text = format!(
                 "bodies_bytes_max is {} and body_bytes_max is {}; the first must be at least the second",
                 self.bodies_bytes_max, self.body_bytes_max
-            )));
+            );
+            return Err(Invalid::several(&["bodies_bytes_max", "body_bytes_max"], text));
         }
         let file_max = self.file_bytes_max.max(self.upload_bytes_max);
         if self.files_url.starts_with("s3:") && file_max > BUCKET_FILE_BYTES_MAX {
-            return Err(Error(format!(
-                "file_bytes_max and upload_bytes_max must be at most {BUCKET_FILE_BYTES_MAX} with an S3 bucket"
-            )));
+            let text = format!(
+                "file_bytes_max is {} and upload_bytes_max is {}; with an S3 bucket, they must be at most \
+                 {BUCKET_FILE_BYTES_MAX}",
+                self.file_bytes_max, self.upload_bytes_max
+            );
+            return Err(Invalid::several(&["file_bytes_max", "upload_bytes_max", "files_url"], text));
         }
         if self.run_lease_s < 5 {
-            return Err(Error(format!("run_lease_s is {}; it must be at least 5", self.run_lease_s)));
+            let text = format!("run_lease_s is {}; it must be at least 5", self.run_lease_s);
+            return Err(Invalid::new("run_lease_s", text));
         }
         if self.database_statement_timeout_s * 2 > self.run_lease_s {
-            return Err(Error(format!(
+            let text = format!(
                 "database_statement_timeout_s is {} and run_lease_s is {}; a statement may take at most half of a lease, \
                  so that leases are renewed in time",
                 self.database_statement_timeout_s, self.run_lease_s
-            )));
+            );
+            return Err(Invalid::several(&["database_statement_timeout_s", "run_lease_s"], text));
         }
         self.check_search()?;
         self.check_runs()?;
-        self.check_log()?;
         self.check_urls()?;
-        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !http::is_origin(origin)) {
-            return Err(Error(format!(
-                "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
-            )));
-        }
-        for (name, keys) in [("api_keys", &self.api_keys), ("admin_keys", &self.admin_keys)] {
-            if keys.iter().any(|key| key.expose().trim().is_empty()) {
-                return Err(Error(format!("{name} contains an empty key")));
-            }
-            if !keys.iter().all(|key| key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
-                return Err(Error(format!(
-                    "{name} contains a key with a space or a character that is not ASCII; clients could not send it"
-                )));
-            }
-        }
-        self.address()?;
-        self.metrics_address()?;
+        self.check_access()?;
+        self.address().map_err(|error| Invalid::new("listen", error.0))?;
+        self.metrics_address().map_err(|error| Invalid::new("metrics_listen", error.0))?;
+        telemetry::check_filter(&self.log)
+            .map_err(|expected| Invalid::new("log", format!("log is \"{}\"; {expected}", self.log)))?;
         Ok(())
     }
 
-    fn check_log(&self) -> Result<(), Error> {
-        telemetry::check_filter(&self.log).map_err(|expected| Error(format!("log is \"{}\"; {expected}", self.log)))
+    fn check_access(&self) -> Result<(), Invalid> {
+        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !http::is_origin(origin)) {
+            let text = format!(
+                "cors_origins contains \"{origin}\"; expected an origin like https://app.example, without a path, or *"
+            );
+            return Err(Invalid::new("cors_origins", text));
+        }
+        for (name, keys) in [("api_keys", &self.api_keys), ("admin_keys", &self.admin_keys)] {
+            if keys.iter().any(|key| key.expose().trim().is_empty()) {
+                return Err(Invalid::new(
+                    name,
+                    format!("{name} contains an empty key; expected keys of at least one character"),
+                ));
+            }
+            if !keys.iter().all(|key| key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+                let text = format!(
+                    "{name} contains a key with a space or a character that is not ASCII; clients could not send it"
+                );
+                return Err(Invalid::new(name, text));
+            }
+        }
+        Ok(())
     }
 
-    fn check_urls(&self) -> Result<(), Error> {
-        let database = self.database_url.expose();
-        if !database.is_empty() && !DATABASE_SCHEMES.iter().any(|scheme| database.starts_with(scheme)) {
-            return Err(Error(format!(
-                "database_url is \"{}\"; it must begin with \"sqlite://\" or \"postgres://\"",
-                self.database_url.masked()
-            )));
-        }
+    fn check_urls(&self) -> Result<(), Invalid> {
         let is_known = |url: &SecretUrl| {
             let url = reqwest::Url::parse(url.expose());
             url.is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
         };
         if !self.otlp_endpoint.expose().is_empty() && !is_known(&self.otlp_endpoint) {
-            return Err(Error(format!(
-                "otlp_endpoint is \"{}\"; expected a URL like http://127.0.0.1:4318",
-                self.otlp_endpoint.masked()
-            )));
+            let masked = self.otlp_endpoint.masked();
+            let text = format!("otlp_endpoint is \"{masked}\"; expected a URL like http://127.0.0.1:4318");
+            return Err(Invalid::new("otlp_endpoint", text));
         }
-        let urls = self.upstreams.iter().map(|upstream| ("upstreams", &upstream.url));
-        let urls = urls.chain([("upstream_url", &self.upstream_url), ("embedding_url", &self.embedding_url)]);
-        for (name, url) in urls.filter(|(_, url)| !url.expose().is_empty()) {
+        for server in self.model_servers() {
+            let ModelServer { setting, url, .. } = &server;
             if !is_known(url) {
-                return Err(Error(format!(
-                    "{name}: \"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
+                let text = format!(
+                    "\"{}\" is not the URL of a model server; expected a URL like http://host:port/v1",
                     url.masked()
-                )));
+                );
+                return Err(Invalid::new(setting, text));
             }
         }
+        let mut keys = vec![
+            ("upstream_api_key".to_owned(), &self.upstream_api_key),
+            ("embedding_api_key".to_owned(), &self.embedding_api_key),
+        ];
+        let more = self.upstreams.iter().enumerate();
+        keys.extend(more.map(|(index, more)| (format!("upstreams[{index}]"), &more.api_key)));
+        for (setting, key) in keys {
+            if reqwest::header::HeaderValue::from_str(key.expose()).is_err() {
+                let text = format!("the API key in {setting} contains a character that a header cannot have");
+                return Err(Invalid::new(&setting, text));
+            }
+        }
+        if !self.database_url.expose().is_empty() {
+            store::check_url(self.database_url.expose())
+                .map_err(|error| Invalid::new("database_url", error.to_string()))?;
+        }
+        files::blobs::Blobs::open(&self.blobs(), TaskTracker::new())
+            .map_err(|error| Invalid::new("files_url", error.to_string()))?;
         Ok(())
     }
 
-    fn check_search(&self) -> Result<(), Error> {
+    fn check_search(&self) -> Result<(), Invalid> {
         if !(0.0..=1.0).contains(&self.search_embedding_weight) {
-            return Err(Error(format!(
-                "search_embedding_weight is {}; it must be between 0 and 1",
-                self.search_embedding_weight
-            )));
+            let text =
+                format!("search_embedding_weight is {}; it must be between 0 and 1", self.search_embedding_weight);
+            return Err(Invalid::new("search_embedding_weight", text));
         }
         for (key, value, max) in [
             ("embedding_batch_max", self.embedding_batch_max, EMBEDDING_BATCH_MAX),
@@ -359,25 +344,26 @@ impl Settings {
             ("ingest_concurrency", self.ingest_concurrency, INGEST_CONCURRENCY_MAX),
         ] {
             if value > max {
-                return Err(Error(format!("{key} is {value}; it must be at most {max}")));
+                return Err(Invalid::new(key, format!("{key} is {value}; it must be at most {max}")));
             }
         }
         if self.embedding_model.is_empty() && !self.embedding_url.expose().is_empty() {
-            return Err(Error("embedding_url is set, and embedding_model is not; set both".to_owned()));
+            return Err(Invalid::new("embedding_url", "embedding_url is set, and embedding_model is not; set both"));
         }
         Ok(())
     }
 
-    fn check_runs(&self) -> Result<(), Error> {
+    fn check_runs(&self) -> Result<(), Invalid> {
         if self.max_concurrent_runs > 1_000_000 {
-            let given = self.max_concurrent_runs;
-            return Err(Error(format!("max_concurrent_runs is {given}; it must be at most 1000000")));
+            let text = format!("max_concurrent_runs is {}; it must be at most 1000000", self.max_concurrent_runs);
+            return Err(Invalid::new("max_concurrent_runs", text));
         }
         if (1..IMAGE_SIDE_PIXELS_MIN).contains(&self.image_side_pixels_max) {
-            return Err(Error(format!(
+            let text = format!(
                 "image_side_pixels_max is {}; it must be 0 or at least {IMAGE_SIDE_PIXELS_MIN}",
                 self.image_side_pixels_max
-            )));
+            );
+            return Err(Invalid::new("image_side_pixels_max", text));
         }
         Ok(())
     }
@@ -388,8 +374,26 @@ impl Settings {
         !self.api_keys.is_empty() || !self.admin_keys.is_empty()
     }
 
-    fn table(&self) -> Result<toml::Table, Error> {
-        toml::Table::try_from(self).map_err(|error| Error(format!("settings: {error}")))
+    /// Returns the model servers of the settings, the one of embeddings included.
+    #[must_use]
+    pub fn model_servers(&self) -> Vec<ModelServer<'_>> {
+        let of = |setting: &str, url, api_key| ModelServer {
+            setting: setting.to_owned(),
+            name: setting.to_owned(),
+            url,
+            api_key,
+        };
+        let mut servers = vec![of("upstream_url", &self.upstream_url, &self.upstream_api_key)];
+        for (index, more) in self.upstreams.iter().enumerate() {
+            let mut server = of(&format!("upstreams[{index}]"), &more.url, &more.api_key);
+            if !more.name.is_empty() {
+                server.name.clone_from(&more.name);
+            }
+            servers.push(server);
+        }
+        servers.push(of("embedding_url", &self.embedding_url, &self.embedding_api_key));
+        servers.retain(|server| !server.url.expose().is_empty() || server.setting.starts_with("upstreams"));
+        servers
     }
 
     /// Returns the address to listen on.
@@ -617,44 +621,16 @@ impl Settings {
     }
 }
 
-/// Parses an environment variable as the type of its default.
-fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
-    match default {
-        Value::Integer(_) => {
-            text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is not an integer"))
-        }
-        Value::Boolean(_) => match text.trim() {
-            "true" => Ok(Value::Boolean(true)),
-            "false" => Ok(Value::Boolean(false)),
-            _ => Err(format!("\"{text}\" is neither true nor false")),
-        },
-        Value::Array(_) => Ok(Value::Array(items(text).map(|item| Value::String(item.to_owned())).collect())),
-        Value::Table(_) => items(text)
-            .map(|item| match item.split_once('=') {
-                Some((name, value)) if key == "context_windows" => match value.trim().parse() {
-                    Ok(tokens) => Ok((name.trim().to_owned(), Value::Integer(tokens))),
-                    Err(_) => Err(format!("\"{value}\" is not an integer")),
-                },
-                Some((name, value)) => Ok((name.trim().to_owned(), Value::String(value.trim().to_owned()))),
-                None => Err(format!("\"{item}\" is not of the form name=value")),
-            })
-            .collect::<Result<Table, String>>()
-            .map(Value::Table),
-        Value::Float(_) => text.trim().parse().map(Value::Float).map_err(|_| format!("\"{text}\" is not a number")),
-        _ => Ok(Value::String(text.to_owned())),
-    }
-}
-
-fn items(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use toml::Table;
+
     use super::*;
 
     fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
-        let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let pairs = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         Settings::load(None, pairs).map_err(|error| error.to_string())
     }
 
@@ -688,57 +664,8 @@ mod tests {
     }
 
     #[test]
-    fn unknown_settings_are_rejected_by_name() {
-        let folder = std::env::temp_dir().join(format!("assistd-config-{}", std::process::id()));
-        std::fs::write(&folder, "listn = \"x\"").unwrap();
-        let in_file = Settings::load(Some(&folder), std::iter::empty()).unwrap_err().to_string();
-        std::fs::remove_file(&folder).unwrap();
-
-        assert!(in_file.contains("unknown setting \"listn\""), "{in_file}");
-        assert_eq!(
-            load(&[("ASSISTD_LISTN", "x")]),
-            Err("unknown setting in the environment variable ASSISTD_LISTN".into())
-        );
+    fn variables_that_others_set_are_ignored() {
         assert!(load(&[("ASSISTD_SERVICE_HOST", "x"), ("ASSISTD_PORT", "tcp://x"), ("ASSISTD_CONFIG", "x")]).is_ok());
-    }
-
-    #[test]
-    fn an_invalid_setting_is_reported_in_one_line_with_its_place_and_without_secrets() {
-        let folder = std::env::temp_dir().join(format!("assistd-config-origin-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("settings.toml");
-        let from_file = |text: &str, environment: &[(&str, &str)]| {
-            std::fs::write(&path, text).unwrap();
-            let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-            Settings::load(Some(&path), pairs).unwrap_err().to_string().replace(path.to_str().unwrap(), "FILE")
-        };
-
-        let cases = [
-            ("listen = \"127.0.0.1:1\"\n\nmax_attempts = 0", "FILE:3: max_attempts is 0; it must be at least 1"),
-            ("\nmax_attempts = \"many\"", "FILE:2: max_attempts: invalid type: string \"many\", expected u32"),
-            ("max_attempts = -1", "FILE:1: max_attempts: invalid value: integer `-1`, expected u32"),
-            ("\n\nlistn = 1", "FILE:3: unknown setting \"listn\""),
-            ("log = \"verbose\"", "FILE:1: log is \"verbose\"; expected off, error, warn, info, debug or trace"),
-            ("busy_thread = \"wait\"", "FILE:1: busy_thread: unknown variant `wait`, expected `reject` or `queue`"),
-            ("api_keys = \"sk-hidden\"", "FILE:1: api_keys has a value of the wrong type; expected a list of texts"),
-            ("upstream_api_key = \"sk-hidden", "FILE:1: not valid TOML: "),
-            ("[[upstreams]]\nurl = \"x\"\napi_key = 5", "FILE:1: upstreams has a value of the wrong type"),
-            ("\nupstream_url = \"hidden\"", "FILE:2: upstream_url: \"***\" is not the URL of a model server"),
-            ("database_url = \"mysql://a:hidden@b/c\"", "FILE:1: database_url is \"mysql://a:***@b/c\"; it must begin"),
-        ];
-        for (text, expected) in cases {
-            let error = from_file(text, &[]);
-            assert!(error.starts_with(expected), "{text}: {error}");
-            assert!(!error.contains('\n') && !error.contains("hidden"), "{error}");
-        }
-        let both = from_file("\nbody_bytes_max = 5", &[("ASSISTD_BODIES_BYTES_MAX", "4")]);
-        assert!(
-            both.starts_with("ASSISTD_BODIES_BYTES_MAX, FILE:2: bodies_bytes_max is 4 and body_bytes_max"),
-            "{both}"
-        );
-        let overridden = from_file("max_attempts = 1", &[("ASSISTD_MAX_ATTEMPTS", "0")]);
-        assert_eq!(overridden, "ASSISTD_MAX_ATTEMPTS: max_attempts is 0; it must be at least 1");
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
@@ -765,20 +692,13 @@ mod tests {
         assert_eq!(timeout(&[]), Ok(5));
         assert_eq!(timeout(&[("ASSISTD_RUN_LEASE_S", "5")]), Ok(2));
         let error = timeout(&[("ASSISTD_RUN_LEASE_S", "15"), ("ASSISTD_DATABASE_STATEMENT_TIMEOUT_S", "8")]);
-        let error = error.unwrap_err();
-        assert!(
-            error.starts_with(
-                "ASSISTD_DATABASE_STATEMENT_TIMEOUT_S, ASSISTD_RUN_LEASE_S: database_statement_timeout_s is 8 and run_lease_s \
-                 is 15"
-            ),
-            "{error}"
-        );
+        assert!(error.unwrap_err().contains("database_statement_timeout_s is 8 and run_lease_s is 15"));
     }
 
     #[test]
     fn values_out_of_range_are_rejected_by_name() {
         assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "0")]).unwrap_err().contains("max_concurrent_runs"));
-        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("is not an integer"));
+        assert!(load(&[("ASSISTD_MAX_CONCURRENT_RUNS", "many")]).unwrap_err().contains("expected an integer"));
         assert!(
             load(&[("ASSISTD_HEADER_TIMEOUT_S", "9223372036854775807")]).unwrap_err().contains("at most 315360000")
         );
@@ -788,9 +708,9 @@ mod tests {
         assert!(load(&[("ASSISTD_METRICS_LISTEN", "metrics")]).unwrap_err().contains("such as 127.0.0.1:9464"));
         assert!(load(&[("ASSISTD_METRICS_LISTEN", "0.0.0.0:9464")]).is_ok());
         assert!(load(&[("ASSISTD_OTLP_ENDPOINT", "127.0.0.1:4318")]).unwrap_err().contains("http://127.0.0.1:4318"));
-        assert!(load(&[("ASSISTD_FILES_S3_PATH_STYLE", "yes")]).unwrap_err().contains("neither true nor false"));
+        assert!(load(&[("ASSISTD_FILES_S3_PATH_STYLE", "yes")]).unwrap_err().contains("expected true or false"));
         let large = [("ASSISTD_UPLOAD_BYTES_MAX", "100000000000"), ("ASSISTD_FILES_URL", "s3://bucket")];
-        assert!(load(&large).unwrap_err().contains("with an S3 bucket"));
+        assert!(load(&large).unwrap_err().contains("with an S3 bucket, they must be at most"));
         assert!(load(&large[..1]).is_ok());
         assert!(load(&[("ASSISTD_IMAGE_SIDE_PIXELS_MAX", "63")]).unwrap_err().contains("must be 0 or at least 64"));
         assert!(load(&[("ASSISTD_IMAGE_SIDE_PIXELS_MAX", "64")]).is_ok());

@@ -8,9 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use assistd::clock::Clock;
+use assistd::commands::backup::{self, BackupArguments};
+use assistd::commands::check::{self, CheckArguments};
 use assistd::commands::code_interpreter::CodeInterpreterCommand;
 use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand, SearchArguments};
 use assistd::config::{self, Settings};
@@ -45,6 +49,10 @@ enum Command {
     Config,
     /// Migrate the database schema and exit; the server does this at start as well.
     Migrate,
+    /// Check settings, database, files, disk space and model servers, change nothing, and exit with 1 if a server cannot serve.
+    Check(CheckArguments),
+    /// Copy the SQLite database, and the bytes of files, while the server may be running.
+    Backup(BackupArguments),
     /// Create, list and archive projects, in the database.
     #[command(subcommand)]
     Projects(ProjectsCommand),
@@ -64,6 +72,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Only the user of the server can read what it writes.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let arguments = Arguments::parse();
     if let Some(Command::ParseFile(arguments)) = &arguments.command {
         return child::run(arguments);
@@ -74,7 +84,7 @@ fn main() -> ExitCode {
         return code;
     }
     match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure { error, is_logged }) => {
             if !is_logged {
                 // Standard error may be closed.
@@ -115,15 +125,26 @@ fn is_setting(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is::<config::Error>() || of_server.is_some_and(server::Error::is_setting)
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
-    // Variables of others may have any bytes.
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-    let variables = variables.map(|(name, value)| (name, value.to_string_lossy().into_owned()));
-    let settings = Settings::load(arguments.config.as_deref(), variables)?;
-    let runtime = tokio::runtime::Runtime::new()?;
+fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let settings = Settings::load(arguments.config.as_deref(), std::env::vars_os());
+    if let Some(Command::Check(options)) = &arguments.command {
+        let report = runtime()?.block_on(check::run(settings.as_ref(), arguments.config.as_deref()));
+        print(report.output(options))?;
+        return Ok(if report.can_serve() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    run_with_settings(arguments, &settings?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new()
+}
+
+fn run_with_settings(arguments: &Arguments, settings: &Settings) -> Result<(), Failure> {
+    let runtime = runtime()?;
     match &arguments.command {
         None | Some(Command::Serve) => {
-            let served = runtime.block_on(serve(&settings));
+            let served = runtime.block_on(serve(settings));
             // Blocking tasks do not delay the exit.
             runtime.shutdown_timeout(BLOCKING_STOP_MAX);
             served
@@ -135,13 +156,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             store.close().await;
             Ok(())
         }),
+        Some(Command::Backup(arguments)) => Ok(print(runtime.block_on(back_up(settings, arguments))?)?),
         Some(Command::Projects(command)) => {
-            Ok(runtime.block_on(run_on_database(&settings, async |commands| commands.projects(command).await))?)
+            Ok(runtime.block_on(run_on_database(settings, async |commands| commands.projects(command).await))?)
         }
         Some(Command::Keys(command)) => {
-            Ok(runtime.block_on(run_on_database(&settings, async |commands| commands.keys(command).await))?)
+            Ok(runtime.block_on(run_on_database(settings, async |commands| commands.keys(command).await))?)
         }
-        Some(Command::Search(arguments)) => Ok(runtime.block_on(search(&settings, arguments))?),
+        Some(Command::Search(arguments)) => Ok(runtime.block_on(search(settings, arguments))?),
         Some(Command::CodeInterpreter(command)) => {
             // The package index is that of the user's Python tools.
             let environment = std::env::vars_os()
@@ -150,8 +172,23 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(print(runtime.block_on(command.run(&folder, &environment.collect()))?)?)
         }
         Some(Command::Health) => Ok(runtime.block_on(health::check(settings.address()?))?),
-        Some(Command::ParseFile(_)) => unreachable!("it runs without settings"),
+        Some(Command::Check(_) | Command::ParseFile(_)) => unreachable!("they run without valid settings"),
     }
+}
+
+/// Makes a backup. A signal stops it, and nothing remains.
+async fn back_up(settings: &Settings, arguments: &BackupArguments) -> Result<Output, Box<dyn std::error::Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopping = CancellationToken::new();
+    let mut backup = std::pin::pin!(backup::run(settings, arguments, &stopping));
+    tokio::select! {
+        output = &mut backup => return Ok(output?),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stopping.cancel();
+    Ok(backup.await?)
 }
 
 /// Runs a command on the database, which a server may be using, and prints its output.

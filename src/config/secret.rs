@@ -49,25 +49,28 @@ impl SecretUrl {
     }
 
     /// Returns the URL with its password and its query masked. A text that is not a URL is masked as a whole, except a
-    /// SQLite path.
+    /// SQLite path; and so is a URL with an @ behind the host, where a password with a / that is not encoded would end.
     #[must_use]
     pub fn masked(&self) -> String {
         let text = self.expose();
-        let Ok(mut url) = reqwest::Url::parse(text) else {
-            return if text.is_empty() || text.starts_with("sqlite:") { text.to_owned() } else { MASK.to_owned() };
-        };
+        if text.is_empty() || text.starts_with("sqlite:") {
+            return text.to_owned();
+        }
+        let Ok(mut url) = reqwest::Url::parse(text) else { return MASK.to_owned() };
         let is_http = matches!(url.scheme(), "http" | "https");
-        if url.scheme() != "sqlite" && !url.has_host() {
+        let behind_host = [Some(url.path()), url.query(), url.fragment()];
+        if !url.has_host() || behind_host.into_iter().flatten().any(|part| part.contains('@')) {
             return MASK.to_owned();
         }
         let has_secret = url.password().is_some()
-            || url.query().is_some_and(|query| url.scheme() != "sqlite" && !query.is_empty())
-            || is_http && (!url.username().is_empty() || url.fragment().is_some());
+            || url.query().is_some_and(|query| !query.is_empty())
+            || url.fragment().is_some()
+            || is_http && !url.username().is_empty();
         if !has_secret {
             return text.to_owned();
         }
+        url.set_fragment(None);
         if is_http {
-            url.set_fragment(None);
             // Some servers take a key as the user name.
             if url.password().is_none() && !url.username().is_empty() && url.set_username(MASK).is_err() {
                 return MASK.to_owned();
@@ -116,6 +119,11 @@ mod tests {
         assert_eq!(masked("http://host:1/v1"), "http://host:1/v1");
         assert_eq!(masked("http://sk-key@host/v1#sk-fragment"), "http://***@host/v1");
         assert_eq!(masked("user:secret@host/name with space"), "***");
+        assert_eq!(masked("postgres://user:12/3@host/name"), "***");
+        assert_eq!(masked("postgres://user:12?3@host/name"), "***");
+        assert_eq!(masked("postgres://user:12#3@host/name"), "***");
+        assert_eq!(masked("http://user:12/3@host/v1"), "***");
+        assert_eq!(masked("sqlite:///data/a?b@c.db"), "sqlite:///data/a?b@c.db");
         assert_eq!(masked(""), "");
     }
 

@@ -3,7 +3,9 @@
 //! Keys: `files/PROJECT/FILE_ID` and `parts/PROJECT/PART_ID`. Bytes appear under their key when they are complete, never
 //! before: a folder has a temporary file `KEY#1` until then, a bucket a multipart upload.
 
+use std::fs::Permissions;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +59,14 @@ const TEMPORARY_SUFFIX: &str = "#1";
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] object_store::Error);
+
+impl Error {
+    /// Returns whether there are no such bytes.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.0, object_store::Error::NotFound { .. })
+    }
+}
 
 /// The setting `files_url` is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +243,29 @@ impl Blobs {
                 Err(error)
             }
         }
+    }
+
+    /// Lets only the owner enter the folder. Folders of older releases could be read by others.
+    ///
+    /// # Errors
+    /// If the permissions cannot be changed.
+    pub fn make_private(&self) -> std::io::Result<()> {
+        let Some(folder) = self.folder.as_deref().filter(|folder| folder.exists()) else { return Ok(()) };
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700))
+    }
+
+    /// Checks that the storage can be read. A folder that does not exist yet is empty.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn check(&self) -> Result<(), Error> {
+        self.list(BlobKind::File).try_next().await.map(drop)
+    }
+
+    /// Returns the folder, unless the bytes are in a bucket.
+    #[must_use]
+    pub fn folder(&self) -> Option<&FilePath> {
+        self.folder.as_deref()
     }
 
     /// Opens bytes for reading, all of them or a range.

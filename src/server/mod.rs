@@ -200,8 +200,7 @@ impl Server {
             ingestion(dependencies, settings.ingest(), store_files.clone(), metrics.clone())
         };
         let authenticator = authenticator(settings, &database, &clock, cache, address);
-        let liveness = Arc::new(Liveness::default());
-        let drain = Drain::default();
+        let (liveness, drain) = (Arc::new(Liveness::default()), Drain::default());
         let app = App {
             exporter: Exporter::new(metrics.clone(), database.clone()),
             metrics,
@@ -224,8 +223,7 @@ impl Server {
             settings: Arc::new(settings.http()),
         };
 
-        let stopping = CancellationToken::new();
-        let closing = CancellationToken::new();
+        let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());
         start_loops(&supervisor, &runs, &ingestion, &database);
         remove_files(&supervisor, &files);
@@ -410,6 +408,13 @@ fn files(
             "files are stored in a local folder: several servers on this database need an S3 bucket or a folder that they \
              share (files_url)"
         );
+    }
+    // Another folder than the default may be shared with other users on purpose.
+    if settings.files_url.is_empty()
+        && let Err(error) = blobs.make_private()
+    {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, folder = blobs.display_name(), "other users may read the folder of files");
     }
     let (database, clock, ids) = (database.clone(), clock.clone(), ids.clone());
     Ok(FileService::new(database, blobs, clock, ids, settings.files(), tasks.clone()))

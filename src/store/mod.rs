@@ -24,11 +24,15 @@ mod organization;
 mod outage;
 mod pool;
 mod postgres;
+mod schema;
 mod segments;
 mod sqlite;
+mod sqlite_copy;
+mod sqlite_file;
 mod unreadable;
 mod vector_stores;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +55,10 @@ pub use files::{BlobId, BlobKind, Blobs, Files, Uploads};
 pub use jobs::{JobKind, Jobs, Lease, QueueState};
 pub use ledger::{Ledger, USAGE_GROUPS_MAX};
 pub use organization::{ApiKeys, AuditLogs, NewApiKey, Organization, Projects, ServiceAccounts};
+pub use schema::{RELEASE, Schema};
 pub use segments::{FIRST_BLOCK, IndexClaim, IndexSegment, NearestChunks, Segments, VectorsIn};
 pub use sqlite::Synchronous;
+pub use sqlite_copy::DatabaseCopy;
 pub use vector_stores::{
     ChunkKey, ChunkText, ChunkToEmbed, ClaimedStoreFile, CompletedFile, EXPIRED_KEPT_S, IndexedChunk, IndexedFile,
     Ingestion, NewChunk, NewFileBatch, SearchData, StoreState, TOMBSTONE_KEPT_S, TextPage, VectorStores,
@@ -128,6 +134,34 @@ pub enum Error {
     /// The configured database cannot be used.
     #[error("{0}")]
     InvalidUrl(String),
+    /// The file is damaged or not a database of assistd. A server would start with missing data.
+    #[error(
+        "{path} is not a whole database: {reason}. Restore a backup made by `assistd backup`, or, to start with an empty \
+         database, move the file away"
+    )]
+    NotWhole {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A newer release has removed what this release reads.
+    #[error(
+        "the database was migrated by assistd {written_by} (schema {schema}), and this is assistd {release} (schema \
+         {known}), which can no longer use it. Start assistd {written_by}, or restore a backup from before the upgrade",
+        release = schema::RELEASE
+    )]
+    NewerRelease {
+        /// The version of that release.
+        written_by: String,
+        /// The last migration of the database.
+        schema: i64,
+        /// The last migration of this release.
+        known: i64,
+    },
+    /// The database is not a SQLite file, which can be copied.
+    #[error("the database is Postgres, which `pg_dump` backs up (docs/backup.md)")]
+    NotOneFile,
 }
 
 impl Error {
@@ -561,6 +595,69 @@ pub async fn open_beside_server(settings: &Settings, clock: Arc<Clock>) -> Resul
     open_as(settings, clock, Arc::default(), Opener::Command).await
 }
 
+/// What is known about a database without changing it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The URL of the database, without the credentials.
+    pub display_name: String,
+    /// The software of the database and its version.
+    pub software: String,
+    /// The version of its schema.
+    pub schema: Schema,
+    /// The last migration of this release.
+    pub known_version: i64,
+    /// Whether it has API keys.
+    pub has_keys: bool,
+    /// The file (SQLite).
+    pub path: Option<PathBuf>,
+    /// Whether a server is using the file (SQLite).
+    pub is_in_use: bool,
+    /// What finds vectors in the database, if anything does.
+    pub vector_search: Option<String>,
+}
+
+/// Inspects the database, which a server may be using. Neither creates nor migrates it. Returns `None` if it is a SQLite file
+/// that does not exist.
+///
+/// # Errors
+/// Why a server could not use the database.
+pub async fn inspect(settings: &Settings) -> Result<Option<Inspection>, Error> {
+    check_url(&settings.url)?;
+    if settings.url.starts_with("sqlite:") {
+        sqlite::inspect(settings).await
+    } else {
+        postgres::inspect(settings).await.map(Some)
+    }
+}
+
+/// Returns the file of a database, if it is a SQLite file.
+#[must_use]
+pub fn file_of(settings: &Settings) -> Option<PathBuf> {
+    settings.url.starts_with("sqlite:").then(|| sqlite_file::path_of(&settings.url).ok()).flatten()
+}
+
+/// Checks the form of a database URL.
+///
+/// # Errors
+/// [`Error::InvalidUrl`]. The text has no part of a password.
+pub fn check_url(url: &str) -> Result<(), Error> {
+    if url.starts_with("sqlite:") {
+        sqlite_file::path_of(url).map(drop)
+    } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        postgres::options(url).map(drop)
+    } else {
+        // What is before the first colon could be a part of a password, unless it has the form of a scheme.
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let is_scheme = scheme.bytes().all(|byte| byte.is_ascii_alphabetic() || b"+-.".contains(&byte));
+        let begins = if is_scheme && !scheme.is_empty() {
+            format!("begins with \"{scheme}:\"")
+        } else {
+            "is not a URL".to_owned()
+        };
+        Err(Error::InvalidUrl(format!("database_url {begins}; it must begin with \"sqlite://\" or \"postgres://\"")))
+    }
+}
+
 /// Who opens a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Opener {
@@ -576,15 +673,11 @@ async fn open_as(
     metrics: Arc<Metrics>,
     opener: Opener,
 ) -> Result<Arc<dyn Store>, Error> {
+    check_url(&settings.url)?;
     if settings.url.starts_with("sqlite:") {
         Ok(Arc::new(sqlite::Backend::open(settings, clock, metrics, opener).await?))
-    } else if settings.url.starts_with("postgres:") || settings.url.starts_with("postgresql:") {
-        Ok(Arc::new(postgres::Backend::open(settings, clock, metrics).await?))
     } else {
-        let scheme = settings.url.split(':').next().unwrap_or_default();
-        Err(Error::InvalidUrl(format!(
-            "database_url begins with \"{scheme}:\"; it must begin with \"sqlite://\" or \"postgres://\""
-        )))
+        Ok(Arc::new(postgres::Backend::open(settings, clock, metrics).await?))
     }
 }
 

@@ -14,7 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
 use super::pool::{Pool, Transaction};
 use super::unreadable::Unreadable;
-use super::{Commit, Error, FIRST_VERSION, NewChunk, NewRun, SavedText, Settings, Start, Store, to_json};
+use super::{Commit, Error, FIRST_VERSION, Inspection, NewChunk, NewRun, SavedText, Settings, Start, Store, to_json};
 use crate::api::organization::usage::DAY_S;
 use crate::api::{ApiKeyId, Message, RunId, RunStep, RunStepId, Scope, Thread, Timestamp, VectorStoreId};
 use crate::clock::Clock;
@@ -119,6 +119,8 @@ mod projects;
 mod resources;
 #[path = "sql/runs.rs"]
 mod runs;
+#[path = "sql/schema.rs"]
+mod schema;
 #[path = "sql/search_data.rs"]
 mod search_data;
 #[path = "sql/segments.rs"]
@@ -154,6 +156,32 @@ fn migrations() -> sqlx::migrate::Migrator {
     migrations.set_ignore_missing(true);
     migrations
 }
+
+/// The number of tables with a name: 0 or 1.
+const TABLE_EXISTS: &str = "select count(*) from pg_class where oid = to_regclass($1::text)";
+
+/// The parameters of a URL that are read.
+const URL_PARAMETERS: [&str; 19] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "options[",
+];
 
 /// The channel on which servers notify each other of changed runs.
 const RUN_CHANGES: &str = "assistd_run_changes";
@@ -332,18 +360,13 @@ pub struct Backend {
 
 impl Backend {
     pub(super) async fn open(settings: &Settings, clock: Arc<Clock>, metrics: Arc<Metrics>) -> Result<Self, Error> {
-        let options = PgConnectOptions::from_str(&settings.url)
-            .map_err(|error| Error::InvalidUrl(format!("database_url is not a Postgres URL: {error}")))?
-            .application_name("assistd");
-        let display_name = format!(
-            "postgres://{}:{}/{}",
-            options.get_host(),
-            options.get_port(),
-            options.get_database().unwrap_or_default()
-        );
+        let options = options(&settings.url)?;
+        let display_name = display_name(&options);
         let mut first = connect(&options, settings, &display_name).await?;
+        schema::read_schema(&mut first).await?.check_usable(schema::known_version())?;
         // Uses an advisory lock, so that several servers can start concurrently.
         migrations().run(&mut first).await.map_err(Error::Migration)?;
+        schema::record_release(&mut first).await?;
         let vector_search = pgvector::prepare(&mut first).await;
         first.close().await?;
         let (size, timeout) = (settings.connections_max, settings.statement_timeout);
@@ -761,6 +784,73 @@ async fn update_embeddings(
 }
 
 /// Opens the first connection, to report errors at startup. Waits for a database that is unavailable.
+/// Parses a database URL. The text of an error has no part of the password.
+///
+/// # Errors
+/// [`Error::InvalidUrl`].
+pub(super) fn options(url: &str) -> Result<PgConnectOptions, Error> {
+    let invalid = |what: &str| Error::InvalidUrl(format!("database_url {what}"));
+    let unencoded = "contains a /, ?, # or @ that is not percent-encoded in the user name, password or database name; write \
+                     %2F, %3F, %23 or %40 instead";
+    let Ok(parsed) = reqwest::Url::parse(url) else {
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        let is_unencoded = rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@'));
+        let expected = "is not a Postgres URL; expected postgres://user:password@host:5432/name";
+        return Err(invalid(if is_unencoded { unencoded } else { expected }));
+    };
+    let has_at = parsed.path().contains('@') || parsed.query_pairs().any(|(name, _)| name.contains('@'));
+    if has_at || parsed.fragment().is_some() {
+        return Err(invalid(unencoded));
+    }
+    let is_known = |name: &str| {
+        URL_PARAMETERS.iter().any(|known| name == *known || known.ends_with('[') && name.starts_with(known))
+    };
+    if parsed.query_pairs().any(|(name, _)| !is_known(&name)) {
+        return Err(invalid(
+            "has a parameter that is not known; expected some of sslmode, sslrootcert, sslcert, sslkey, \
+                            host, port, dbname, user, password, application_name and options",
+        ));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        invalid("has a parameter with an invalid value, or a user name, password or database name that is not UTF-8")
+    })?;
+    Ok(options.application_name("assistd"))
+}
+
+/// Returns the URL of a database without the credentials.
+fn display_name(options: &PgConnectOptions) -> String {
+    let (host, port) = (options.get_host(), options.get_port());
+    format!("postgres://{host}:{port}/{}", options.get_database().unwrap_or_default())
+}
+
+/// Inspects the database.
+pub(super) async fn inspect(settings: &Settings) -> Result<Inspection, Error> {
+    let options = options(&settings.url)?;
+    let display_name = display_name(&options);
+    let at_once = Settings { start_timeout: Duration::ZERO, ..settings.clone() };
+    let mut connection = connect(&options, &at_once, &display_name).await?;
+    sqlx::query("begin transaction read only").execute(&mut connection).await?;
+    let schema = schema::read_schema(&mut connection).await?;
+    schema.check_usable(schema::known_version())?;
+    let has_keys = schema::has_keys(&mut connection).await?;
+    let (version,): (String,) = sqlx::query_as("show server_version").fetch_one(&mut connection).await?;
+    let (vector_search,): (Option<String>,) =
+        sqlx::query_as("select (select 'pgvector ' || extversion from pg_extension where extname = 'vector')")
+            .fetch_one(&mut connection)
+            .await?;
+    connection.close().await?;
+    Ok(Inspection {
+        display_name,
+        software: format!("Postgres {version}"),
+        schema,
+        known_version: schema::known_version(),
+        has_keys,
+        path: None,
+        is_in_use: false,
+        vector_search,
+    })
+}
+
 async fn connect(
     options: &PgConnectOptions,
     settings: &Settings,

@@ -2,7 +2,6 @@
 //!
 //! One connection writes and several read: with several writers, SQLite's busy handler makes waits long and unfair.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +14,12 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
 use super::pool::{Pool, Transaction};
+use super::sqlite_copy::damaged;
+use super::sqlite_file::{self, Lock, LockError, not_whole};
 use super::unreadable::Unreadable;
 use super::{
-    ChunkKey, Commit, Error, FIRST_VERSION, NearestChunks, NewChunk, NewRun, Opener, SavedText, Settings, Start, Store,
-    to_json,
+    ChunkKey, Commit, Error, FIRST_VERSION, Inspection, NearestChunks, NewChunk, NewRun, Opener, SavedText, Settings,
+    Start, Store, to_json,
 };
 use crate::api::organization::usage::DAY_S;
 use crate::api::{Message, RunId, RunStep, Scope, Thread, Timestamp, VectorStoreId};
@@ -111,6 +112,8 @@ mod projects;
 mod resources;
 #[path = "sql/runs.rs"]
 mod runs;
+#[path = "sql/schema.rs"]
+mod schema;
 #[path = "sql/search_data.rs"]
 mod search_data;
 #[path = "sql/segments.rs"]
@@ -140,6 +143,9 @@ fn migrations() -> sqlx::migrate::Migrator {
     migrations.set_ignore_missing(true);
     migrations
 }
+
+/// The number of tables with a name: 0 or 1.
+const TABLE_EXISTS: &str = "select count(*) from sqlite_master where type = 'table' and name = $1";
 
 /// How long a statement waits for a lock. Only other programs, such as the `sqlite3` shell, can hold one for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -232,7 +238,7 @@ pub struct Backend {
     anchor: Mutex<Option<SqliteConnection>>,
     path: PathBuf,
     /// Locked until the store is closed, so that no other server can open the file; `None` for a command next to a server.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
     clock: Arc<Clock>,
     metrics: Arc<Metrics>,
     unreadable: Unreadable,
@@ -245,23 +251,19 @@ impl Backend {
         metrics: Arc<Metrics>,
         opener: Opener,
     ) -> Result<Self, Error> {
-        let path = settings.url.trim_start_matches("sqlite:").trim_start_matches("//");
-        let path = path.split('?').next().unwrap_or_default();
-        if path.is_empty() || path == ":memory:" {
-            return Err(Error::InvalidUrl(
-                "database_url does not name a file; write it as sqlite://path/to/file.db".to_owned(),
-            ));
-        }
-        let path = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
-        let lock = match (lock(&path), opener) {
+        let path = sqlite_file::path_of(&settings.url)?;
+        let lock = match (Lock::take(&path), opener) {
             (Ok(lock), _) => Some(lock),
-            // The server that uses the file has migrated it.
+            // The server that uses the file has checked and migrated it.
             (Err(LockError::InUse(_)), Opener::Command) => None,
             (Err(LockError::InUse(error) | LockError::Failed(error)), _) => return Err(error),
         };
+        if let Some(lock) = &lock {
+            create_or_check(&path, lock).await?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(&path)
-            .create_if_missing(true)
+            .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(match settings.synchronous {
                 Synchronous::Full => SqliteSynchronous::Full,
@@ -270,10 +272,20 @@ impl Backend {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true);
         let mut first = SqliteConnection::connect_with(&options).await?;
-        if lock.is_some() {
+        if let Some(lock) = &lock {
             migrations().run(&mut first).await.map_err(Error::Migration)?;
+            if let Err(error) = schema::record_release(&mut first).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to record the release in the database"
+                );
+            }
+            lock.mark_checked();
+        } else {
+            check_schema(&mut first, &path).await?;
         }
         if opener == Opener::Server {
+            sqlite_file::make_private(&path);
             clear_leases(&mut first).await;
         }
         let name = format!("sqlite://{}", path.display());
@@ -484,30 +496,103 @@ async fn clear_leases(connection: &mut SqliteConnection) {
     }
 }
 
-/// Why the lock file is not locked.
-enum LockError {
-    /// A server has locked it.
-    InUse(Error),
-    Failed(Error),
+/// Creates the database, or checks that it is whole and that this release can use it.
+async fn create_or_check(path: &Path, lock: &Lock) -> Result<(), Error> {
+    if !path.exists() {
+        if sqlite_file::has_log(path) {
+            let log = sqlite_file::beside(path, "-wal");
+            return Err(not_whole(path, format!("the file is missing, but {} has its last changes", log.display())));
+        }
+        return create(path).await;
+    }
+    let is_copy = sqlite_file::check_header(path)?;
+    let mut connection = connect(path, false).await.map_err(|error| damaged(path, error))?;
+    check_schema(&mut connection, path).await?;
+    // Reads the whole file. Later starts trust what this server wrote.
+    if is_copy || !lock.is_checked() {
+        quick_check(&mut connection, path).await?;
+    }
+    connection.close().await?;
+    Ok(())
 }
 
-/// Creates the folder of the database file, and locks the lock file next to it.
-fn lock(path: &Path) -> Result<File, LockError> {
-    let text = |error: &dyn std::fmt::Display| {
-        Error::InvalidUrl(format!("failed to open the database {}: {error}", path.display()))
+/// Creates the database under a temporary name, and renames it when its tables exist. So a file without tables is not one
+/// that a server was creating when it crashed.
+async fn create(path: &Path) -> Result<(), Error> {
+    let new = sqlite_file::beside(path, ".new");
+    let remove = || {
+        for suffix in ["", "-journal"] {
+            let _ = std::fs::remove_file(sqlite_file::beside(&new, suffix));
+        }
     };
-    let failed = |error: &dyn std::fmt::Display| LockError::Failed(text(error));
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+    remove();
+    let created = async {
+        let mut connection = connect(&new, true).await?;
+        migrations().run(&mut connection).await.map_err(Error::Migration)?;
+        connection.close().await?;
+        std::fs::rename(&new, path).map_err(|error| Error::from(sqlx::Error::Io(error)))
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = File::create(PathBuf::from(name)).map_err(|error| failed(&error))?;
-    file.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::WouldBlock => LockError::InUse(text(&"another server is using it")),
-        std::fs::TryLockError::Error(error) => failed(&error),
-    })?;
-    Ok(file)
+    .await;
+    if created.is_err() {
+        remove();
+    }
+    created
+}
+
+/// Connects without a change of the file's settings.
+async fn connect(path: &Path, creates: bool) -> Result<SqliteConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(creates).busy_timeout(BUSY_TIMEOUT);
+    SqliteConnection::connect_with(&options).await
+}
+
+/// Checks that a file has the tables of a server, and that this release can use them.
+pub(super) async fn check_schema(connection: &mut SqliteConnection, path: &Path) -> Result<(), Error> {
+    let schema = schema::read_schema(connection).await.map_err(|error| damaged(path, error))?;
+    if schema.version == 0 {
+        return Err(not_whole(path, "it has no tables of assistd"));
+    }
+    schema.check_usable(schema::known_version())
+}
+
+/// Reads the whole file and checks its structure.
+pub(super) async fn quick_check(connection: &mut SqliteConnection, path: &Path) -> Result<(), Error> {
+    let found: Result<(String,), _> = sqlx::query_as("pragma quick_check(1)").fetch_one(connection).await;
+    match found {
+        Ok((text,)) if text == "ok" => Ok(()),
+        Ok((text,)) => Err(not_whole(path, text.replace('\n', " "))),
+        Err(error) => Err(damaged(path, error)),
+    }
+}
+
+/// Inspects the database. Returns `None` if the file does not exist.
+pub(super) async fn inspect(settings: &Settings) -> Result<Option<Inspection>, Error> {
+    let path = sqlite_file::path_of(&settings.url)?;
+    if !path.exists() && !sqlite_file::has_log(&path) {
+        return Ok(None);
+    }
+    sqlite_file::check_header(&path)?;
+    let is_in_use = sqlite_file::is_in_use(&path);
+    // Without a server and without changes beside the file, reading it as immutable creates no files.
+    let is_still = !is_in_use && !sqlite_file::has_log(&path);
+    let options =
+        SqliteConnectOptions::new().filename(&path).read_only(true).immutable(is_still).busy_timeout(BUSY_TIMEOUT);
+    let mut connection = SqliteConnection::connect_with(&options).await.map_err(|error| damaged(&path, error))?;
+    check_schema(&mut connection, &path).await?;
+    quick_check(&mut connection, &path).await?;
+    let schema = schema::read_schema(&mut connection).await?;
+    let has_keys = schema::has_keys(&mut connection).await?;
+    let (version,): (String,) = sqlx::query_as("select sqlite_version()").fetch_one(&mut connection).await?;
+    connection.close().await?;
+    Ok(Some(Inspection {
+        display_name: format!("sqlite://{}", path.display()),
+        software: format!("SQLite {version}"),
+        schema,
+        known_version: schema::known_version(),
+        has_keys,
+        path: Some(path),
+        is_in_use,
+        vector_search: None,
+    }))
 }
 
 /// Inserts a thread and its first messages.

@@ -12,6 +12,13 @@ use crate::support::database::{Database, Folder};
 use crate::support::process::{assistd, serve, start};
 use crate::support::upstream::Upstream;
 
+/// Returns the exit code, the output and the errors.
+async fn exit(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
 async fn output(command: &mut Command) -> (bool, String, String) {
     let output = command.output().await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -23,7 +30,7 @@ async fn help_names_each_command() {
     let (ok, out, _) = output(assistd(&[]).arg("--help")).await;
 
     assert!(ok);
-    for word in ["serve", "config", "migrate", "health", "--config"] {
+    for word in ["serve", "config", "migrate", "check", "backup", "health", "--config"] {
         assert!(out.contains(word), "{out}");
     }
 }
@@ -42,24 +49,90 @@ async fn the_settings_in_effect_are_printed_without_secrets() {
 async fn invalid_settings_are_reported_and_the_server_does_not_start() {
     let folder = Folder::new();
     let data_dir = ("DATA_DIR", folder.0.to_str().unwrap());
+    let secret = "postgres://user:12/7331@host/name";
     let cases = [
-        (vec![("LISTN", "x")], "ASSISTD_LISTN"),
+        (vec![("LISTN", "x")], "ASSISTD_LISTN: unknown setting \"listn\""),
         (vec![("LISTEN", "0.0.0.0:0"), data_dir], "Set ASSISTD_API_KEYS"),
         (
             vec![("DATABASE_URL", "mysql://x")],
-            "ASSISTD_DATABASE_URL: database_url is \"mysql://x\"; it must begin with \"sqlite://\" or \"postgres://\"",
+            "ASSISTD_DATABASE_URL: database_url begins with \"mysql:\"; it must begin with",
         ),
-        (
-            vec![("DATABASE_URL", "postgres://127.0.0.1:9/x"), ("DATABASE_START_TIMEOUT_S", "0")],
-            "failed to connect to postgres://127.0.0.1:9/x",
-        ),
-        (vec![("LOG", "=,=")], "log is \"=,=\""),
+        (vec![("DATABASE_URL", secret)], "ASSISTD_DATABASE_URL: database_url contains a /, ?, # or @"),
+        (vec![("DATABASE_URL", "sqlite://a.db?mode=ro")], "ASSISTD_DATABASE_URL: database_url ends in \"?mode=ro\""),
+        (vec![("FILES_URL", "ftp://x"), data_dir], "ASSISTD_FILES_URL: files_url is \"ftp://x\""),
+        (vec![("LOG", "=,=")], "ASSISTD_LOG: log is \"=,=\""),
     ];
 
     for (settings, expected) in cases {
-        let (ok, _, err) = output(&mut assistd(&settings)).await;
-        assert!(!ok && err.contains(expected), "{settings:?}: {err}");
+        let (code, out, err) = exit(&mut assistd(&settings)).await;
+        assert!(code == Some(2) && err.contains(expected), "{settings:?}: {code:?} {err}");
+        assert!(err.lines().count() == 1 && out.is_empty() && !err.contains("7331"), "{settings:?}: {err}");
     }
+    let unreachable = [("DATABASE_URL", "postgres://user:7331@127.0.0.1:9/x"), ("DATABASE_START_TIMEOUT_S", "0")];
+    let (code, _, err) = exit(&mut assistd(&unreachable)).await;
+    assert!(code == Some(1) && err.contains("failed to connect to postgres://127.0.0.1:9/x"), "{code:?} {err}");
+    assert!(!err.contains("7331"), "{err}");
+}
+
+#[tokio::test]
+async fn an_error_in_a_settings_file_names_its_line() {
+    let folder = Folder::new();
+    let file = folder.0.join("settings.toml");
+    std::fs::write(&file, "log = \"info\"\n\nmax_attempts = \"five\"\n").unwrap();
+
+    let (code, _, err) = exit(assistd(&[]).arg("--config").arg(&file)).await;
+
+    let expected =
+        format!("assistd: {}:3: max_attempts is \"five\"; expected an integer of at least 0\n", file.display());
+    assert_eq!((code, err), (Some(2), expected));
+}
+
+/// Returns the files and folders below a folder that others than its owner can read or enter.
+fn open_paths(folder: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+        if mode != if path.is_dir() { 0o700 } else { 0o600 } {
+            found.push(format!("{} {mode:o}", path.display()));
+        }
+        if path.is_dir() {
+            found.extend(open_paths(&path));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_a_server_writes_is_private_and_its_folder_can_have_any_name() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = Folder::new();
+    let data = folder.0.join("a?b=c#d%20e f");
+    let settings =
+        [("LISTEN", "127.0.0.1:0"), ("DATA_DIR", data.to_str().unwrap()), ("UPSTREAM_URL", "http://127.0.0.1:9/v1")];
+    let (mut child, address, _out) = serve(&settings).await;
+    let client = Client::new(address.parse().unwrap());
+    let file = client.upload().await;
+    let mut names: Vec<_> =
+        std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.starts_with(&["assistd.db".to_owned(), "assistd.db-shm".to_owned()]), "{names:?}");
+    assert!(names.contains(&"files".to_owned()), "{names:?}");
+    assert_eq!(open_paths(&folder.0), Vec::<String>::new());
+    child.kill().await.unwrap();
+
+    for path in ["assistd.db", "assistd.db-wal", "assistd.db.lock"] {
+        std::fs::set_permissions(data.join(path), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    std::fs::set_permissions(data.join("files"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (mut child, address, _out) = serve(&settings).await;
+    let client = Client::new(address.parse().unwrap());
+    client.get(&format!("/v1/files/{file}")).await;
+    assert_eq!(open_paths(&folder.0), Vec::<String>::new(), "files of an older release are made private");
+    child.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ functions, with the scripted model server in ASSISTD_UPSTREAM_URL. In the exampl
 server's address. The examples of a page run in one empty folder:
 
     sh      with `sh -e`. Instead of starting a server, `cargo run --release` and `assistd` check their settings.
-            `assistd projects` and `assistd keys` work on the database of the server.
+            `assistd projects`, `assistd keys` and `assistd backup` work on the database of the server.
     python  with openai-python.
     js      with openai-node.
     toml    as the settings file of `assistd config`. It is stored under the name in its first line, such as
@@ -52,8 +52,8 @@ COMMANDS = {
     "assistd": """#!/bin/sh
 for argument; do
     case $argument in
-        config | migrate | health | --help | --version) exec "$EXAMPLES_ASSISTD" "$@" ;;
-        projects | keys) ASSISTD_DATA_DIR=$EXAMPLES_DATA_DIR exec "$EXAMPLES_ASSISTD" "$@" ;;
+        config | migrate | health | check | --help | --version) exec "$EXAMPLES_ASSISTD" "$@" ;;
+        projects | keys | backup) ASSISTD_DATA_DIR=$EXAMPLES_DATA_DIR exec "$EXAMPLES_ASSISTD" "$@" ;;
     esac
 done
 [ "$1" != serve ] || shift

@@ -46,7 +46,7 @@ impl Server {
             ("DATA_DIR", data.as_str()),
         ];
         let pairs = fixed.iter().chain(settings);
-        let pairs = pairs.map(|(name, value)| (format!("ASSISTD_{name}"), (*value).to_owned()));
+        let pairs = pairs.map(|(name, value)| (format!("ASSISTD_{name}").into(), value.into()));
         let settings = Settings::load(None, pairs).unwrap();
         let clock = Arc::new(clock);
         // The running program is that of the tests.
