@@ -18,7 +18,7 @@ use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
 use crate::support::disk::Disk;
 use crate::support::form::{Form, files_in};
-use crate::support::process::{assistd, serve};
+use crate::support::process::{Log, assistd, serve};
 use crate::support::skip;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -26,6 +26,8 @@ use crate::support::upstream::{Answer, Upstream};
 struct Served {
     child: Child,
     client: Client,
+    /// Reads the log, so that the server can write it.
+    _log: Log,
 }
 
 /// Starts a server; its database is in the data folder, unless a URL is given.
@@ -35,10 +37,10 @@ async fn start(data: &Path, database: &str, upstream: &Upstream) -> Served {
         ("DATA_DIR", data.to_str().unwrap()),
         ("DATABASE_URL", database),
         ("UPSTREAM_URL", &upstream.url),
-        ("LOG", "error"),
     ];
-    let (child, address, _out) = serve(&settings).await;
-    Served { child, client: Client::new(address.parse().unwrap()) }
+    let (mut child, address, _out) = serve(&settings).await;
+    let log = Log::follow(&mut child);
+    Served { child, _log: log, client: Client::new(address.parse().unwrap()) }
 }
 
 /// Runs a command; returns whether it succeeded, its output and its errors.

@@ -299,9 +299,9 @@ async fn a_server_that_does_not_start_logs_the_cause_in_the_format_of_the_log() 
 async fn an_invalid_setting_is_one_line_and_the_exit_status_is_2() {
     for (settings, expected) in [
         (("LOG", "verbose"), "assistd: ASSISTD_LOG: log is \"verbose\"; expected off, error, warn"),
-        (("LOG_FORMAT", "yaml"), "assistd: ASSISTD_LOG_FORMAT: log_format: unknown variant `yaml`, expected one of"),
+        (("LOG_FORMAT", "yaml"), "assistd: ASSISTD_LOG_FORMAT: log_format is \"yaml\"; expected one of"),
         (("MAX_ATTEMPTS", "0"), "assistd: ASSISTD_MAX_ATTEMPTS: max_attempts is 0; it must be at least 1"),
-        (("LISTN", "x"), "assistd: unknown setting in the environment variable ASSISTD_LISTN"),
+        (("LISTN", "x"), "assistd: ASSISTD_LISTN: unknown setting \"listn\""),
     ] {
         let output = assistd(&[settings]).output().await.unwrap();
 
