@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-/// Number of wrong keys of an address that are answered at once. A client with a wrong key in its settings stays below it.
+/// Number of different wrong keys of an address that are answered at once.
 const BURST: f64 = 20.0;
 /// Time after which an address may try one more wrong key.
 const REFILL: Duration = Duration::from_secs(3);
+/// Maximum number of remembered wrong keys of an address. When it is reached, they are dropped.
+const TRIED_MAX: usize = 100;
 /// Pause after each check of a key beyond the rate.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Maximum wait for the check of a key beyond the rate.
@@ -39,6 +41,8 @@ pub struct WrongKeys {
 #[derive(Debug)]
 struct Address {
     bucket: Mutex<Bucket>,
+    /// Hashes of its wrong keys, each of which counts once: a client that repeats the key in its settings guesses nothing.
+    tried: Mutex<HashSet<u64>>,
     /// Requests that may wait for a check.
     waiting: Semaphore,
     /// The request whose key is checked.
@@ -93,12 +97,13 @@ impl WrongKeys {
                 return None;
             }
         }
-        (!self.is_accepted(network, key)).then_some(known)
+        let was_tried = lock(&known.tried).contains(&self.hash(network, key));
+        (!was_tried && !self.is_accepted(network, key)).then_some(known)
     }
 
     /// Remembers a key that was accepted.
     pub fn accept(&self, address: IpAddr, key: &str) {
-        let hash = self.hasher.hash_one((network(address), key));
+        let hash = self.hash(network(address), key);
         let mut accepted = lock(&self.accepted);
         if accepted.len() >= ENTRIES_MAX && !accepted.contains(&hash) {
             accepted.clear();
@@ -126,17 +131,30 @@ impl WrongKeys {
             }
             addresses.entry(network).or_insert_with(|| Arc::new(Address::new(now))).clone()
         };
+        let mut tried = lock(&known.tried);
+        let hash = self.hash(network, key);
+        if tried.contains(&hash) {
+            return Ok(());
+        }
         let mut bucket = lock(&known.bucket);
         bucket.refill(now);
         if bucket.left < 1.0 {
             return Err(TOO_MANY);
         }
         bucket.left -= 1.0;
+        if tried.len() >= TRIED_MAX {
+            tried.clear();
+        }
+        tried.insert(hash);
         Ok(())
     }
 
     fn is_accepted(&self, network: IpAddr, key: &str) -> bool {
-        lock(&self.accepted).contains(&self.hasher.hash_one((network, key)))
+        lock(&self.accepted).contains(&self.hash(network, key))
+    }
+
+    fn hash(&self, network: IpAddr, key: &str) -> u64 {
+        self.hasher.hash_one((network, key))
     }
 }
 
@@ -144,6 +162,7 @@ impl Address {
     fn new(now: Instant) -> Self {
         Self {
             bucket: Mutex::new(Bucket { left: BURST, at: now }),
+            tried: Mutex::default(),
             waiting: Semaphore::new(WAITING_MAX),
             turn: tokio::sync::Mutex::default(),
         }
@@ -174,7 +193,11 @@ mod tests {
     fn an_address_may_try_some_wrong_keys_at_once_and_more_later() {
         let keys = WrongKeys::default();
         let start = Instant::now();
-        let count = |from: &str, at| keys.count_at(address(from), "wrong", at).is_ok();
+        let guess = std::cell::Cell::new(0);
+        let count = |from: &str, at| {
+            guess.set(guess.get() + 1);
+            keys.count_at(address(from), &format!("wrong-{}", guess.get()), at).is_ok()
+        };
 
         assert_eq!((0..40).filter(|_| count("10.0.0.1", start)).count(), 20);
         assert!(count("10.0.0.2", start), "other addresses have their own rate");
@@ -190,10 +213,13 @@ mod tests {
         let keys = WrongKeys::default();
         let from = address("10.0.0.1");
         keys.accept(from, "right");
-        while keys.count(from, "wrong").is_ok() {}
+        assert!((0..100).all(|_| keys.count(from, "in its settings").is_ok()), "the same key is no guess");
+        let mut guesses = 0..;
+        while keys.count(from, &format!("wrong-{}", guesses.next().unwrap())).is_ok() {}
 
         let began = tokio::time::Instant::now();
         assert_eq!(keys.wait(from, "right").await, Ok(()));
+        assert_eq!(keys.wait(from, "in its settings").await, Ok(()));
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(keys.count(from, "right"), Ok(()), "it was revoked");
         assert_eq!(keys.wait(from, "new").await, Ok(()));
