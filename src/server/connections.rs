@@ -1,7 +1,8 @@
 //! Accepts and serves a limited number of connections.
 //!
 //! At the limit, the connection that has been idle longest is closed to accept a new one. If none is idle, a few more
-//! connections are accepted that serve only `/health` and `/ready`. Further connections wait in the socket's backlog.
+//! connections are accepted that serve only `/health` and `/ready`. Further connections wait in the socket's backlog, also
+//! while many closed connections still have their file handles.
 //!
 //! A connection that is closed before its client has sent the whole request lingers: see [`ClientStream::linger`].
 
@@ -37,6 +38,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Number of connections above the maximum that serve only health checks.
 const HEALTH_CONNECTIONS: usize = 8;
+/// Number of connections that were closed for others and may still have their file handles.
+const CLOSING_CONNECTIONS: usize = 32;
 /// Minimum time between two warnings that the connection limit is reached.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 /// Limits of closing a connection while its client may still be sending.
@@ -91,7 +94,8 @@ pub(super) fn connections_allowed(settings: &Settings) -> usize {
     let handles = rlimit::increase_nofile_limit(u64::MAX).or_else(|_| rlimit::Resource::NOFILE.get_soft());
     let handles = handles.unwrap_or(1024);
     // Half of the rest: the run of a connection needs another connection, to its model server.
-    let left = handles.saturating_sub(OTHER_HANDLES + settings.reserved_handles) / 2;
+    let not_available = OTHER_HANDLES + CLOSING_CONNECTIONS as u64 + settings.reserved_handles;
+    let left = handles.saturating_sub(not_available) / 2;
     let left = usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(HEALTH_CONNECTIONS).max(1);
     match settings.connections_max {
         0 => left,
@@ -274,7 +278,7 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             () = closing.cancelled() => break,
-            accepted = accept(&listener, &connections, connections_max) => accepted,
+            accepted = accept(&listener, &connections, &tasks, connections_max) => accepted,
         };
         let (stream, is_extra) = match accepted {
             Ok(accepted) => accepted,
@@ -307,8 +311,17 @@ pub(super) async fn serve(
 async fn accept(
     listener: &TcpListener,
     connections: &Connections,
+    tasks: &TaskTracker,
     connections_max: usize,
 ) -> io::Result<(TcpStream, bool)> {
+    // A task has a file handle until it ends. Not longer than this, because a closed connection may have received a
+    // request in the same moment, and serves it.
+    let closing = async {
+        while tasks.len() >= connections_max + HEALTH_CONNECTIONS + CLOSING_CONNECTIONS {
+            tokio::time::sleep(ACCEPT_PAUSE / 10).await;
+        }
+    };
+    let _ = tokio::time::timeout(HEADERS_TIME * 4, closing).await;
     while connections.count(Which::All) >= connections_max + HEALTH_CONNECTIONS
         && !connections.close_longest_idle(Which::All)
     {
