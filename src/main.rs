@@ -20,7 +20,7 @@ use assistd::commands::{self, Commands, KeysCommand, Output, ProjectsCommand, Se
 use assistd::config::{self, Settings};
 use assistd::retrieval::extract::child;
 use assistd::server::{self, Server};
-use assistd::telemetry;
+use assistd::telemetry::{self, with_causes};
 use assistd::{health, store};
 
 /// The exit status if a setting is invalid, as for an invalid argument.
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         Err(Failure { error, is_logged }) => {
             if !is_logged {
                 // Standard error may be closed.
-                let _ = writeln!(std::io::stderr(), "assistd: {}", text_of(&*error));
+                let _ = writeln!(std::io::stderr(), "assistd: {}", with_causes(&*error));
             }
             if is_setting(&*error) { ExitCode::from(INVALID_SETTING) } else { ExitCode::FAILURE }
         }
@@ -106,17 +106,6 @@ impl<E: Into<Box<dyn std::error::Error>>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self { error: error.into(), is_logged: false }
     }
-}
-
-/// Returns the text of an error with its causes.
-fn text_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Returns whether a setting has caused an error, so that another start fails as well.
@@ -233,7 +222,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     served.map_err(|error| {
         let is_logged = settings.log_format.is_json();
         if is_logged {
-            tracing::error!(error = text_of(&*error), "the server does not start");
+            tracing::error!(error = with_causes(&*error), "the server does not start");
         }
         Failure { error, is_logged }
     })

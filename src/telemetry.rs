@@ -1,5 +1,6 @@
 //! The log.
 
+mod json;
 mod repeats;
 
 use std::io::IsTerminal;
@@ -12,6 +13,7 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::work::panic_message;
+use json::WithCauses;
 use repeats::Repeats;
 
 /// What the setting `log` may be, for error messages.
@@ -56,6 +58,22 @@ impl LogFormat {
     }
 }
 
+/// Returns the texts of an error and of its causes, separated by colons.
+#[must_use]
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        // Some errors repeat their cause.
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
 /// The log of this process.
 #[derive(Debug)]
 pub struct Log {
@@ -95,7 +113,8 @@ pub fn start(filter: &str, format: LogFormat) -> Result<Log, String> {
     // Errors of the log itself, such as a full disk, are not reported, because standard error is the log.
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let lines = if format.is_json() {
-        lines.json().flatten_event(true).with_span_list(false).boxed()
+        let format = tracing_subscriber::fmt::format().json().flatten_event(true).with_span_list(false);
+        lines.json().event_format(WithCauses::new(format)).boxed()
     } else {
         lines.with_target(false).with_ansi(has_colors()).boxed()
     };

@@ -18,6 +18,7 @@ use crate::files::blobs::Blobs;
 use crate::health;
 use crate::llm::{self, ChatModel as _, ModelObject, Upstream, discover};
 use crate::store::{self, Inspection, RELEASE};
+use crate::telemetry::with_causes;
 use crate::tools::code_interpreter::install::{COMMAND, Installation};
 
 /// Free space below which a server cannot be expected to work, in bytes.
@@ -189,7 +190,10 @@ async fn check_address(report: &mut Report, settings: &Settings, database: Optio
     let Ok(address) = settings.address() else { return };
     if !settings.has_keys() && !database.is_some_and(|found| found.has_keys) && !address.ip().is_loopback() {
         let listen = &settings.listen;
-        report.problem(area, format!("listen is {listen}, which other machines can reach, and there are no API keys"));
+        report.problem(
+            area,
+            format!("listen is {listen}, which other machines can reach, and no API keys are configured"),
+        );
         return;
     }
     if health::check(address).await.is_ok() {
@@ -331,18 +335,4 @@ fn is_readable_by_others(path: &Path) -> bool {
     let is_open = |path: &Path, bits: u32| std::fs::metadata(path).is_ok_and(|found| found.mode() & bits != 0);
     let Ok(path) = std::path::absolute(path) else { return false };
     is_open(&path, 0o044) && path.ancestors().skip(1).all(|folder| is_open(folder, 0o011))
-}
-
-/// Returns the texts of an error and of its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -130,7 +130,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Repeats {
         }
         let mut reader = FactsReader::default();
         event.record(&mut reader);
-        // The store logs the outage itself. Whoever logs more wants to see what it leads to.
+        // The store logs the outage itself. At more detailed levels, its consequences are logged as well.
         if reader.is_outage && LevelFilter::current() <= LevelFilter::INFO {
             return false;
         }
@@ -195,7 +195,7 @@ impl Visit for FactsReader {
 
     fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
         self.is_outage |= store::is_outage(error);
-        self.text(field, &error.to_string());
+        self.text(field, &super::with_causes(error));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {

@@ -239,14 +239,8 @@ impl RunState {
     #[must_use]
     pub fn end_reason(&self) -> &'static str {
         match self {
-            Self::Failed { error, .. } => match error.code {
-                ErrorCode::ServerError => "server_error",
-                ErrorCode::RateLimitExceeded => "rate_limit_exceeded",
-            },
-            Self::Incomplete { reason, .. } => match reason {
-                RunIncompleteReason::MaxCompletionTokens => "max_completion_tokens",
-                RunIncompleteReason::MaxPromptTokens => "max_prompt_tokens",
-            },
+            Self::Failed { error, .. } => error.code.name(),
+            Self::Incomplete { reason, .. } => reason.name(),
             Self::Queued { .. }
             | Self::InProgress { .. }
             | Self::RequiresAction { .. }
