@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use serde::Deserialize as _;
@@ -13,6 +15,10 @@ use super::{EXAMPLE, Error, Settings};
 
 /// The prefix of our environment variables.
 const PREFIX: &str = "ASSISTD_";
+/// The suffix of a variable that names a file with the value.
+const FILE_SUFFIX: &str = "_FILE";
+/// Maximum size of a file with the value of one setting, in bytes.
+const VALUE_BYTES_MAX: u64 = 64 * 1024;
 /// Environment variables with our prefix that are not settings.
 const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
 /// Prefixes of variables that Kubernetes and Docker links set for a service named assistd, and that our tests use.
@@ -178,28 +184,62 @@ fn variables(
     settings: &Table,
     origins: &mut Origins,
 ) -> Result<Table, Error> {
+    let environment: Vec<(OsString, OsString)> = environment.collect();
+    let has_file = |name: &str| {
+        let name = format!("{name}{FILE_SUFFIX}");
+        environment.iter().any(|(other, path)| **other == *name && !path.is_empty())
+    };
     let mut found = Table::new();
-    for (name, text) in environment {
-        let Ok(name) = name.into_string() else { continue };
-        let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if NOT_SETTINGS.contains(&name.as_str()) || INJECTED.iter().any(|injected| name.starts_with(injected)) {
+    for (name, text) in &environment {
+        let Some(name) = name.to_str() else { continue };
+        let Some(key) = name.strip_prefix(PREFIX).map(str::to_lowercase) else { continue };
+        if NOT_SETTINGS.contains(&name) || INJECTED.iter().any(|injected| name.starts_with(injected)) {
             continue;
         }
-        let key = key.to_lowercase();
+        let of_file = name.strip_suffix(FILE_SUFFIX).and(key.strip_suffix("_file"));
+        let (key, is_file) = match of_file {
+            Some(setting) if !settings.contains_key(&key) => (setting.to_owned(), true),
+            _ => (key, false),
+        };
         if key == "upstreams" {
             return Err(Error(format!("{name} cannot be set; [[upstreams]] can only be in a settings file")));
         }
         let Some(default) = settings.get(&key) else {
+            let key = name[PREFIX.len()..].to_lowercase();
             return Err(Error(format!("{name}: {}", unknown(&key))));
         };
-        let Ok(text) = text.into_string() else {
+        let Some(mut text) = text.to_str().map(str::to_owned) else {
             return Err(Error(format!("{name}: {key} is not valid UTF-8")));
         };
+        // An empty variable is the same as none, if the other one is set.
+        if text.is_empty() && (is_file || has_file(name)) {
+            continue;
+        }
+        if is_file {
+            text = value_in(Path::new(&text)).map_err(|what| Error(format!("{name}: {} {what}", one_line(&text))))?;
+        }
         let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {key} {what}")))?;
-        origins.0.insert(key.clone(), Origin::Variable(name));
+        if let Some(Origin::Variable(other)) = origins.0.get(&key).filter(|_| found.contains_key(&key)) {
+            let both = [other.as_str(), name];
+            return Err(Error(format!("{}: {key} is set twice; expected one of them", both.join(", "))));
+        }
+        origins.0.insert(key.clone(), Origin::Variable(name.to_owned()));
         found.insert(key, value);
     }
     Ok(found)
+}
+
+/// Reads the value of a setting from a file of its own. The line feed at the end, which most programs write, is not part of it.
+fn value_in(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(VALUE_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if text.len() as u64 > VALUE_BYTES_MAX {
+        return Err(format!("is too large; expected a file with one value, of at most {VALUE_BYTES_MAX} bytes"));
+    }
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
 /// Returns whether a settings file has secrets. A file that cannot be read has none.
@@ -279,7 +319,7 @@ fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
 }
 
 fn items(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+    text.split([',', '\n']).map(str::trim).filter(|item| !item.is_empty())
 }
 
 #[cfg(test)]
@@ -287,9 +327,9 @@ mod tests {
     use super::*;
 
     /// A file that is deleted on drop.
-    struct File(std::path::PathBuf);
+    struct Temporary(std::path::PathBuf);
 
-    impl File {
+    impl Temporary {
         fn new(text: &str) -> Self {
             let number = fastrand::u64(..);
             let path = std::env::temp_dir().join(format!("assistd-settings-{}-{number}.toml", std::process::id()));
@@ -298,7 +338,7 @@ mod tests {
         }
     }
 
-    impl Drop for File {
+    impl Drop for Temporary {
         fn drop(&mut self) {
             let _ = std::fs::remove_file(&self.0);
         }
@@ -306,7 +346,7 @@ mod tests {
 
     /// Loads a file and variables; returns the error, with `FILE` for the path of the file.
     fn error(text: &str, variables: &[(&str, &str)]) -> String {
-        let file = File::new(text);
+        let file = Temporary::new(text);
         let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let error = Settings::load(Some(&file.0), variables).unwrap_err().to_string();
         assert!(!error.contains('\n'), "{error}");
@@ -405,6 +445,49 @@ mod tests {
             let error = error(text, &[]);
             assert!(error.starts_with("FILE:") && !error.contains("7331"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_variable_can_name_a_file_with_the_value() {
+        let load = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            Settings::load(None, variables)
+        };
+        let (keys, url, many) =
+            (Temporary::new("one\r\ntwo,three\n"), Temporary::new("http://a:1/v1\n"), Temporary::new("5\n"));
+        let path = |file: &Temporary| file.0.display().to_string();
+
+        let settings = load(&[
+            ("ASSISTD_API_KEYS_FILE", &path(&keys)),
+            ("ASSISTD_UPSTREAM_URL_FILE", &path(&url)),
+            ("ASSISTD_MAX_ATTEMPTS_FILE", &path(&many)),
+            ("ASSISTD_ADMIN_KEYS_FILE", ""),
+            ("ASSISTD_UPSTREAM_URL", ""),
+        ]);
+
+        let settings = settings.unwrap();
+        let keys_of =
+            |keys: &[crate::config::Secret]| keys.iter().map(|key| key.expose().to_owned()).collect::<Vec<_>>();
+        assert_eq!(keys_of(&settings.api_keys), ["one", "two", "three"]);
+        assert_eq!(settings.upstream_url.expose(), "http://a:1/v1");
+        assert_eq!(settings.max_attempts, 5);
+        assert!(settings.admin_keys.is_empty());
+        let large = Temporary::new(&"7331".repeat(20_000));
+        for (variable, path, expected) in [
+            ("ASSISTD_API_KEYS_FILE", "/none/7331", "/none/7331 cannot be read: No such file or directory"),
+            ("ASSISTD_API_KEYS_FILE", "/", "/ cannot be read: Is a directory"),
+            ("ASSISTD_MAX_ATTEMPTS_FILE", &path(&url), "max_attempts is \"http://a:1/v1\"; expected an integer"),
+            ("ASSISTD_API_KEYS_FILE", &path(&large), &format!("{} is too large; expected a file with", path(&large))),
+            ("ASSISTD_LISTN_FILE", &path(&url), "unknown setting \"listn_file\""),
+            ("ASSISTD_UPSTREAMS_FILE", &path(&url), "ASSISTD_UPSTREAMS_FILE cannot be set"),
+        ] {
+            let error = load(&[(variable, path)]).unwrap_err().to_string();
+            let error = error.strip_prefix(&format!("{variable}: ")).unwrap_or(&error);
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let both = [("ASSISTD_API_KEYS", "7331"), ("ASSISTD_API_KEYS_FILE", &path(&keys))];
+        let twice = load(&both).unwrap_err().to_string();
+        assert_eq!(twice, "ASSISTD_API_KEYS, ASSISTD_API_KEYS_FILE: api_keys is set twice; expected one of them");
     }
 
     #[test]

@@ -95,7 +95,9 @@ fn settings_in_the_documentation_exist() {
         });
         for name in variables.filter(|name| *name != "ASSISTD_") {
             let key = name.trim_start_matches("ASSISTD_").to_lowercase();
-            if !settings.contains_key(&key) && !NOT_SETTINGS.iter().any(|known| name.starts_with(known)) {
+            // With this suffix, a variable names a file with the value.
+            let key = key.strip_suffix("_file").unwrap_or(&key);
+            if !settings.contains_key(key) && !NOT_SETTINGS.iter().any(|known| name.starts_with(known)) {
                 unknown.push(format!("{}: {name}", path.display()));
             }
         }
