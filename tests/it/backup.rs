@@ -18,7 +18,7 @@ use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
 use crate::support::disk::Disk;
 use crate::support::form::{Form, files_in};
-use crate::support::process::{Log, assistd, serve};
+use crate::support::process::{Log, assistd, serve, without_model};
 use crate::support::skip;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -57,9 +57,7 @@ async fn back_up(data: &Path, arguments: &[&str]) -> (bool, String, String) {
 
 /// Tries to start a server, which must not start; returns its error.
 async fn refused(data: &Path) -> String {
-    let settings =
-        [("LISTEN", "127.0.0.1:0"), ("DATA_DIR", data.to_str().unwrap()), ("UPSTREAM_URL", "http://127.0.0.1:9/v1")];
-    let mut command = assistd(&settings);
+    let mut command = assistd(&without_model(data));
     let refused = tokio::time::timeout(std::time::Duration::from_mins(1), run(&mut command)).await;
     let (ok, out, err) = refused.expect("the server started");
     assert!(!ok, "{out}{err}");
@@ -125,6 +123,43 @@ async fn bodies(client: &Client, paths: &[String]) -> Vec<(String, Vec<u8>)> {
     bodies
 }
 
+/// A server that has finished objects, and that runs are created on.
+struct BusyServer {
+    server: Served,
+    before: Before,
+    creating: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// What a busy server had before a backup was made.
+struct Before {
+    /// Paths and bodies of objects that do not change any more.
+    finished: Vec<(String, Vec<u8>)>,
+    /// The path of a run in progress.
+    paused: String,
+}
+
+impl BusyServer {
+    async fn start(data: &Path, database: &str) -> Self {
+        let upstream = Upstream::start().await;
+        let server = start(data, database, &upstream).await;
+        let client = &server.client;
+        let finished = bodies(client, &finished_objects(client).await).await;
+        upstream.then([Answer::Pause(vec!["Hel"])]);
+        let assistant = client.create_assistant().await;
+        let paused = client.create_run(&assistant, &client.create_thread("Hi").await).await;
+        client.wait_for_status(&paused, "in_progress").await;
+        upstream.wait_for_requests(4).await;
+        let creating = (0..2).map(|_| tokio::spawn(create_runs(client.clone()))).collect();
+        Self { server, before: Before { finished, paused }, creating }
+    }
+
+    async fn kill(mut self) -> Before {
+        self.server.child.kill().await.unwrap();
+        self.creating.iter().for_each(tokio::task::JoinHandle::abort);
+        self.before
+    }
+}
+
 /// Creates runs on new threads, each after the one before has ended, until it is aborted.
 async fn create_runs(client: Client) {
     let assistant = client.create_assistant().await;
@@ -175,16 +210,7 @@ async fn check_restored(client: &Client, data: &Path, finished: &[(String, Vec<u
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_that_is_made_while_runs_go_on_is_restored_byte_for_byte() {
     let (data, restored, backups) = (Folder::new(), Folder::new(), Folder::new());
-    let upstream = Upstream::start().await;
-    let mut server = start(&data.0, "", &upstream).await;
-    let paths = finished_objects(&server.client).await;
-    let finished = bodies(&server.client, &paths).await;
-    upstream.then([Answer::Pause(vec!["Hel"])]);
-    let assistant = server.client.create_assistant().await;
-    let paused = server.client.create_run(&assistant, &server.client.create_thread("Hi").await).await;
-    server.client.wait_for_status(&paused, "in_progress").await;
-    upstream.wait_for_requests(4).await;
-    let busy: Vec<_> = (0..2).map(|_| tokio::spawn(create_runs(server.client.clone()))).collect();
+    let server = BusyServer::start(&data.0, "").await;
 
     let file = backups.0.join("a b?.db");
     let (ok, out, err) = back_up(&data.0, &[file.to_str().unwrap(), "--json"]).await;
@@ -201,10 +227,7 @@ async fn a_backup_that_is_made_while_runs_go_on_is_restored_byte_for_byte() {
         assert_eq!(mode(path), 0o600, "{}", path.display());
     }
     assert_eq!(mode(&backups.0.join("a b?.db.files")), 0o700);
-    server.child.kill().await.unwrap();
-    for task in busy {
-        task.abort();
-    }
+    let Before { finished, paused } = server.kill().await;
     std::fs::copy(&file, restored.0.join("assistd.db")).unwrap();
     copy_folder(&backups.0.join("a b?.db.files"), &restored.0.join("files"));
     let mut server = start(&restored.0, "", &Upstream::start().await).await;
@@ -220,16 +243,7 @@ async fn a_dump_of_postgres_that_is_made_while_runs_go_on_is_restored_byte_for_b
         return skip("pg_dump");
     }
     let (data, restored, backups) = (Folder::new(), Folder::new(), Folder::new());
-    let upstream = Upstream::start().await;
-    let mut server = start(&data.0, &database.url, &upstream).await;
-    let paths = finished_objects(&server.client).await;
-    let finished = bodies(&server.client, &paths).await;
-    upstream.then([Answer::Pause(vec!["Hel"])]);
-    let assistant = server.client.create_assistant().await;
-    let paused = server.client.create_run(&assistant, &server.client.create_thread("Hi").await).await;
-    server.client.wait_for_status(&paused, "in_progress").await;
-    upstream.wait_for_requests(4).await;
-    let busy: Vec<_> = (0..2).map(|_| tokio::spawn(create_runs(server.client.clone()))).collect();
+    let server = BusyServer::start(&data.0, &database.url).await;
 
     let dump = backups.0.join("assistd.dump");
     let mut command = Command::new("pg_dump");
@@ -238,10 +252,7 @@ async fn a_dump_of_postgres_that_is_made_while_runs_go_on_is_restored_byte_for_b
     assert!(ok, "{err}");
     copy_folder(&data.0.join("files"), &restored.0.join("files"));
 
-    server.child.kill().await.unwrap();
-    for task in busy {
-        task.abort();
-    }
+    let Before { finished, paused } = server.kill().await;
     let mut command = Command::new("pg_restore");
     command.args(["--no-owner", "--exit-on-error", "--single-transaction", "--dbname", &target.url]).arg(&dump);
     let (ok, _, err) = run(&mut command).await;

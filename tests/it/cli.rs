@@ -1,6 +1,5 @@
 //! The command line, through the binary itself.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -9,7 +8,7 @@ use tokio::process::Command;
 
 use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
-use crate::support::process::{assistd, serve, start};
+use crate::support::process::{assistd, piped, serve, start, without_model};
 use crate::support::upstream::Upstream;
 
 /// Returns the exit code, the output and the errors.
@@ -111,9 +110,7 @@ async fn what_a_server_writes_is_private_and_its_folder_can_have_any_name() {
 
     let folder = Folder::new();
     let data = folder.0.join("a?b=c#d%20e f");
-    let settings =
-        [("LISTEN", "127.0.0.1:0"), ("DATA_DIR", data.to_str().unwrap()), ("UPSTREAM_URL", "http://127.0.0.1:9/v1")];
-    let (mut child, address, _out) = serve(&settings).await;
+    let (mut child, address, _out) = serve(&without_model(&data)).await;
     let client = Client::new(address.parse().unwrap());
     let file = client.upload().await;
     let mut names: Vec<_> =
@@ -128,7 +125,7 @@ async fn what_a_server_writes_is_private_and_its_folder_can_have_any_name() {
         std::fs::set_permissions(data.join(path), std::fs::Permissions::from_mode(0o644)).unwrap();
     }
     std::fs::set_permissions(data.join("files"), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (mut child, address, _out) = serve(&settings).await;
+    let (mut child, address, _out) = serve(&without_model(&data)).await;
     let client = Client::new(address.parse().unwrap());
     client.get(&format!("/v1/files/{file}")).await;
     assert_eq!(open_paths(&folder.0), Vec::<String>::new(), "files of an older release are made private");
@@ -147,14 +144,8 @@ async fn migrate_creates_the_database_and_exits() {
 #[tokio::test]
 async fn the_server_prints_a_banner_on_start_and_stops_on_sigterm() {
     let folder = Folder::new();
-    let settings = [
-        ("LISTEN", "127.0.0.1:0"),
-        ("DATA_DIR", folder.0.to_str().unwrap()),
-        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
-    ];
-    let mut command = assistd(&settings);
-    command.env("ASSISTD_LOG_FORMAT", "text").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let settings = without_model(&folder.0);
+    let mut child = piped(&settings).env("ASSISTD_LOG_FORMAT", "text").spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).await.unwrap();

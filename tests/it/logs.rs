@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 
 use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
-use crate::support::process::{Log, assistd, serve, start};
+use crate::support::process::{Log, assistd, piped, serve, start, without_model};
 use crate::support::skip;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -28,6 +28,11 @@ async fn served(settings: &[(&str, &str)]) -> Served {
     let (mut child, address, _out) = serve(settings).await;
     let log = Log::follow(&mut child);
     Served { child, client: Client::new(address.parse().unwrap()), log }
+}
+
+/// Starts a server whose model server cannot be reached, with more settings.
+async fn served_with(folder: &Folder, more: &[(&'static str, &'static str)]) -> Served {
+    served(&[&without_model(&folder.0), more].concat()).await
 }
 
 #[tokio::test]
@@ -96,14 +101,8 @@ async fn the_cause_of_a_failed_run_is_logged_without_the_words_of_its_user() {
 #[tokio::test]
 async fn rejected_keys_and_exceeded_limits_are_logged_once_with_a_part_of_the_key() {
     let folder = Folder::new();
-    let Served { mut child, client, log } = served(&[
-        ("LISTEN", "127.0.0.1:0"),
-        ("DATA_DIR", folder.0.to_str().unwrap()),
-        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
-        ("API_KEYS", "sk-right-0123456789"),
-        ("REQUESTS_PER_MINUTE", "1"),
-    ])
-    .await;
+    let Served { mut child, client, log } =
+        served_with(&folder, &[("API_KEYS", "sk-right-0123456789"), ("REQUESTS_PER_MINUTE", "1")]).await;
     let status = async |key: &str| {
         let request = client.request(Method::GET, "/v1/assistants");
         let request = if key.is_empty() { request } else { request.bearer_auth(key) };
@@ -140,14 +139,7 @@ async fn rejected_keys_and_exceeded_limits_are_logged_once_with_a_part_of_the_ke
 #[tokio::test]
 async fn the_start_names_the_version_and_the_store() {
     let folder = Folder::new();
-    let settings = [
-        ("LISTEN", "127.0.0.1:0"),
-        ("DATA_DIR", folder.0.to_str().unwrap()),
-        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
-    ];
-    let mut command = assistd(&settings);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = piped(&without_model(&folder.0)).spawn().unwrap();
     let log = Log::follow(&mut child);
 
     let line = log.wait_for("listening", 0).await;
@@ -244,13 +236,7 @@ async fn an_outage_of_the_database_is_logged_once_and_so_is_its_end() {
 #[tokio::test]
 async fn a_web_page_that_the_browser_blocks_is_logged_once_with_the_setting() {
     let folder = Folder::new();
-    let Served { mut child, client, log } = served(&[
-        ("LISTEN", "127.0.0.1:0"),
-        ("DATA_DIR", folder.0.to_str().unwrap()),
-        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
-        ("API_KEYS", "sk-right-0123456789"),
-    ])
-    .await;
+    let Served { mut child, client, log } = served_with(&folder, &[("API_KEYS", "sk-right-0123456789")]).await;
     let send = async |method: Method, origin: &str| {
         let request = client.request(method, "/v1/assistants").header("origin", origin);
         request.header("access-control-request-method", "POST").send().await.unwrap().status().as_u16()
@@ -314,14 +300,8 @@ async fn an_invalid_setting_is_one_line_and_the_exit_status_is_2() {
 #[tokio::test]
 async fn text_has_colors_only_on_a_terminal() {
     let folder = Folder::new();
-    let settings = [
-        ("LISTEN", "127.0.0.1:0"),
-        ("DATA_DIR", folder.0.to_str().unwrap()),
-        ("UPSTREAM_URL", "http://127.0.0.1:9/v1"),
-        ("LOG_FORMAT", "text"),
-    ];
-    let mut command = assistd(&settings);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("NO_COLOR").spawn().unwrap();
+    let mut command = piped(&without_model(&folder.0));
+    let mut child = command.env("ASSISTD_LOG_FORMAT", "text").env_remove("NO_COLOR").spawn().unwrap();
     let mut log = child.stderr.take().unwrap();
     let mut text = Vec::new();
     while !text.ends_with(b"\n") || !String::from_utf8_lossy(&text).contains("listening") {
@@ -373,7 +353,7 @@ async fn a_closed_standard_output_does_not_end_the_server() {
     let mut log = child.stderr.take().unwrap();
     let mut text = String::new();
     while !text.contains("failed to write to standard output") {
-        let byte = log.read_u8().await.expect("the server goes on");
+        let byte = log.read_u8().await.expect("the server keeps running");
         text.push(char::from(byte));
     }
     drop(log);

@@ -1,7 +1,7 @@
 //! The server as a process of its own.
 
+use std::path::Path;
 use std::process::Stdio;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,19 @@ pub fn assistd(settings: &[(&str, &str)]) -> Command {
         command.env(format!("ASSISTD_{name}"), value);
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Returns the settings of a server on a free port, whose model server cannot be reached.
+pub fn without_model(data: &Path) -> Vec<(&str, &str)> {
+    let data = data.to_str().unwrap();
+    vec![("LISTEN", "127.0.0.1:0"), ("DATA_DIR", data), ("UPSTREAM_URL", "http://127.0.0.1:9/v1")]
+}
+
+/// Returns a command that runs a server with these settings, whose output is read.
+pub fn piped(settings: &[(&str, &str)]) -> Command {
+    let mut command = assistd(settings);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
