@@ -39,7 +39,7 @@ pub struct BackupArguments {
     json: bool,
 }
 
-/// Why there is no backup.
+/// The backup failed, or is not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The path names nothing that can be written.

@@ -61,7 +61,7 @@ const TEMPORARY_SUFFIX: &str = "#1";
 pub struct Error(#[from] object_store::Error);
 
 impl Error {
-    /// Returns whether there are no such bytes.
+    /// Returns whether the bytes do not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self.0, object_store::Error::NotFound { .. })

@@ -309,7 +309,7 @@ impl Metrics {
         text
     }
 
-    /// Gives the models with these names labels of their own, however many others are used.
+    /// Reserves labels for the models with these names, so that they do not depend on how many others are used.
     pub fn name_models<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         for name in names {
             self.models.reserve(name);

@@ -74,9 +74,9 @@ pub enum Error {
     /// The storage of files cannot be used.
     #[error(transparent)]
     Files(#[from] InvalidSettings),
-    /// Other machines can connect, and there are no API keys.
+    /// Other machines can connect, and no API keys are configured.
     #[error(
-        "listen is {listen}, which other machines can reach, and there are no API keys: anyone could use your models and \
+        "listen is {listen}, which other machines can reach, and no API keys are configured: anyone could use your models and \
          read your threads. Set ASSISTD_API_KEYS (or api_keys in the file) to a long random string, create a key with \
          `assistd keys create`, or listen on 127.0.0.1"
     )]

@@ -89,7 +89,7 @@ async fn what_prevents_a_server_from_serving_is_a_problem() {
             "model server upstream_url",
             "127.0.0.1:9",
         ),
-        (of(&[("LISTEN", "0.0.0.0:0".to_owned())]), "address", "there are no API keys"),
+        (of(&[("LISTEN", "0.0.0.0:0".to_owned())]), "address", "no API keys are configured"),
         (of(&[("LISTEN", address)]), "address", "cannot listen on"),
         (of(&[("DATABASE_URL", format!("sqlite://{}", empty.display()))]), "database", "it is empty"),
         (of(&[("DATABASE_URL", "postgres://u:7331@127.0.0.1:9/x".to_owned())]), "database", "failed to connect to"),

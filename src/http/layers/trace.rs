@@ -48,7 +48,7 @@ pub(in crate::http) async fn request(State(app): State<App>, mut request: Reques
     let mut response = next.run(request).instrument(span.clone()).await;
     let _entered = span.enter();
     if let Some(Cause(cause)) = response.extensions_mut().remove::<Cause>() {
-        // The client is told the ID, so each of them is logged.
+        // The response contains the ID, so each error is logged.
         tracing::error!(request.id = %id, error = &*cause as &dyn std::error::Error, %method, route, "request failed");
         response = error_response(&api::Error::server(&id)).into_response();
     }

@@ -7,7 +7,7 @@ use super::Rejected;
 
 /// The longer side of a rendered image, in pixels.
 const SIDE: f32 = 1_600.0;
-/// Elements that cannot be rendered: there are no fonts, and no other files are read.
+/// Elements that cannot be rendered, because no fonts are available and other files are not read.
 const UNSUPPORTED: [&str; 3] = ["text", "image", "foreignObject"];
 
 /// Renders an image as PNG on a white background.

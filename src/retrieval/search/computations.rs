@@ -122,8 +122,8 @@ impl Computations {
         }
     }
 
-    /// Takes the search that waits for the longest time, and others in the same indexes. Returns `None` if none waits; then
-    /// the thread is no longer counted.
+    /// Takes the search that waits for the longest time, and others in the same indexes. If none waits, removes
+    /// the thread from the count and returns `None`.
     fn next(&self) -> Option<Vec<Waiting>> {
         let mut state = self.lock();
         state.waiting.retain(|waiting| !waiting.result.is_closed());
