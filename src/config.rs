@@ -1,5 +1,6 @@
 //! Settings: embedded defaults, overridden by a file, overridden by environment variables.
 
+mod model_servers;
 mod secret;
 mod source;
 
@@ -27,6 +28,7 @@ use crate::{files, http, llm, runs, store, work};
 
 use source::Invalid;
 
+pub use model_servers::ModelServer;
 pub use secret::{Secret, SecretUrl};
 pub use source::file_has_secrets;
 
@@ -159,19 +161,6 @@ pub struct UpstreamSettings {
     /// Model names that are routed to this server.
     #[serde(default)]
     pub models: Vec<String>,
-}
-
-/// A model server of the settings.
-#[derive(Debug)]
-pub struct ModelServer<'s> {
-    /// The setting with its URL.
-    pub setting: String,
-    /// Its name, or the setting.
-    pub name: String,
-    /// Base URL.
-    pub url: &'s SecretUrl,
-    /// API key.
-    pub api_key: &'s Secret,
 }
 
 /// An invalid setting. The text is one line that names where the value comes from, the setting, and what was expected. It has no
@@ -372,28 +361,6 @@ impl Settings {
     #[must_use]
     pub fn has_keys(&self) -> bool {
         !self.api_keys.is_empty() || !self.admin_keys.is_empty()
-    }
-
-    /// Returns the model servers of the settings, the one of embeddings included.
-    #[must_use]
-    pub fn model_servers(&self) -> Vec<ModelServer<'_>> {
-        let of = |setting: &str, url, api_key| ModelServer {
-            setting: setting.to_owned(),
-            name: setting.to_owned(),
-            url,
-            api_key,
-        };
-        let mut servers = vec![of("upstream_url", &self.upstream_url, &self.upstream_api_key)];
-        for (index, more) in self.upstreams.iter().enumerate() {
-            let mut server = of(&format!("upstreams[{index}]"), &more.url, &more.api_key);
-            if !more.name.is_empty() {
-                server.name.clone_from(&more.name);
-            }
-            servers.push(server);
-        }
-        servers.push(of("embedding_url", &self.embedding_url, &self.embedding_api_key));
-        servers.retain(|server| !server.url.expose().is_empty() || server.setting.starts_with("upstreams"));
-        servers
     }
 
     /// Returns the address to listen on.

@@ -16,7 +16,8 @@ use super::{Output, table};
 use crate::config::{self, Settings};
 use crate::files::blobs::Blobs;
 use crate::health;
-use crate::llm::{self, ChatModel as _, ModelObject, Upstream, discover};
+use crate::llm::discover;
+use crate::llm::inspect::{self, Purpose};
 use crate::store::{self, Inspection, RELEASE};
 use crate::telemetry::with_causes;
 use crate::tools::code_interpreter::install::{COMMAND, Installation};
@@ -27,8 +28,6 @@ const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 const FREE_BYTES_LOW: u64 = 1024 * 1024 * 1024;
 /// The oldest version of Postgres that is supported.
 const POSTGRES_MIN: u32 = 14;
-/// Names that one finding lists.
-const NAMES_MAX: usize = 5;
 
 /// The arguments of `check`.
 #[derive(Debug, Args)]
@@ -267,57 +266,32 @@ fn nearest_existing(folder: &Path) -> Option<PathBuf> {
 
 async fn check_model_servers(report: &mut Report, settings: &Settings) {
     let servers = settings.model_servers();
-    if servers.is_empty() {
+    let has_chat = servers.iter().any(|server| server.purpose() == Purpose::Chat);
+    if !has_chat {
         match discover(&settings.llm(), &Arc::default()).await {
-            Some(found) => report.ok("model server", format!("{}, found on this machine: {}", found.name, found.model)),
-            None => report.warning(
-                "model server",
-                "none is set or found on this machine: the built-in echo model answers (set ASSISTD_UPSTREAM_URL)",
-            ),
+            Ok(found) => report.ok("model server", format!("{}, found on this machine: {}", found.name, found.model)),
+            Err(reason) => report.warning("model server", format!("{reason}: the built-in echo model answers")),
         }
     }
-    let lists = servers.iter().map(|server| async {
-        let key = server.api_key.clone().into_option();
-        Upstream::new(server.name.clone(), server.url.expose(), key, settings.llm(), Arc::default()).list().await
-    });
-    let lists = futures_util::future::join_all(lists).await;
-    let mut known: Vec<ModelObject> = Vec::new();
-    let mut lists_all = true;
-    for (server, list) in servers.iter().zip(lists) {
+    let inspections = settings.inspect_model_servers(&Arc::default()).await;
+    for (server, inspection) in servers.iter().zip(&inspections) {
         let area = format!("model server {}", server.name);
-        match list {
-            Ok(models) => {
-                report.ok(&area, format!("{}: {}", server.url.masked(), names(&models)));
-                known.extend(models);
+        let url = server.url.masked();
+        match (&inspection.models, inspection.advice()) {
+            (Ok(models), None) => report.ok(&area, format!("{url}: {}", inspect::names(models))),
+            (Ok(models), Some(advice)) => report.warning(&area, format!("{url}: {}. {advice}", inspect::names(models))),
+            // Some servers do not list their models, and work.
+            (Err(error), Some(advice)) if error.has_no_list() && !inspection.has_wrong_url() => {
+                report.warning(&area, format!("{url}: {advice}"));
             }
-            // Some servers have no such endpoint.
-            Err(llm::Error::Rejected(cause)) if matches!(cause.status, Some(404 | 405)) => {
-                lists_all = false;
-                report.warning(&area, format!("{} does not list its models: {cause}", server.url.masked()));
-            }
-            Err(error) => {
-                lists_all = false;
-                report.problem(&area, format!("{}: {error}", server.url.masked()));
+            (Err(error), advice) => {
+                report.problem(&area, format!("{url}: {}", advice.unwrap_or_else(|| error.to_string())));
             }
         }
     }
-    for (setting, model) in [("default_model", &settings.default_model), ("embedding_model", &settings.embedding_model)]
-    {
-        let aliased = settings.model_aliases.get(model).unwrap_or(model);
-        if !model.is_empty() && !servers.is_empty() && lists_all && !known.iter().any(|listed| listed.id == *aliased) {
-            report.warning(setting, format!("no model server lists \"{aliased}\""));
-        }
+    for (setting, warning) in settings.unlisted_models(&inspections) {
+        report.warning(setting, warning);
     }
-}
-
-/// Returns the first names of models.
-fn names(models: &[ModelObject]) -> String {
-    if models.is_empty() {
-        return "lists no models".to_owned();
-    }
-    let first: Vec<&str> = models.iter().take(NAMES_MAX).map(|model| model.id.as_str()).collect();
-    let more = if models.len() > NAMES_MAX { ", …" } else { "" };
-    format!("{} models: {}{more}", models.len(), first.join(", "))
 }
 
 fn check_code_interpreter(report: &mut Report, settings: &Settings) {

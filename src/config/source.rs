@@ -219,7 +219,9 @@ fn variables(
             text = value_in(Path::new(&text)).map_err(|what| Error(format!("{name}: {} {what}", one_line(&text))))?;
         }
         let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {key} {what}")))?;
-        if let Some(Origin::Variable(other)) = origins.0.get(&key).filter(|_| found.contains_key(&key)) {
+        if let Some(Origin::Variable(other)) = origins.0.get(&key)
+            && other != name
+        {
             let both = [other.as_str(), name];
             return Err(Error(format!("{}: {key} is set twice; expected one of them", both.join(", "))));
         }

@@ -92,7 +92,10 @@ async fn forward(
         return Err(missing(&At::Member(&At::Root, "model")).into());
     }
     let name = required(&mut members, "model", &string(1, MODEL_CHARS_MAX), &At::Root)?;
-    let route = app.models.route(&name).await;
+    let route = match endpoint {
+        Endpoint::ChatCompletions => app.models.route(&name).await,
+        Endpoint::Embeddings => app.models.route_embeddings(&name).await,
+    };
     members.insert("model".to_owned(), Value::String(route.model));
     let open_response = app.drain.register();
     let prompt = PromptSample::of_forwarded(&members);

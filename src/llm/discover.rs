@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inspect::{EXAMPLE_MODEL, pull};
 use super::openai::{Settings, Upstream};
 use super::{ChatModel, ModelObject};
 use crate::metrics::Metrics;
 
+/// The name of Ollama.
+const OLLAMA: &str = "Ollama";
 /// The default endpoints of model servers, the most likely first.
 const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
-    ("Ollama", "http://127.0.0.1:11434/v1"),
+    (OLLAMA, "http://127.0.0.1:11434/v1"),
     ("LM Studio", "http://127.0.0.1:1234/v1"),
     ("llama.cpp", "http://127.0.0.1:8080/v1"),
     ("vLLM", "http://127.0.0.1:8000/v1"),
@@ -17,6 +20,10 @@ const DEFAULT_ENDPOINTS: [(&str, &str); 4] = [
 
 /// Timeout of listing the models. A server on loopback responds immediately.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Other models than chat models, as most servers name them.
+const NOT_CHAT: [&str; 8] =
+    ["rerank", "whisper", "tts-", "-tts", "dall-e", "moderation", "transcribe", "stable-diffusion"];
 
 /// A server that was found.
 #[derive(Debug, Clone)]
@@ -32,34 +39,62 @@ pub struct Found<'a> {
 }
 
 /// Discovers a server on the default endpoints with [`find`].
-pub async fn discover(settings: &Settings, metrics: &Arc<Metrics>) -> Option<Found<'static>> {
+///
+/// # Errors
+/// Those of [`find`].
+pub async fn discover(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Found<'static>, NotFound<'static>> {
     find(settings, metrics, &DEFAULT_ENDPOINTS).await
 }
 
+/// No server was found that lists a chat model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotFound<'a> {
+    /// No server responds.
+    #[error("no model server is set or found (set ASSISTD_UPSTREAM_URL)")]
+    Server,
+    /// This server responds, and lists no chat model.
+    #[error("{0}, found on this machine, has no chat model{hint}", hint = hint(.0))]
+    ChatModel(&'a str),
+}
+
+/// Returns what to do about a server without a chat model.
+fn hint(name: &str) -> String {
+    if name == OLLAMA { format!(" (run `{}` and start again)", pull(EXAMPLE_MODEL)) } else { String::new() }
+}
+
 /// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model.
+///
+/// # Errors
+/// If none does.
 pub async fn find<'a>(
     settings: &Settings,
     metrics: &Arc<Metrics>,
     candidates: &[(&'a str, &str)],
-) -> Option<Found<'a>> {
+) -> Result<Found<'a>, NotFound<'a>> {
     let answers = candidates.iter().map(|(name, url)| async move {
         let server = Upstream::new(*name, url, None, settings.clone(), metrics.clone());
         let models = tokio::time::timeout(DISCOVERY_TIMEOUT, server.list()).await.ok()?.ok()?;
-        let model = first_chat_model(&models)?;
+        let Some(model) = first_chat_model(&models) else { return Some(Err(*name)) };
         let embedding_model = first_embedding_model(&models);
-        Some(Found { name, server: Arc::new(server), model, embedding_model })
+        Some(Ok(Found { name, server: Arc::new(server), model: model.to_owned(), embedding_model }))
     });
-    futures_util::future::join_all(answers).await.into_iter().flatten().next()
+    let (found, without): (Vec<_>, Vec<_>) =
+        futures_util::future::join_all(answers).await.into_iter().flatten().partition(Result::is_ok);
+    match (found.into_iter().next(), without.into_iter().next()) {
+        (Some(Ok(found)), _) => Ok(found),
+        (_, Some(Err(name))) => Err(NotFound::ChatModel(name)),
+        _ => Err(NotFound::Server),
+    }
 }
 
-/// Returns the first model whose name is not that of an embedding model.
-fn first_chat_model(models: &[ModelObject]) -> Option<String> {
-    let model = models.iter().find(|model| !is_embedding_model(&model.id) && !is_reranker(&model.id));
-    model.map(|model| model.id.clone())
+/// Returns the first model whose name is not that of another kind of model.
+pub(super) fn first_chat_model(models: &[ModelObject]) -> Option<&str> {
+    let model = models.iter().find(|model| !is_embedding_model(&model.id) && !is_other_model(&model.id));
+    model.map(|model| model.id.as_str())
 }
 
-fn first_embedding_model(models: &[ModelObject]) -> Option<String> {
-    let model = models.iter().find(|model| is_embedding_model(&model.id) && !is_reranker(&model.id));
+pub(super) fn first_embedding_model(models: &[ModelObject]) -> Option<String> {
+    let model = models.iter().find(|model| is_embedding_model(&model.id) && !is_other_model(&model.id));
     model.map(|model| model.id.clone())
 }
 
@@ -69,8 +104,9 @@ fn is_embedding_model(name: &str) -> bool {
     ["embed", "bge-", "minilm", "gte-", "e5-"].iter().any(|word| name.contains(word))
 }
 
-fn is_reranker(name: &str) -> bool {
-    name.to_lowercase().contains("rerank")
+fn is_other_model(name: &str) -> bool {
+    let name = name.to_lowercase();
+    NOT_CHAT.iter().any(|word| name.contains(word))
 }
 
 #[cfg(test)]
@@ -81,7 +117,7 @@ mod tests {
     fn an_embedding_model_is_not_chosen() {
         let models = ["nomic-embed-text", "all-MiniLM-L6", "qwen3:8b"].map(ModelObject::ours);
 
-        assert_eq!(first_chat_model(&models), Some("qwen3:8b".to_owned()));
+        assert_eq!(first_chat_model(&models), Some("qwen3:8b"));
         assert_eq!(first_chat_model(&models[..2]), None);
         assert_eq!(first_embedding_model(&models), Some("nomic-embed-text".to_owned()));
         assert_eq!(first_embedding_model(&models[2..]), None);

@@ -121,7 +121,7 @@ impl Embeddings {
         let (server, model) = match &self.server {
             EmbeddingServer::Fixed(server) => (server.clone(), self.settings.model.clone()),
             EmbeddingServer::Routed(models) => {
-                let route = models.route(&self.settings.model).await;
+                let route = models.route_embeddings(&self.settings.model).await;
                 (route.server, route.model)
             }
         };

@@ -6,6 +6,7 @@ mod discover;
 mod echo;
 mod embeddings;
 pub mod forwarded;
+pub mod inspect;
 pub mod lenient;
 pub mod members;
 mod model_cache;
@@ -24,11 +25,11 @@ use serde_json::{Map, Value};
 use crate::api::run::FinishReason;
 use crate::api::usage::Usage;
 
-pub use discover::{Found, discover, find};
+pub use discover::{Found, NotFound, discover, find};
 pub use echo::Echo;
 pub use embeddings::{Embedded, Embedder, EmbeddingInput, EmbeddingServer, EmbeddingSettings, Embeddings};
 pub use openai::{MASK, Settings, ThinkTags, Upstream};
-pub use routing::{Entry, Models, Route};
+pub use routing::{Entry, Models, Route, only_or_first_chat_model};
 
 /// A request for an answer, in the form of chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -152,6 +153,12 @@ impl Error {
         match self {
             Self::RateLimited(cause) | Self::Unavailable(cause) | Self::Rejected(cause) => cause,
         }
+    }
+
+    /// Returns whether the server has no list of models.
+    #[must_use]
+    pub fn has_no_list(&self) -> bool {
+        matches!(self, Self::Rejected(cause) if matches!(cause.status, Some(404 | 405)))
     }
 
     /// Returns the text for the log, which has no text that the server wrote.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ChatModel, ModelObject};
+use super::{ChatModel, Error, ModelObject};
 
 /// Time for which a model list is fresh.
 const LIST_FRESH: Duration = Duration::from_secs(30);
@@ -23,50 +23,87 @@ pub type ModelLists = Vec<Vec<ModelObject>>;
 /// The last lists of models that the servers returned.
 #[derive(Debug, Default)]
 pub struct ModelCache {
-    /// The lists, and until when they are fresh.
-    lists: tokio::sync::Mutex<Option<(Instant, ModelLists)>>,
+    cached: tokio::sync::Mutex<Option<Cached>>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    fresh_until: Instant,
+    lists: ModelLists,
+    /// Whether each server has failed to list its models.
+    failing: Vec<bool>,
 }
 
 impl ModelCache {
     /// Returns the cached lists, of any age; queries the servers only if nothing is cached.
     pub async fn any(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
-        let cached = self.lists.lock().await.as_ref().map(|(_, lists)| lists.clone());
+        let cached = self.cached.lock().await.as_ref().map(|cached| cached.lists.clone());
         match cached {
             Some(lists) => lists,
-            None => self.refresh(servers).await,
+            None => self.refresh(servers).await.0,
         }
     }
 
     /// Returns the cached lists if they are fresh; otherwise queries the servers.
     pub async fn fresh(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
-        let fresh = self.lists.lock().await.as_ref().filter(|(until, _)| Instant::now() < *until).cloned();
+        let cached = self.cached.lock().await;
+        let fresh = cached.as_ref().filter(|cached| Instant::now() < cached.fresh_until);
+        let fresh = fresh.map(|cached| cached.lists.clone());
+        drop(cached);
         match fresh {
-            Some((_, lists)) => lists,
-            None => self.refresh(servers).await,
+            Some(lists) => lists,
+            None => self.refresh(servers).await.0,
         }
     }
 
-    /// Queries all servers for their models. If a server does not respond, its previous list is used.
-    pub async fn refresh(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
+    /// Queries all servers for their models. Returns their lists, and whether all of them have answered.
+    pub async fn refresh(&self, servers: &[Arc<dyn ChatModel>]) -> (ModelLists, bool) {
         let answers = futures_util::future::join_all(servers.iter().map(|server| server.list())).await;
-        let mut cached = self.lists.lock().await;
-        let mut fresh = LIST_FRESH;
-        let mut lists = ModelLists::new();
+        self.store(servers, answers).await
+    }
+
+    /// Stores what the servers have answered. If a server did not list its models, its previous list is used. Logs which
+    /// servers have begun to fail, and which list their models again.
+    pub async fn store(
+        &self,
+        servers: &[Arc<dyn ChatModel>],
+        answers: Vec<Result<Vec<ModelObject>, Error>>,
+    ) -> (ModelLists, bool) {
+        let mut cached = self.cached.lock().await;
+        let (mut lists, mut failing) = (ModelLists::new(), Vec::new());
         for (index, (answer, server)) in answers.into_iter().zip(servers).enumerate() {
-            lists.push(answer.unwrap_or_else(|error| {
-                tracing::warn!(server = server.name(), %error, "failed to list the models of a server");
-                fresh = LIST_RETRY;
-                cached.as_ref().map(|(_, before)| before[index].clone()).unwrap_or_default()
-            }));
+            let before = cached.as_ref();
+            let was_failing = before.is_some_and(|before| before.failing[index]);
+            match answer {
+                Ok(models) => {
+                    if was_failing {
+                        tracing::info!(server = server.name(), "a model server lists its models again");
+                    }
+                    lists.push(models);
+                    failing.push(false);
+                }
+                Err(error) => {
+                    // A server without a list does not have one later either.
+                    let is_failing = !error.has_no_list();
+                    if is_failing && !was_failing && before.is_some() {
+                        let error = error.for_log();
+                        tracing::warn!(server = server.name(), error, "failed to list the models of a server");
+                    }
+                    lists.push(before.map(|before| before.lists[index].clone()).unwrap_or_default());
+                    failing.push(is_failing);
+                }
+            }
         }
-        *cached = Some((Instant::now() + fresh, lists.clone()));
-        lists
+        let is_complete = !failing.contains(&true);
+        let fresh = if is_complete { LIST_FRESH } else { LIST_RETRY };
+        *cached = Some(Cached { fresh_until: Instant::now() + fresh, lists: lists.clone(), failing });
+        (lists, is_complete)
     }
 
     /// Returns the context window of a model from the cached list of a server. Sends no request.
     pub async fn window(&self, server: usize, model: &str) -> Option<u32> {
-        let cached = self.lists.lock().await;
-        let (_, lists) = cached.as_ref()?;
+        let cached = self.cached.lock().await;
+        let lists = &cached.as_ref()?.lists;
         lists.get(server)?.iter().find(|listed| listed.id == model)?.window
     }
 }

@@ -4,11 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::model_cache::{ModelCache, TokenRatios};
-use super::{ChatModel, ModelObject};
+use super::discover::first_chat_model;
+use super::model_cache::{ModelCache, ModelLists, TokenRatios};
+use super::{ChatModel, Error, ModelObject};
 
 /// Interval of the background refresh of the model lists, so that no run waits for one.
 const REFRESH_EVERY: Duration = Duration::from_mins(5);
+/// The same while a server fails to list its models.
+const RETRY_EVERY: Duration = Duration::from_secs(10);
+/// Maximum number of models of a server whose first chat model answers for unknown names. Services with more, such as OpenAI or
+/// OpenRouter, have most names that apps use, and charge for each model differently.
+const LISTED_MAX: usize = 50;
+/// The tag that Ollama adds to a name without one.
+const DEFAULT_TAG: &str = ":latest";
 
 /// A model server, and the model names that the settings assign to it.
 #[derive(Debug)]
@@ -27,7 +35,7 @@ pub struct Models {
     /// The configured names of each server, in the servers' order.
     names: Vec<Vec<String>>,
     aliases: BTreeMap<String, String>,
-    /// Replaces a name that no server lists.
+    /// Replaces a name that no server lists. Without it, the first chat model of the default server does, if it lists few.
     default_model: Option<String>,
     /// Configured context windows, by model name.
     windows: BTreeMap<String, u32>,
@@ -90,24 +98,49 @@ impl Models {
         self.ratios.learn(route.index, &route.model, counted, reported);
     }
 
-    /// Returns the server for a model name. Resolves an alias once, and then returns the first match:
+    /// Returns the server for the name of a chat model. Resolves an alias once, and then returns the first match:
     /// - the server that the settings assign to the name;
-    /// - if a default model is set: a server that lists the name, or else the server of the default model;
+    /// - a server that lists the name;
+    /// - the server of the default model, if it is set;
+    /// - the default server, with its first chat model if it lists few models, and the name is not that of an alias;
     /// - the default server, with the name unchanged.
     pub async fn route(&self, name: &str) -> Route {
+        let alias = self.aliases.get(name);
+        let name = alias.map_or(name, String::as_str);
+        if let Some(route) = self.configured(name) {
+            return route;
+        }
+        if self.default_model.as_deref() == Some(name) {
+            return self.default_server(name);
+        }
+        let lists = self.cache.any(&self.servers).await;
+        if let Some(route) = self.listed(&lists, name) {
+            return route;
+        }
+        if let Some(model) = &self.default_model {
+            return self.configured(model).unwrap_or_else(|| self.default_server(model));
+        }
+        let first = lists.first().filter(|_| alias.is_none()).and_then(|models| only_or_first_chat_model(models));
+        self.default_server(first.unwrap_or(name))
+    }
+
+    /// Returns the server for the name of an embedding model: as [`Models::route`], except that no other model replaces it.
+    pub async fn route_embeddings(&self, name: &str) -> Route {
         let name = self.aliases.get(name).map_or(name, String::as_str);
         if let Some(route) = self.configured(name) {
             return route;
         }
-        let Some(default_model) = &self.default_model else { return self.default_server(name) };
-        if name == default_model {
-            return self.default_server(name);
-        }
         let lists = self.cache.any(&self.servers).await;
-        match lists.iter().position(|models| models.iter().any(|model| model.id == name)) {
-            Some(index) => self.route_to(index, name),
-            None => self.configured(default_model).unwrap_or_else(|| self.default_server(default_model)),
-        }
+        self.listed(&lists, name).unwrap_or_else(|| self.default_server(name))
+    }
+
+    /// Stores the first lists of models of all servers.
+    pub async fn store_lists(&self, answers: Vec<Result<Vec<ModelObject>, Error>>) {
+        self.cache.store(&self.servers, answers).await;
+    }
+
+    fn listed(&self, lists: &ModelLists, name: &str) -> Option<Route> {
+        lists.iter().position(|models| is_listed(models, name)).map(|index| self.route_to(index, name))
     }
 
     fn configured(&self, name: &str) -> Option<Route> {
@@ -136,10 +169,23 @@ impl Models {
     /// Refreshes the model lists of the servers. Never returns.
     pub async fn refresh_lists(&self) {
         loop {
-            self.cache.refresh(&self.servers).await;
-            tokio::time::sleep(REFRESH_EVERY).await;
+            let (_, is_complete) = self.cache.refresh(&self.servers).await;
+            tokio::time::sleep(if is_complete { REFRESH_EVERY } else { RETRY_EVERY }).await;
         }
     }
+}
+
+/// Returns whether a list of models has a name. Ollama lists `qwen3:latest`, and answers to `qwen3` as well.
+pub(super) fn is_listed(models: &[ModelObject], name: &str) -> bool {
+    models.iter().any(|model| model.id.strip_prefix(name).is_some_and(|tag| tag.is_empty() || tag == DEFAULT_TAG))
+}
+
+/// Returns the chat model that answers for names that its server does not list: its only one, or the first. None if the server
+/// lists too many, or patterns of names.
+#[must_use]
+pub fn only_or_first_chat_model(models: &[ModelObject]) -> Option<&str> {
+    let is_short = models.len() <= LISTED_MAX && !models.iter().any(|model| model.id.contains('*'));
+    is_short.then(|| first_chat_model(models)).flatten()
 }
 
 #[cfg(test)]
@@ -163,11 +209,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_alias_is_resolved_and_an_unknown_name_is_sent_to_the_default_server_unchanged() {
+    async fn an_alias_is_resolved_and_the_first_chat_model_answers_for_other_names() {
         let models = models(None);
 
         assert_eq!(models.route("gpt-4o").await.model, "large");
-        assert_eq!(models.route("unknown").await.model, "unknown");
+        assert_eq!(models.route("unknown").await.model, Echo::NAME);
+        assert_eq!(models.route_embeddings("unknown").await.model, "unknown");
+    }
+
+    #[test]
+    fn the_first_chat_model_answers_only_if_the_server_lists_few_models() {
+        let list = |names: &[&str]| names.iter().map(|name| ModelObject::ours(name)).collect::<Vec<_>>();
+        let many = vec![ModelObject::ours("m"); LISTED_MAX + 1];
+
+        assert_eq!(only_or_first_chat_model(&list(&["whisper-1", "nomic-embed-text", "a", "b"])), Some("a"));
+        assert_eq!(only_or_first_chat_model(&list(&["a", "openai/*"])), None);
+        assert_eq!(only_or_first_chat_model(&many), None);
+        assert_eq!(only_or_first_chat_model(&[]), None);
+        assert!(is_listed(&list(&["qwen3:latest"]), "qwen3") && is_listed(&list(&["qwen3:8b"]), "qwen3:8b"));
+        assert!(!is_listed(&list(&["qwen3:8b"]), "qwen3"));
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Builds the server from its parts, starts it, and stops it.
 
 mod connections;
+mod models;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,14 +16,14 @@ use crate::access::{Authenticator, Cache, EffectiveLimits, Requests, Tokens, Wro
 use crate::api::organization::usage::DAY_S;
 use crate::api::{Ids, Timestamp};
 use crate::clock::Clock;
-use crate::config::{self, Secret, SecretUrl, Settings};
+use crate::config::{self, Secret, Settings};
 use crate::files::blobs::{Blobs, InvalidSettings};
 use crate::files::reaper;
 use crate::files::service::FileService;
 use crate::host::is_loopback_address;
 use crate::http::{self, App, Drain, Exporter};
 use crate::liveness::Liveness;
-use crate::llm::{ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover};
+use crate::llm::Models;
 use crate::metrics::Metrics;
 use crate::retrieval::extract::{self, Extractor};
 use crate::retrieval::ingest::{self, Ingester};
@@ -38,6 +39,7 @@ use crate::tools::code_interpreter::wasm::Wasm;
 use crate::traces::{self, Traces};
 use crate::work;
 use crate::work::{Queue, Supervisor, Worker};
+use models::ServedModels;
 
 /// Timeout of each step of the shutdown after the grace period.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -162,15 +164,13 @@ impl Server {
         let tasks = TaskTracker::new();
         let ids = Arc::new(Ids::unique_everywhere());
         let files = files(settings, &database, &clock, &ids, &tasks)?;
-        let ServedModels { models, shown: model, example: model_name, embedding_model } =
-            models(settings, &metrics).await;
+        let ServedModels { models, shown: model, example: model_name, embedder, embeddings } =
+            ServedModels::of(settings, &metrics).await;
         metrics.name_models(models.configured_names());
         let (listener, metrics_listener) = listeners(settings, address).await?;
         let address = listener.local_addr().unwrap_or(address);
         let metrics_address = metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok());
 
-        let models = Arc::new(models);
-        let (embedder, embeddings) = embedder(settings, &models, embedding_model.as_deref(), &metrics);
         let cache = Arc::new(Cache::default());
         let limits = Arc::new(EffectiveLimits::new(database.clone(), cache.clone(), settings.default_limits()));
         let tokens = Arc::new(Tokens::new(database.clone(), clock.clone(), limits.clone()));
@@ -296,9 +296,7 @@ impl Server {
 
 /// Creates the searches of vector stores for a command, which works beside a server.
 pub async fn retrieval_of_command(settings: &Settings, database: &Arc<dyn Store>, clock: &Arc<Clock>) -> Retrieval {
-    let metrics = Arc::default();
-    let models = Arc::new(models(settings, &metrics).await.models);
-    let (embedder, _) = embedder(settings, &models, None, &metrics);
+    let ServedModels { models, embedder, .. } = ServedModels::of(settings, &Arc::default()).await;
     Retrieval::new(database.clone(), clock.clone(), models, embedder, settings.search())
 }
 
@@ -531,90 +529,6 @@ fn store_name(store: &dyn Store) -> String {
         None if store.is_shared() => format!("{name} (without pgvector)"),
         None => name,
     }
-}
-
-/// Returns the client of the embedding model, if there is one, and its description for the banner. `found` is an embedding
-/// model of a server on this machine, which is named, but not used: its embeddings would be lost with another model.
-fn embedder(
-    settings: &Settings,
-    models: &Arc<Models>,
-    found: Option<&str>,
-    metrics: &Arc<Metrics>,
-) -> (Option<Arc<dyn Embedder>>, String) {
-    let Some(of_model) = settings.embeddings() else {
-        let shown = match found {
-            Some(name) => format!("none: files are found by words (to use {name}, set ASSISTD_EMBEDDING_MODEL={name})"),
-            None => "none: files are found by words (set ASSISTD_EMBEDDING_MODEL)".to_owned(),
-        };
-        return (None, shown);
-    };
-    let shown = of_model.model.clone();
-    let server = if settings.embedding_url.expose().is_empty() {
-        EmbeddingServer::Routed(models.clone())
-    } else {
-        let (url, key) = (settings.embedding_url.expose(), settings.embedding_api_key.clone().into_option());
-        EmbeddingServer::Fixed(Arc::new(Upstream::new("embedding_url", url, key, settings.llm(), metrics.clone())))
-    };
-    let place = match server {
-        EmbeddingServer::Routed(_) => "routed like chat",
-        EmbeddingServer::Fixed(_) => "embedding_url",
-    };
-    (Some(Arc::new(Embeddings::new(server, of_model))), format!("{shown} ({place})"))
-}
-
-/// The model servers of the settings, or the one on this machine.
-struct ServedModels {
-    models: Models,
-    /// The default model and its server, for the banner.
-    shown: String,
-    /// The model name of the example request.
-    example: String,
-    /// An embedding model of a server that was found on this machine.
-    embedding_model: Option<String>,
-}
-
-/// Returns the model servers.
-async fn models(settings: &Settings, metrics: &Arc<Metrics>) -> ServedModels {
-    let upstream = |name: &str, url: &SecretUrl, key: &Secret| -> Arc<dyn ChatModel> {
-        let key = key.clone().into_option();
-        Arc::new(Upstream::new(name, url.expose(), key, settings.llm(), metrics.clone()))
-    };
-    let mut entries = Vec::new();
-    if !settings.upstream_url.expose().is_empty() {
-        let model = upstream("", &settings.upstream_url, &settings.upstream_api_key);
-        entries.push(Entry { model, names: Vec::new() });
-    }
-    for (index, more) in settings.upstreams.iter().enumerate() {
-        let name = if more.name.is_empty() { format!("upstreams[{index}]") } else { more.name.clone() };
-        entries.push(Entry { model: upstream(&name, &more.url, &more.api_key), names: more.models.clone() });
-    }
-    let mut default_model = (!settings.default_model.is_empty()).then(|| settings.default_model.clone());
-    let mut server = entries.first().map(|entry| entry.model.name().to_owned()).unwrap_or_default();
-    let mut embedding_model = None;
-    if entries.is_empty() {
-        let (model, found, name): (Arc<dyn ChatModel>, _, _) = match discover(&settings.llm(), metrics).await {
-            Some(Found { name: kind, server, model, embedding_model: found }) => {
-                embedding_model = found;
-                (server, format!("{kind}, found on this machine"), model)
-            }
-            None => (
-                Arc::new(Echo),
-                "built in, because no model server is set or found (set ASSISTD_UPSTREAM_URL)".to_owned(),
-                Echo::NAME.to_owned(),
-            ),
-        };
-        entries.push(Entry { model, names: Vec::new() });
-        default_model.get_or_insert(name);
-        server = found;
-    }
-    let first_name = entries.iter().find_map(|entry| entry.names.first()).cloned();
-    let name = default_model.clone().or(first_name);
-    let shown = match &name {
-        Some(name) => format!("{name} ({server})"),
-        None => format!("the model of each request ({server})"),
-    };
-    let models = Models::new(entries, settings.model_aliases.clone(), default_model, settings.context_windows.clone());
-    ServedModels { models, shown, example: name.unwrap_or_else(|| "gpt-4o".to_owned()), embedding_model }
 }
 
 /// Returns the listener of the API, and that of the metrics, if they have one of their own.

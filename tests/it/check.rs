@@ -56,7 +56,8 @@ async fn a_check_before_the_first_start_finds_no_problem_and_creates_nothing() {
     assert_eq!(finding(&report, "settings"), ("ok", "valid (no file)"));
     let (level, text) = finding(&report, "model server upstream_url");
     assert!(level == "ok" && text.ends_with("2 models: small, org/large"), "{text}");
-    assert_eq!(finding(&report, "default_model"), ("warning", "no model server lists \"absent\""));
+    let text = "default_model is \"absent\", which no model server lists (2 models: small, org/large).";
+    assert_eq!(finding(&report, "default_model"), ("warning", text));
     assert!(finding(&report, "disk").1.ends_with("MB free"));
     assert!(!data.exists());
     let page = assistd(&settings).arg("check").output().await.unwrap();

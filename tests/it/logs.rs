@@ -86,7 +86,7 @@ async fn the_cause_of_a_failed_run_is_logged_without_the_words_of_its_user() {
         let line = log.wait_for("run failed", number).await;
         assert_eq!(line["level"], "WARN", "{line}");
         assert_eq!((&line["code"], &line["status"]), (&json!(code), &status), "{line}");
-        assert_eq!((&line["upstream"], &line["model"]), (&json!("gpu"), &json!("m")), "{line}");
+        assert_eq!((&line["upstream"], &line["model"]), (&json!("gpu"), &json!("small")), "{line}");
         assert_eq!((&line["span"]["run.id"], &line["span"]["thread.id"]), (&run["id"], &json!(thread)), "{line}");
         assert!(line["cause"].as_str().unwrap().starts_with(cause), "{line}");
         assert_eq!(run["last_error"]["code"], code);
@@ -276,7 +276,8 @@ async fn a_server_that_does_not_start_logs_the_cause_in_the_format_of_the_log() 
     let output = assistd(&settings).output().await.unwrap();
 
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
-    let line: Value = serde_json::from_slice(&output.stderr).expect("one line of JSON");
+    let log = String::from_utf8(output.stderr).unwrap();
+    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     assert_eq!((&line["level"], &line["message"]), (&json!("ERROR"), &json!("the server does not start")));
     assert!(line["error"].as_str().unwrap().starts_with(&format!("cannot listen on {listen}")), "{line}");
 }
@@ -360,4 +361,46 @@ async fn a_closed_standard_output_does_not_end_the_server() {
 
     Client::new(address).create_assistant().await;
     assert!(child.try_wait().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_start_warns_about_model_servers_that_will_not_answer() {
+    let upstream = Upstream::start().await;
+    let warnings = async |settings: &[(&str, &str)]| -> Vec<String> {
+        let folder = Folder::new();
+        let more = [("LISTEN", "127.0.0.1:0"), ("DATA_DIR", folder.0.to_str().unwrap())];
+        let line = {
+            let mut child = piped(&[&more, settings].concat()).spawn().unwrap();
+            let log = Log::follow(&mut child);
+            log.wait_for("listening", 0).await;
+            child.kill().await.unwrap();
+            log.all().await
+        };
+        let warnings = line.iter().filter(|line| line["level"] == "WARN");
+        warnings.map(|line| line["message"].as_str().unwrap().to_owned()).collect()
+    };
+    let without_v1 = upstream.url.trim_end_matches("/v1");
+    let corrected = format!("The model server lists its models at {}. Use this URL in the settings.", upstream.url);
+
+    assert_eq!(warnings(&[("UPSTREAM_URL", &upstream.url)]).await, Vec::<String>::new());
+    assert_eq!(warnings(&[("UPSTREAM_URL", without_v1)]).await, [corrected]);
+    assert_eq!(
+        warnings(&[("UPSTREAM_URL", &upstream.url), ("DEFAULT_MODEL", "absent"), ("EMBEDDING_MODEL", "none")]).await,
+        [
+            "default_model is \"absent\", which no model server lists (2 models: small, org/large).",
+            "embedding_model is \"none\", which no model server lists (2 models: small, org/large).",
+        ]
+    );
+    let nowhere = "http://127.0.0.1:9/v1";
+    let down = warnings(&[("UPSTREAM_URL", nowhere), ("EMBEDDING_URL", nowhere), ("EMBEDDING_MODEL", "none")]).await;
+    assert!(
+        down[0].starts_with("The model server cannot be reached: ") && down[0].contains("Check that it runs"),
+        "{down:?}"
+    );
+    assert!(down[1].starts_with("The model server \"embedding_url\" cannot be reached"), "{down:?}");
+    upstream.set_models(json!([{"id": "nomic-embed-text:latest", "owned_by": "library"}]));
+    let ollama = warnings(&[("UPSTREAM_URL", &upstream.url)]).await;
+    assert_eq!(ollama, ["The model server is Ollama, and has no chat model. Run `ollama pull qwen3:8b`."]);
+    let ollama = warnings(&[("UPSTREAM_URL", &upstream.url), ("DEFAULT_MODEL", "qwen3:4b")]).await;
+    assert!(ollama[1].ends_with("Run `ollama pull qwen3:4b`, or change default_model."), "{ollama:?}");
 }

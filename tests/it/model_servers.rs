@@ -518,8 +518,18 @@ async fn an_adaptation_to_one_model_is_not_applied_to_another() {
     let rejects =
         |name: &str| rejected(400, &format!("Unsupported parameter: '{name}' is not supported with this model."));
     let hello = || Answer::Tokens(vec!["Hello"]);
-    let (server, upstream) =
-        start([rejects("max_tokens"), hello(), rejects("max_completion_tokens"), hello(), hello(), hello()]).await;
+    let upstream = Upstream::scripted([
+        rejects("max_tokens"),
+        hello(),
+        rejects("max_completion_tokens"),
+        hello(),
+        hello(),
+        hello(),
+    ])
+    .await;
+    upstream.list_models(&["one", "two"]);
+    let database = Database::sqlite();
+    let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 
     for model in ["one", "two", "one", "two"] {

@@ -83,6 +83,7 @@ both_stores!(a_run_creates_one_message_and_one_step, async |database: Database| 
 
 both_stores!(the_model_request_contains_the_thread_and_the_run_parameters, async |database: Database| {
     let upstream = Upstream::start().await;
+    upstream.list_models(&["m", "other"]);
     let server = Server::with(&database, &upstream, &[("UPSTREAM_API_KEY", "sk-up")]).await;
     let client = &server.client;
     let assistant = client
@@ -127,6 +128,7 @@ both_stores!(the_model_request_contains_the_thread_and_the_run_parameters, async
 
 both_stores!(unset_parameters_are_not_sent_to_the_model, async |database: Database| {
     let upstream = Upstream::start().await;
+    upstream.list_models(&["m", "other"]);
     let server = Server::start(&database, &upstream).await;
     let client = &server.client;
 

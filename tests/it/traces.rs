@@ -80,6 +80,7 @@ both_stores!(a_run_is_a_trace_with_a_span_for_each_model_call, async |database: 
         Answer::Tokens(vec!["It", " rains"]),
     ])
     .await;
+    upstream.list_models(&["m"]);
     let server = Server::with(&database, &upstream, &[("OTLP_ENDPOINT", receiver.url.as_str())]).await;
     let client = &server.client;
     let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
@@ -137,6 +138,7 @@ both_stores!(a_failed_call_and_its_run_have_the_type_of_the_error_and_not_its_te
     let receiver = Receiver::start().await;
     let rejected = json!({"error": {"message": "the secret is 42"}});
     let upstream = Upstream::scripted([Answer::Status(400, vec![], rejected)]).await;
+    upstream.list_models(&["m"]);
     let server = Server::with(&database, &upstream, &[("OTLP_ENDPOINT", receiver.url.as_str())]).await;
     let client = &server.client;
     let run = client.create_run(&client.create_assistant().await, &client.create_thread("Hi").await).await;

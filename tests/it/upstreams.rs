@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assistd::llm::Found;
+use assistd::llm::{Found, NotFound};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -150,11 +150,34 @@ async fn discovery_selects_the_first_server_that_lists_a_model() {
     let Found { name, model, .. } = assistd::llm::find(&settings, &Arc::default(), &candidates).await.unwrap();
 
     assert_eq!((name, model.as_str()), ("first", "small"));
-    assert!(assistd::llm::find(&settings, &Arc::default(), &[unreachable]).await.is_none());
+    let not_found = async |candidates: &[(&'static str, &str)]| {
+        assistd::llm::find(&settings, &Arc::default(), candidates).await.unwrap_err()
+    };
+    assert_eq!(not_found(&[unreachable]).await, NotFound::Server);
+    first.set_models(json!([{"id": "nomic-embed-text:latest"}]));
+    let text = not_found(&[unreachable, ("Ollama", first.url.as_str())]).await.to_string();
+    assert_eq!(text, "Ollama, found on this machine, has no chat model (run `ollama pull qwen3:8b` and start again)");
 }
+
+both_stores!(the_first_chat_model_answers_for_names_that_its_server_does_not_list, async |database: Database| {
+    let upstream = Upstream::start().await;
+    upstream.set_models(json!([{"id": "bge-m3"}, {"id": "qwen3:latest"}, {"id": "other"}]));
+    let server = Server::with(&database, &upstream, &[("MODEL_ALIASES", "mine=unlisted")]).await;
+
+    for name in ["gpt-4o", "other", "qwen3", "mine", "bge-m3"] {
+        assert_eq!(finished_run(&server, name).await["model"], name);
+    }
+    let body = json!({"model": "text-embedding-3-small", "input": "Hi"});
+    server.client.request(Method::POST, "/v1/embeddings").json(&body).send().await.unwrap();
+
+    let requested: Vec<Value> = upstream.requests().into_iter().map(|request| request["model"].clone()).collect();
+    assert_eq!(requested, ["qwen3:latest", "other", "qwen3", "unlisted", "bge-m3", "text-embedding-3-small"]);
+});
 
 both_stores!(requests_are_routed_by_model_name, async |database: Database| {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
+    first.set_models(json!([{"id": "small"}, {"id": "plain"}]));
+    second.set_models(json!([{"id": "plain"}, {"id": "listed"}]));
     let folder = crate::support::database::Folder::new();
     let file = folder.0.join("assistd.toml");
     let text = format!(
@@ -168,7 +191,7 @@ both_stores!(requests_are_routed_by_model_name, async |database: Database| {
     let server = assistd::server::Server::start(&settings, clock).await.unwrap();
     let client = crate::support::client::Client::new(server.address);
 
-    for model in ["special", "plain"] {
+    for model in ["special", "plain", "listed"] {
         let assistant = client.post("/v1/assistants", json!({"model": model})).await["id"].as_str().unwrap().to_owned();
         let run = client.create_run(&assistant, &client.create_thread("Hi").await).await;
         client.wait_for_status(&run, "completed").await;
@@ -176,6 +199,7 @@ both_stores!(requests_are_routed_by_model_name, async |database: Database| {
 
     assert_eq!(first.requests()[0]["model"], "plain");
     assert_eq!(second.requests()[0]["model"], "special");
+    assert_eq!(second.requests()[1]["model"], "listed");
     assert_eq!((first.keys()[0].as_deref(), second.keys()[0].as_deref()), (None, Some("Bearer sk-second")));
 });
 

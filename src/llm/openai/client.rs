@@ -434,7 +434,8 @@ impl Upstream {
     }
 
     /// Returns "The model server", with its name.
-    fn subject(&self) -> String {
+    #[must_use]
+    pub fn subject(&self) -> String {
         match self.inner.name.as_str() {
             "" => "The model server".to_owned(),
             name => format!("The model server \"{name}\""),

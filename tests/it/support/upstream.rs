@@ -111,6 +111,11 @@ impl Upstream {
         self.script.disconnected.notified().await;
     }
 
+    /// Replaces the list of models by these names.
+    pub fn list_models(&self, names: &[&str]) {
+        self.set_models(names.iter().map(|name| json!({"id": name})).collect());
+    }
+
     /// Replaces the entries of the list of models.
     pub fn set_models(&self, entries: Value) {
         *self.script.models.lock().unwrap() = entries;
