@@ -129,6 +129,9 @@ impl Transitions {
         let committed = self.commit(&transition, current.version, next_lease, initiator).await?;
         let Committed { version, lease, metadata } = committed;
         self.count_end(&transition.progress.run);
+        if matches!(initiator, Initiator::Service) {
+            log_end(&transition.progress.run);
+        }
         let transition = transition.with_metadata(metadata);
         let now = Current { progress: transition.progress, version, lease };
         if let Some(live) = &live {
@@ -245,5 +248,13 @@ impl Transitions {
                  for its result."
             ),
         )
+    }
+}
+
+/// Logs that a run has ended without a driver, which would log it.
+fn log_end(run: &Run) {
+    if run.state.has_ended() {
+        let _span = tracing::info_span!("run", run.id = %run.spec.id, thread.id = %run.spec.thread_id).entered();
+        tracing::info!(status = run.state.status(), tokens = run.usage.total_tokens, "run ended");
     }
 }

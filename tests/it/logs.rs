@@ -99,6 +99,24 @@ async fn the_cause_of_a_failed_run_is_logged_without_the_words_of_its_user() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_run_that_no_server_works_on_is_logged() {
+    let folder = Folder::new();
+    let data = folder.0.to_str().unwrap();
+    let upstream = Upstream::scripted([Answer::Calls(vec![], vec![("f", "{}")])]).await;
+    let Served { child: _child, client, log } =
+        served(&[("LISTEN", "127.0.0.1:0"), ("DATA_DIR", data), ("UPSTREAM_URL", &upstream.url)]).await;
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let assistant = client.post("/v1/assistants", json!({"model": "m", "tools": tools})).await;
+    let run = client.create_run(assistant["id"].as_str().unwrap(), &client.create_thread("Hi").await).await;
+    let id = client.wait_for_status(&run, "requires_action").await["id"].clone();
+
+    client.post(&format!("{run}/cancel"), json!({})).await;
+
+    let line = log.wait_for("run ended", 0).await;
+    assert_eq!((&line["status"], &line["span"]["run.id"]), (&json!("cancelled"), &id), "{line}");
+}
+
+#[tokio::test]
 async fn rejected_keys_and_exceeded_limits_are_logged_once_with_a_part_of_the_key() {
     let folder = Folder::new();
     let Served { mut child, client, log } =
