@@ -19,9 +19,9 @@
 Calls are streamed in fragments. Like real servers, it rejects messages in which a call has no output or an output has no
 call, with status 400.
 
-    upstream.py PORT_FILE
+    upstream.py PORT_FILE [ADDRESS]
 
-listens on a free port of 127.0.0.1 and writes the port to PORT_FILE when it is ready. Requires only the standard library.
+listens on a free port of ADDRESS, or of 127.0.0.1, and writes the port to PORT_FILE when it is ready. Requires only the standard library.
 """
 
 import json
@@ -233,7 +233,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     port_file = sys.argv[1]
     with open(port_file + ".new", "w") as file:
