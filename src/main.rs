@@ -231,7 +231,14 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 async fn serve_until_stopped(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Server::start(settings, Arc::new(Clock::system())).await?;
+    // It may wait for the database.
+    let server = tokio::select! {
+        server = Server::start(settings, Arc::new(Clock::system())) => server?,
+        () = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => {
+            tracing::info!("stopped before the server had started");
+            return Ok(());
+        }
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %server.address,

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
+use std::num::IntErrorKind;
 use std::path::Path;
 
 use serde::Deserialize as _;
@@ -265,7 +266,10 @@ fn wrong_type(setting: &str, value: &str, message: &str) -> String {
         // Such as a missing field, whose value is not in the message.
         return format!("{setting}: {}", one_line(message));
     };
+    let is_too_large = message.starts_with("invalid value") && !value.trim().starts_with('-');
     let expected = match expected {
+        "u16" if is_too_large => "an integer of at most 65535",
+        "u32" if is_too_large => "an integer of at most 4294967295",
         "u16" | "u32" | "u64" | "usize" => "an integer of at least 0",
         "f64" => "a number",
         "a string" | "string" | "path string" => "a text in quotes",
@@ -297,7 +301,10 @@ fn one_line(text: &str) -> String {
 fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
     let expected = |what: &str, text: &str| format!("is \"{}\"; expected {what}", one_line(text));
     match default {
-        Value::Integer(_) => text.trim().parse().map(Value::Integer).map_err(|_| expected("an integer", text)),
+        Value::Integer(_) => text.trim().parse().map(Value::Integer).map_err(|error: std::num::ParseIntError| {
+            let is_too_large = *error.kind() == IntErrorKind::PosOverflow;
+            expected(if is_too_large { "an integer below 2^63" } else { "an integer" }, text)
+        }),
         Value::Boolean(_) => match text.trim() {
             "true" => Ok(Value::Boolean(true)),
             "false" => Ok(Value::Boolean(false)),
@@ -401,6 +408,14 @@ mod tests {
             (
                 ("ASSISTD_CONTEXT_WINDOWS", "m=x"),
                 "ASSISTD_CONTEXT_WINDOWS: context_windows is \"m=x\"; expected an integer",
+            ),
+            (
+                ("ASSISTD_MAX_ATTEMPTS", "4294967296"),
+                "ASSISTD_MAX_ATTEMPTS: max_attempts is 4294967296; expected an integer of at most 4294967295",
+            ),
+            (
+                ("ASSISTD_RUN_LEASE_S", "9223372036854775808"),
+                "ASSISTD_RUN_LEASE_S: run_lease_s is \"9223372036854775808\"; expected an integer below 2^63",
             ),
             (("ASSISTD_LISTN", "x"), "ASSISTD_LISTN: unknown setting \"listn\""),
             (("ASSISTD_UPSTREAMS", "x"), "ASSISTD_UPSTREAMS cannot be set"),

@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
-use crate::support::process::{assistd, piped, serve, start, without_model};
+use crate::support::process::{Log, assistd, piped, serve, start, without_model};
 use crate::support::upstream::Upstream;
 
 /// Returns the exit code, the output and the errors.
@@ -139,6 +139,23 @@ async fn migrate_creates_the_database_and_exits() {
 
         assert!(ok && out.contains("is up to date"), "{out}{err}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_its_database_stops_on_sigterm() {
+    let folder = Folder::new();
+    let mut settings = without_model(&folder.0);
+    settings.push(("DATABASE_URL", "postgres://127.0.0.1:9/none"));
+    let mut child = piped(&settings).spawn().unwrap();
+    let log = Log::follow(&mut child);
+    log.wait_for("waiting for the database", 0).await;
+
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+
+    let status = tokio::time::timeout(Duration::from_secs(20), child.wait()).await.unwrap().unwrap();
+    assert!(status.success());
+    assert_eq!(log.all().await.last().unwrap()["message"], "stopped before the server had started");
 }
 
 #[tokio::test]
