@@ -18,6 +18,7 @@ mod questions;
 mod scan;
 mod snapshot;
 mod stored;
+mod texts;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -31,6 +32,7 @@ use self::cache::{Cache, Cached, Key};
 use self::computations::{Computation, Computations};
 use self::questions::{EmbeddedQueries, Questions};
 use self::snapshot::{Changes, Failure, FileFacts, Snapshot, Vectors, model_name};
+use self::texts::Texts;
 use super::index::{self, Candidate, ChunkLocation, QueryVector, StoreIndex};
 use super::lexical::LexicalQuery;
 use super::rank::{DEPTH, Ranked, merge_queries, rank};
@@ -54,6 +56,8 @@ const SCANS_MAX: usize = 2;
 const UPDATE_ATTEMPTS_MAX: usize = 5;
 /// Minimum interval between two times that this server marks a vector store as used, in seconds.
 const TOUCH_EVERY_S: i64 = 30;
+/// The memory for texts is this part of the memory for indexes.
+const TEXTS_SHARE: usize = 16;
 
 /// The settings of searches.
 #[derive(Debug, Clone)]
@@ -193,6 +197,8 @@ struct Inner {
     writers: Mutex<JoinSet<()>>,
     builds: Semaphore,
     scans: Semaphore,
+    /// The texts of chunks.
+    texts: Texts,
     /// Computes searches in large indexes, on as many threads as there are processors.
     computations: Computations,
     /// Searches whose queries have no embeddings.
@@ -235,6 +241,7 @@ impl Retrieval {
     ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
+            texts: Texts::new(store.clone(), settings.cache_bytes_max / TEXTS_SHARE),
             questions: Questions::new(store.clone(), models, embedder, settings.rewrite_model),
             memory_chunks_max: settings.memory_chunks_max.unwrap_or(match store.vector_search() {
                 Some(_) => MEMORY_CHUNKS_MAX,
@@ -643,7 +650,7 @@ impl Inner {
         Ok(self.computations.run(computation).await.ok_or_else(store::Error::timed_out)?)
     }
 
-    /// Reads the texts of the best chunks. Those that were removed meanwhile are left out.
+    /// Adds the texts to the best chunks. Those that were removed meanwhile may be left out.
     async fn hits(
         &self,
         stores: &[VectorStoreId],
@@ -664,7 +671,7 @@ impl Inner {
         }
         let keys: Vec<_> =
             best.iter().map(|(facts, located, _)| (facts.id.clone(), located.candidate.number)).collect();
-        let mut texts = self.store.chunk_texts(&keys).await?;
+        let mut texts = self.texts.of(&keys).await?;
         let hits = best.into_iter().zip(keys).filter_map(|((facts, located, score), key)| {
             let text = texts.remove(&key)?;
             Some(Hit {
@@ -676,7 +683,7 @@ impl Inner {
                 score,
                 lexical: located.candidate.lexical.into(),
                 vector: located.candidate.vector.map(f64::from),
-                text: text.text,
+                text: text.text.clone(),
                 overlap_bytes: text.overlap_bytes as usize,
             })
         });
