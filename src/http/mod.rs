@@ -35,7 +35,7 @@ pub use error::overloaded;
 pub use exporter::Exporter;
 pub use openapi::description;
 pub use routes::Operation;
-pub use state::{App, ClientAddress, Settings};
+pub use state::{App, ClientAddress, Settings, Shared};
 
 fn groups() -> [Routes; 11] {
     [

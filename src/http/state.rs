@@ -1,6 +1,7 @@
 //! The state shared by all handlers.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,13 @@ use crate::runs::service::RunService;
 use crate::store::{Objects, Store};
 use crate::work::Queue;
 
-/// The state shared by all handlers. Cheap to clone.
+/// The state of all handlers. Cheap to clone, which happens several times for each request.
 #[derive(Debug, Clone)]
-pub struct App {
+pub struct App(Arc<Shared>);
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct Shared {
     /// The objects of all projects.
     pub store: Arc<dyn Objects>,
     /// The whole store, for health checks.
@@ -64,7 +69,21 @@ pub struct App {
     pub settings: Arc<Settings>,
 }
 
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
 impl App {
+    /// Creates the state.
+    #[must_use]
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
     /// Wakes the worker that processes the files of vector stores, if there are new ones.
     pub(super) fn wake_for(&self, new: &NewResources) {
         if new.search_files().next().is_some() {

@@ -21,7 +21,7 @@ use crate::files::blobs::{Blobs, InvalidSettings};
 use crate::files::reaper;
 use crate::files::service::FileService;
 use crate::host::is_loopback_address;
-use crate::http::{self, App, Drain, Exporter};
+use crate::http::{self, App, Drain, Exporter, Shared};
 use crate::liveness::Liveness;
 use crate::llm::Models;
 use crate::metrics::Metrics;
@@ -201,7 +201,7 @@ impl Server {
         };
         let authenticator = authenticator(settings, &database, &clock, cache, address);
         let (liveness, drain) = (Arc::new(Liveness::default()), Drain::default());
-        let app = App {
+        let app = App::new(Shared {
             exporter: Exporter::new(metrics.clone(), database.clone()),
             metrics,
             drain: drain.clone(),
@@ -221,7 +221,7 @@ impl Server {
             authenticator: authenticator.clone(),
             wrong_keys: Arc::new(WrongKeys::default()),
             settings: Arc::new(settings.http()),
-        };
+        });
 
         let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
         let supervisor = Supervisor::new(tasks.clone(), stopping.clone(), liveness.clone());

@@ -190,7 +190,7 @@ async fn retrieve_vector_store_file_content(
     let Some(first) = app.store.store_file_text(&caller.scope, &store, &file, None, TEXT_BYTES).await? else {
         return Err(file_not_found(&app, &caller, &store, &file).await);
     };
-    let body = Body::from_stream(content(app.store, caller.scope.clone(), store, file, first));
+    let body = Body::from_stream(content(app.store.clone(), caller.scope.clone(), store, file, first));
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
