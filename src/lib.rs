@@ -18,7 +18,7 @@
 //! | [`liveness`] | which background loops are down |
 //! | [`metrics`] | what this server has done, for Prometheus |
 //! | [`store`] | the storage interface, with drivers for Postgres and SQLite that share a `pool` and the statements in `store/sql` |
-//! | [`llm`] | model servers: the client, streams, routing by model name, token counts, the echo model |
+//! | [`llm`] | model servers: how they are found and inspected, the client, streams, routing by model name, token counts, the echo model |
 //! | [`work`] | durable background jobs: leases and their renewal, attempts, supervised loops |
 //! | [`runs`] | the core: `service`, `machine`, `transition`, `drive`, `model_turn`, `prompt`, `stream`, `upkeep`, `sweeper` |
 //! | [`files`] | files and uploads: their bytes in a folder or an S3 bucket, the reaper |
@@ -28,7 +28,7 @@
 //! | [`http`] | axum: routes and their description (`openapi`), `layers` (keys, limits), extractors, error bodies, server-sent events |
 //! | [`config`], [`telemetry`], [`health`] | settings, the log, the client of the health check |
 //! | [`server`] | builds, starts and stops the server |
-//! | [`commands`] | the commands for projects and API keys |
+//! | [`commands`] | the commands for projects, API keys, searches, backups, checks and the code interpreter |
 //!
 //! A module may use only the modules to its right (checked by `tests/it/layers.rs`):
 //!

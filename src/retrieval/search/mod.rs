@@ -2,7 +2,7 @@
 //!
 //! A search reads the versions of its vector stores from the database, and brings their indexes in memory up to date
 //! (`snapshot.rs`, `cache.rs`), so it finds what was committed before it on any server. Searches that wait for the same index are
-//! computed together (`computations.rs`).
+//! computed together (`computations.rs`). The texts of results that are found often are in memory (`texts.rs`).
 //!
 //! The index of a large vector store is written to the database in the background (`writer.rs`). Then memory has only the
 //! files and lengths of its chunks, and a search reads the inverted lists of its words, and finds vectors in the database
