@@ -20,9 +20,44 @@ pub fn is_loopback_address(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
+/// Endings of names that public DNS does not have.
+const LOCAL_ENDINGS: [&str; 7] = [".localhost", ".local", ".internal", ".lan", ".home.arpa", ".svc", ".test"];
+
+/// Returns whether a host is this machine or one in the same network: it has a private address, a name without a dot, or a name
+/// that public DNS does not have.
+#[must_use]
+pub fn is_local(host: &str) -> bool {
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Ok(address) = bracketed.unwrap_or(host).parse::<IpAddr>() {
+        return match address.to_canonical() {
+            IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
+            IpAddr::V6(address) => {
+                address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
+            }
+        };
+    }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    !name.is_empty() && (!name.contains('.') || LOCAL_ENDINGS.iter().any(|ending| name.ends_with(ending)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_in_the_same_network_are_local() {
+        for host in
+            ["localhost", "gpu-box", "ollama.", "gpu.local", "host.docker.internal", "llm.default.svc", "10.1.2.3"]
+        {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["127.0.0.1", "192.168.1.2", "[::1]", "[fd00::1]", "[::ffff:172.16.0.1]", "169.254.1.1"] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["", ".", "api.openai.com", "llm.example.org.", "8.8.8.8", "[2001:db8::1]", "local.example"] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
 
     #[test]
     fn loopback_names_and_addresses_are_this_machine() {

@@ -21,6 +21,8 @@ pub(super) const EXAMPLE_MODEL: &str = "qwen3:8b";
 const OLLAMA_PORT: u16 = 11434;
 /// The owner of models in Ollama's lists.
 const OLLAMA_OWNER: &str = "library";
+/// What the text of an error says if the URL of the server may be wrong, or if it does not run.
+const URL_HINT: &str = "Check that it runs";
 /// Number of names that one text lists.
 const NAMES_MAX: usize = 5;
 
@@ -81,20 +83,29 @@ impl Inspection {
         if let Some(url) = &self.correct_url {
             return Some(format!("{subject} lists its models at {url}. Use this URL in the settings."));
         }
-        match &self.models {
+        let advice = match &self.models {
             Err(error) if error.has_no_list() => {
-                Some(format!("{subject} does not list its models. Check that its URL in the settings ends in /v1."))
+                format!("{subject} does not list its models. Check that its URL in the settings ends in /v1.")
             }
-            Err(error) if matches!(error.cause().status, Some(401 | 403)) => {
-                Some(format!("{} Check its API key in the settings.", error.for_log()))
+            Err(error) => {
+                let text = error.for_log().trim_end_matches('.');
+                let hint = match error.cause().status {
+                    Some(401 | 403) => "Check its API key in the settings.",
+                    // The text has the same hint.
+                    None if text.contains(URL_HINT) => "",
+                    _ => "Check that its URL in the settings is correct.",
+                };
+                format!("{text}. {hint}").trim_end().to_owned()
             }
-            Err(error) => Some(error.for_log().to_owned()),
-            Ok(models) if self.purpose == Purpose::Embeddings || first_chat_model(models).is_some() => None,
+            Ok(models) if self.purpose == Purpose::Embeddings || first_chat_model(models).is_some() => return None,
             Ok(_) if self.is_ollama => {
-                Some(format!("{subject} is Ollama, and has no chat model. Run `{}`.", pull(EXAMPLE_MODEL)))
+                format!("{subject} is Ollama, and has no chat model. Run `{}`.", pull(EXAMPLE_MODEL))
             }
-            Ok(_) => Some(format!("{subject} lists no chat model.")),
-        }
+            Ok(_) => format!(
+                "{subject} lists no chat model. Load one in it, or set default_model to a name that it accepts."
+            ),
+        };
+        Some(advice)
     }
 
     /// Returns whether the server lists its models at another URL than the one in the settings.
@@ -143,7 +154,10 @@ pub(super) fn pull(model: &str) -> String {
 }
 
 async fn list(server: &Upstream) -> Result<Vec<ModelObject>, Error> {
-    let late = |_| Err(Error::Unavailable(format!("{} does not respond.", server.subject()).into()));
+    let late = |_| {
+        let text = format!("{} does not respond within {} s. Check that it runs", server.subject(), TIMEOUT.as_secs());
+        Err(Error::Unavailable(text.into()))
+    };
     tokio::time::timeout(TIMEOUT, server.list()).await.unwrap_or_else(late)
 }
 

@@ -240,6 +240,10 @@ pub trait ChatModel: Send + Sync + std::fmt::Debug {
     async fn list(&self) -> Result<Vec<ModelObject>, Error>;
     /// Returns the server's name, for the log: the one in the settings, or the setting that has its URL.
     fn name(&self) -> &str;
+    /// Returns whether the server is on this machine or in the same network.
+    fn is_local(&self) -> bool {
+        true
+    }
 }
 
 /// An endpoint to which requests are forwarded.

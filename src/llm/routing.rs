@@ -12,9 +12,14 @@ use super::{ChatModel, Error, ModelObject};
 const REFRESH_EVERY: Duration = Duration::from_mins(5);
 /// The same while a server fails to list its models.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
-/// Maximum number of models of a server whose first chat model answers for unknown names. Services with more, such as OpenAI or
-/// OpenRouter, have most names that apps use, and charge for each model differently.
+/// Maximum number of models of a server whose first chat model answers for unknown names. A gateway with more has most names
+/// that apps use.
 const LISTED_MAX: usize = 50;
+/// The same for a server on the internet: such services accept names that they do not list, and charge for each model
+/// differently.
+const PUBLIC_LISTED_MAX: usize = 1;
+/// What Google puts in front of names in its list.
+const LISTED_PREFIX: &str = "models/";
 /// The tag that Ollama adds to a name without one.
 const DEFAULT_TAG: &str = ":latest";
 
@@ -102,7 +107,7 @@ impl Models {
     /// - the server that the settings assign to the name;
     /// - a server that lists the name;
     /// - the server of the default model, if it is set;
-    /// - the default server, with its first chat model if it lists few models, and the name is not that of an alias;
+    /// - the default server, with the chat model of [`only_or_first_chat_model`], unless the name is that of an alias;
     /// - the default server, with the name unchanged.
     pub async fn route(&self, name: &str) -> Route {
         let alias = self.aliases.get(name);
@@ -120,7 +125,8 @@ impl Models {
         if let Some(model) = &self.default_model {
             return self.configured(model).unwrap_or_else(|| self.default_server(model));
         }
-        let first = lists.first().filter(|_| alias.is_none()).and_then(|models| only_or_first_chat_model(models));
+        let list = lists.first().filter(|_| alias.is_none());
+        let first = list.and_then(|models| only_or_first_chat_model(models, self.servers[0].is_local()));
         self.default_server(first.unwrap_or(name))
     }
 
@@ -175,16 +181,19 @@ impl Models {
     }
 }
 
-/// Returns whether a list of models has a name. Ollama lists `qwen3:latest`, and answers to `qwen3` as well.
+/// Returns whether a list of models has a name. Ollama lists `qwen3:latest`, and answers to `qwen3` as well; Google lists
+/// `models/gemini-2.5-pro`, and answers to `gemini-2.5-pro`.
 pub(super) fn is_listed(models: &[ModelObject], name: &str) -> bool {
-    models.iter().any(|model| model.id.strip_prefix(name).is_some_and(|tag| tag.is_empty() || tag == DEFAULT_TAG))
+    let is_name = |id: &str| id.strip_prefix(name).is_some_and(|tag| tag.is_empty() || tag == DEFAULT_TAG);
+    models.iter().any(|model| is_name(&model.id) || model.id.strip_prefix(LISTED_PREFIX).is_some_and(is_name))
 }
 
-/// Returns the chat model that answers for names that its server does not list: its only one, or the first. None if the server
-/// lists too many, or patterns of names.
+/// Returns the chat model that answers for names that its server does not list: its only one, or the first of a local server.
+/// `None` if the server lists too many, or patterns of names.
 #[must_use]
-pub fn only_or_first_chat_model(models: &[ModelObject]) -> Option<&str> {
-    let is_short = models.len() <= LISTED_MAX && !models.iter().any(|model| model.id.contains('*'));
+pub fn only_or_first_chat_model(models: &[ModelObject], is_local: bool) -> Option<&str> {
+    let max = if is_local { LISTED_MAX } else { PUBLIC_LISTED_MAX };
+    let is_short = models.len() <= max && !models.iter().any(|model| model.id.contains('*'));
     is_short.then(|| first_chat_model(models)).flatten()
 }
 
@@ -222,10 +231,13 @@ mod tests {
         let list = |names: &[&str]| names.iter().map(|name| ModelObject::ours(name)).collect::<Vec<_>>();
         let many = vec![ModelObject::ours("m"); LISTED_MAX + 1];
 
-        assert_eq!(only_or_first_chat_model(&list(&["whisper-1", "nomic-embed-text", "a", "b"])), Some("a"));
-        assert_eq!(only_or_first_chat_model(&list(&["a", "openai/*"])), None);
-        assert_eq!(only_or_first_chat_model(&many), None);
-        assert_eq!(only_or_first_chat_model(&[]), None);
+        assert_eq!(only_or_first_chat_model(&list(&["whisper-1", "nomic-embed-text", "a", "b"]), true), Some("a"));
+        assert_eq!(only_or_first_chat_model(&list(&["a", "openai/*"]), true), None);
+        assert_eq!(only_or_first_chat_model(&many, true), None);
+        assert_eq!(only_or_first_chat_model(&[], true), None);
+        assert_eq!(only_or_first_chat_model(&list(&["a"]), false), Some("a"));
+        assert_eq!(only_or_first_chat_model(&list(&["a", "b"]), false), None);
+        assert!(is_listed(&list(&["models/gemini-2.5-pro"]), "gemini-2.5-pro"));
         assert!(is_listed(&list(&["qwen3:latest"]), "qwen3") && is_listed(&list(&["qwen3:8b"]), "qwen3:8b"));
         assert!(!is_listed(&list(&["qwen3:8b"]), "qwen3"));
     }

@@ -86,7 +86,9 @@ async fn configured(settings: &Settings, inspections: Vec<Inspection>) -> ChatMo
     }
     let default_model = Some(settings.default_model.clone()).filter(|name| !name.is_empty());
     let server = inspections[0].server.name().to_owned();
-    let listed = inspections[0].models.as_ref().ok().and_then(|models| only_or_first_chat_model(models));
+    let first = &inspections[0];
+    let listed =
+        first.models.as_ref().ok().and_then(|models| only_or_first_chat_model(models, first.server.is_local()));
     let named = default_model.as_ref().or(names.iter().find_map(|names| names.first()));
     let (shown, example) = match (named, listed) {
         (None, Some(name)) => (format!("{name} for names that no server lists ({server})"), name.to_owned()),

@@ -416,6 +416,13 @@ async fn the_start_warns_about_model_servers_that_will_not_answer() {
         "{down:?}"
     );
     assert!(down[1].starts_with("The model server \"embedding_url\" cannot be reached"), "{down:?}");
+    let rejecting = Upstream::start().await;
+    rejecting.reject_listing(401);
+    let rejected = warnings(&[("UPSTREAM_URL", &rejecting.url)]).await;
+    assert_eq!(rejected, ["The model server answered 401. Check its API key in the settings."]);
+    rejecting.reject_listing(500);
+    let failed = warnings(&[("UPSTREAM_URL", &rejecting.url)]).await;
+    assert_eq!(failed, ["The model server answered 500. Check that its URL in the settings is correct."]);
     upstream.set_models(json!([{"id": "nomic-embed-text:latest", "owned_by": "library"}]));
     let ollama = warnings(&[("UPSTREAM_URL", &upstream.url)]).await;
     assert_eq!(ollama, ["The model server is Ollama, and has no chat model. Run `ollama pull qwen3:8b`."]);

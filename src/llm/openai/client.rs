@@ -19,7 +19,7 @@ use super::mask::Mask;
 use super::models;
 use super::report::Report;
 use super::visible::ThinkTags;
-use crate::host::is_loopback;
+use crate::host::{is_local, is_loopback};
 use crate::llm::{
     Cause, ChatDelta, ChatModel, ChatRequest, ChatStream, Endpoint, Error, ModelObject, Proxied, lenient,
 };
@@ -80,6 +80,7 @@ struct Inner {
     basic: Option<(SecretString, SecretString)>,
     mask: Mask,
     is_openai: bool,
+    is_local: bool,
     settings: Settings,
     metrics: Arc<Metrics>,
     learned: Learned,
@@ -151,6 +152,7 @@ impl Upstream {
             basic,
             mask,
             is_openai,
+            is_local: is_local(host),
             settings,
             metrics,
             learned: Learned::default(),
@@ -740,6 +742,10 @@ impl ChatModel for Upstream {
             "" => "upstream_url",
             name => name,
         }
+    }
+
+    fn is_local(&self) -> bool {
+        self.inner.is_local
     }
 }
 

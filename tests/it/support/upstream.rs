@@ -43,7 +43,8 @@ struct Script {
     answers: Mutex<VecDeque<Answer>>,
     requests: Mutex<Vec<Value>>,
     keys: Mutex<Vec<Option<String>>>,
-    models: Mutex<Value>,
+    /// The entries of the list of models, or the status of a response without one.
+    models: Mutex<Result<Value, u16>>,
     requested: Notify,
     resumed: Semaphore,
     disconnected: Notify,
@@ -66,10 +67,10 @@ impl Upstream {
             answers: Mutex::new(answers.into_iter().collect()),
             requests: Mutex::default(),
             keys: Mutex::default(),
-            models: Mutex::new(json!([
+            models: Mutex::new(Ok(json!([
                 {"id": "small", "object": "model", "created": 1, "owned_by": "us"},
                 {"id": "org/large", "object": "model", "created": 2, "owned_by": "us"},
-            ])),
+            ]))),
             requested: Notify::new(),
             resumed: Semaphore::new(0),
             disconnected: Notify::new(),
@@ -118,7 +119,12 @@ impl Upstream {
 
     /// Replaces the entries of the list of models.
     pub fn set_models(&self, entries: Value) {
-        *self.script.models.lock().unwrap() = entries;
+        *self.script.models.lock().unwrap() = Ok(entries);
+    }
+
+    /// Answers requests for the list of models with this status.
+    pub fn reject_listing(&self, status: u16) {
+        *self.script.models.lock().unwrap() = Err(status);
     }
 
     pub fn requests(&self) -> Vec<Value> {
@@ -130,9 +136,11 @@ impl Upstream {
     }
 }
 
-async fn models(State(script): State<Arc<Script>>) -> impl IntoResponse {
-    let models = script.models.lock().unwrap().clone();
-    axum::Json(json!({"object": "list", "data": models}))
+async fn models(State(script): State<Arc<Script>>) -> Response {
+    match script.models.lock().unwrap().clone() {
+        Ok(models) => axum::Json(json!({"object": "list", "data": models})).into_response(),
+        Err(status) => StatusCode::from_u16(status).unwrap().into_response(),
+    }
 }
 
 async fn complete(State(script): State<Arc<Script>>, headers: HeaderMap, body: Bytes) -> Response {
