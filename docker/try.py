@@ -1,13 +1,15 @@
 """The steps of docker/try, which describes them:
 
-    try.py FOLDER PORT CODE
+    try.py FOLDER NAME PORT CODE
 
-FOLDER has copies of the compose files; a scripted model server listens on PORT; CODE is 1 if the image runs code.
+FOLDER has copies of the compose files. NAME is the name of the images and of the project. A scripted model server listens on
+PORT. CODE is 1 if the image runs code.
 """
 
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,13 +20,30 @@ from pathlib import Path
 
 import openai
 
-FOLDER, PORT, CODE = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
+FOLDER, NAME, PORT, CODE = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "1"
 KEY = "sk-try-0123456789abcdef"
 PASSWORD = "try0123456789"
-# Free at most times; not the default ports, on which a server of the user may run.
-ALONE, REPLICAS = 18483, [18484, 18485, 18486]
+# What the model "slow" answers.
+SLOW = "".join(f"word{number} " for number in range(200))
 # The grace period of the settings, with what Docker needs.
 STOP_MAX_S = 38
+
+
+def free_ports(count):
+    """Returns successive ports that are free, because compose publishes a range."""
+    for first in range(18484, 30000, 10):
+        ports = list(range(first, first + count))
+        try:
+            for port in ports:
+                with socket.create_server(("127.0.0.1", port)):
+                    pass
+        except OSError:
+            continue
+        return ports
+    raise RuntimeError("no ports are free")
+
+
+ALONE, *REPLICAS = free_ports(4)
 
 
 def say(text):
@@ -41,11 +60,26 @@ def docker(*arguments, environment=None):
     return done.stdout.strip()
 
 
-def compose(*arguments, image="new", files=(), **environment):
+def compose(*arguments, image="new", files=()):
     names = ["compose.yaml", "try.yaml", *files]
     files = [part for name in names for part in ("--file", str(FOLDER / name))]
-    environment = {"TRY_IMAGE": f"assistd-try:{image}", **environment}
-    return docker("compose", "--project-name", "assistd-try", *files, *arguments, environment=environment)
+    return docker("compose", "--project-name", NAME, *files, *arguments, environment={"TRY_IMAGE": f"{NAME}:{image}"})
+
+
+def up(*options, **how):
+    """The documented command, without the build."""
+    compose("up", "--detach", "--wait", *options, **how)
+
+
+def write_env(replicas=1, key=KEY, password=PASSWORD, **settings):
+    values = {
+        "ASSISTD_API_KEYS": key,
+        "POSTGRES_PASSWORD": password,
+        "REPLICAS": replicas,
+        "PUBLISH_PORTS": f"{REPLICAS[0]}-{REPLICAS[replicas - 1]}",
+        **settings,
+    }
+    (FOLDER / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
 
 
 def client(port):
@@ -148,10 +182,10 @@ def stopped(container, began):
 
 def alone():
     """The image alone, with SQLite in a volume, and then in a folder of the host."""
-    name = "assistd-try-alone"
+    name = f"{NAME}-alone"
     options = ["--detach", "--name", name, "--env", f"ASSISTD_API_KEYS={KEY}", "--stop-timeout", "40"]
     options += ["--publish", f"127.0.0.1:{ALONE}:8484"]
-    docker("run", *options, "--volume", "assistd-try-data:/data", "assistd-try:new")
+    docker("run", *options, "--volume", f"{NAME}-data:/data", f"{NAME}:new")
     start_with([ALONE])
     objects = drive(ALONE, ["gpt-4o"])
     wait_for("the container is healthy", lambda: docker("inspect", "-f", "{{.State.Health.Status}}", name) == "healthy")
@@ -180,7 +214,7 @@ def alone():
         os.chown(mounted, 8484, 8484)
     except PermissionError:
         return say("alone: not tried with a folder of the host, which needs root")
-    docker("run", *options, "--volume", f"{mounted}:/data", "assistd-try:new")
+    docker("run", *options, "--volume", f"{mounted}:/data", f"{NAME}:new")
     start_with([ALONE])
     drive(ALONE, ["gpt-4o"])
     docker("rm", "--force", name)
@@ -216,7 +250,7 @@ def kill_during_run(ports):
     took = time.monotonic() - began
     text = words_of(other, thread.id)
     expect(ended.status == "completed", f"the run is {ended.status} after the kill: {ended.last_error}")
-    expect(text == "".join(f"word{number} " for number in range(200)), f"the run's text is {text[:200]}…")
+    expect(text == SLOW, f"the run's text is {text[:200]}…")
     say(f"killed the replica of a run after {deltas} deltas: another one completed it in {took:.0f} s, with the whole text")
 
 
@@ -230,85 +264,138 @@ def keep_running(ports, stop, results):
             assistant = api.beta.assistants.create(model="steady")
             thread = {"messages": [{"role": "user", "content": "Count"}]}
             results.append(api.beta.threads.create_and_run(assistant_id=assistant.id, thread=thread))
+        stop.wait(0.3)
 
 
-def upgrade(ports):
-    """Replaces the replicas by those of another image while runs are going."""
-    stop, results = threading.Event(), []
+def watch(ports, stop, gaps):
+    """Notes each time at which no server is ready, until it is told to stop."""
+    while not stop.is_set():
+        ready = 0
+        for port in ports:
+            with contextlib.suppress(OSError):
+                ready += is_ready(port)
+        if not ready:
+            gaps.append(time.monotonic())
+        stop.wait(0.1)
+
+
+def replace(ports, what, how):
+    """Replaces the replicas while runs are going; returns how often no server was ready."""
+    stop, results, gaps = threading.Event(), [], []
     threads = [threading.Thread(target=keep_running, args=(ports, stop, results)) for _ in range(3)]
+    threads.append(threading.Thread(target=watch, args=(ports, stop, gaps)))
     for thread in threads:
         thread.start()
     before = set(containers())
     began = time.monotonic()
-    compose("up", "--detach", "--no-build", "--scale", "assistd=3", image="new", PUBLISH_PORTS="18484-18486")
-    start_with(ports)
-    took = time.monotonic() - began
-    stop.set()
-    for thread in threads:
-        thread.join()
-    expect(not before & set(containers()), "the upgrade replaced no containers")
+    try:
+        how()
+        took = time.monotonic() - began
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    expect(len(containers()) == len(ports) and not before & set(containers()), f"{what}: a container was not replaced")
+    expect(results, f"{what}: no run was created meanwhile")
     for run in results:
         ended = client(ports[0]).beta.threads.runs.poll(run.id, thread_id=run.thread_id)
-        expect(ended.status == "completed", f"a run is {ended.status} after the upgrade: {ended.last_error}")
-    expect(results, "no run was created during the upgrade")
-    say(f"upgraded in {took:.0f} s while {len(results)} runs were going: all completed")
+        expect(ended.status == "completed", f"{what}: a run is {ended.status}: {ended.last_error}")
+    out = f"for {gaps[-1] - gaps[0]:.0f} s, no server was ready" if gaps else "at any time, a server was ready"
+    say(f"{what} in {took:.0f} s: {len(results)} runs were created meanwhile, and all completed; {out}")
+    return len(gaps)
+
+
+def one_by_one():
+    """Replaces each container by one of the new image, with the documented commands."""
+    for container in containers():
+        docker("stop", container)
+        docker("rm", container)
+        up("--no-recreate")
+
+
+def stop_during_run(port):
+    """Stops all replicas while a run streams; returns the thread. The stream is complete."""
+    api = client(port)
+    assistant = api.beta.assistants.create(model="slow")
+    thread = api.beta.threads.create(messages=[{"role": "user", "content": "Count"}])
+    text, stopping, began = "", None, 0
+    with api.beta.threads.runs.stream(thread_id=thread.id, assistant_id=assistant.id) as stream:
+        for delta in stream.text_deltas:
+            text += delta
+            if stopping is None:
+                stopping, began = threading.Thread(target=compose, args=("stop",)), time.monotonic()
+                stopping.start()
+        expect(stream.get_final_run().status == "completed", f"a run is {stream.get_final_run().status} after a stop")
+    stopping.join()
+    expect(text == SLOW, f"a stream during a stop has the text {text[-200:]}")
+    took = max(stopped(container, began) for container in containers())
+    for container in containers():
+        check_log(container)
+    say(f"compose: stopped in {took:.0f} s, after the stream of a run had ended; exit status 0, and a log of JSON")
+    return thread.id
 
 
 def composed():
-    """Compose with Postgres: one server, three replicas, a kill, an upgrade, a stop."""
-    (FOLDER / ".env").write_text(
-        f"ASSISTD_API_KEYS={KEY}\nPOSTGRES_PASSWORD={PASSWORD}\n"
-        f"ASSISTD_UPSTREAM_URL=http://host.docker.internal:{PORT}/v1\n"
-        "ASSISTD_RUN_EXPIRES_AFTER_S=1234\nASSISTD_RUN_LEASE_S=10\n"
-    )
-    one = {"image": "old", "PUBLISH_PORTS": str(REPLICAS[0])}
-    compose("up", "--detach", "--no-build", **one)
-    start_with(REPLICAS[:1])
+    """Compose with Postgres: one server, three replicas, a kill, an upgrade, a downgrade, a stop."""
+    write_env(key="")
+    try:
+        up(image="old")
+    except RuntimeError as error:
+        expect("unhealthy" in str(error) or "exited" in str(error), f"a server without keys fails with {error}")
+    else:
+        raise RuntimeError("a server without keys starts")
+    expect("Set ASSISTD_API_KEYS" in compose("logs", "assistd", image="old"), "the log does not say that keys are missing")
+
+    settings = {
+        "ASSISTD_UPSTREAM_URL": f"http://host.docker.internal:{PORT}/v1",
+        "ASSISTD_RUN_EXPIRES_AFTER_S": 1234,
+        "ASSISTD_RUN_LEASE_S": 10,
+        "ASSISTD_DEFAULT_MODEL": "'with $dollar #hash'",
+    }
+    write_env(**settings)
+    up(image="old")
     objects = drive(REPLICAS[0], ["words", "code"])
-    settings = compose("exec", "-T", "assistd", "assistd", "config", **one)
-    expect("run_expires_after_s = 1234" in settings, "a setting in .env does not reach the server")
-    expect(KEY not in settings and PASSWORD not in settings, "assistd config shows a secret")
+    settings_in_effect = compose("exec", "-T", "assistd", "assistd", "config", image="old")
+    for line in ["run_expires_after_s = 1234", 'default_model = "with $dollar #hash"']:
+        expect(line in settings_in_effect, f"a setting in .env does not reach the server: {line}")
+    expect(KEY not in settings_in_effect and PASSWORD not in settings_in_effect, "assistd config shows a secret")
     container = containers()[0]
     options = json.loads(docker("inspect", container))[0]["HostConfig"]
     expect(options["ReadonlyRootfs"] and options["CapDrop"] == ["ALL"], f"the container has {options['CapDrop']}")
     say("compose: driven with Postgres; a setting of .env in effect; read-only and without capabilities")
 
-    three = {"image": "old", "PUBLISH_PORTS": "18484-18486"}
-    compose("up", "--detach", "--no-build", "--scale", "assistd=3", **three)
-    start_with(REPLICAS)
+    write_env(replicas=3, **settings)
+    up(image="old")
     check_objects(REPLICAS, objects)
     for port in REPLICAS:
         drive(port, ["words"])
     say("compose: three replicas serve the same objects")
     kill_during_run(REPLICAS)
-    compose("up", "--detach", "--no-build", "--scale", "assistd=3", **three)
-    start_with(REPLICAS)
-    upgrade(REPLICAS)
+    up(image="old")
+    gaps = replace(REPLICAS, "upgraded one by one", one_by_one)
+    expect(gaps == 0, "no server was ready during the upgrade")
     check_objects(REPLICAS, objects)
-
-    began = time.monotonic()
-    compose("stop")
-    took = max(stopped(container, began) for container in containers())
-    for container in containers():
-        check_log(container)
-    compose("up", "--detach", "--no-build", "--scale", "assistd=3", PUBLISH_PORTS="18484-18486")
-    start_with(REPLICAS)
+    replace(REPLICAS, "downgraded all at once", lambda: up(image="old"))
     check_objects(REPLICAS, objects)
+    up()
+    thread = stop_during_run(REPLICAS[0])
+    up()
+    check_objects(REPLICAS, objects)
+    expect(words_of(client(REPLICAS[1]), thread) == SLOW, "the text of a run during a stop is not stored")
     compose("down", "--volumes")
-    say(f"compose: stopped in {took:.1f} s, with exit status 0 and a log of JSON; the same objects after the next start")
+    say("compose: the same objects after the next start")
 
 
 def secrets():
     """Compose with keys and passwords in files."""
-    (FOLDER / ".env").write_text("ASSISTD_API_KEYS=\nPOSTGRES_PASSWORD=\n")
+    write_env(key="", password="")
     folder = FOLDER / "secrets"
     folder.mkdir()
     url = f"postgres://assistd:{PASSWORD}@postgres:5432/assistd"
     for name, value in {"api_keys": KEY, "database_url": url, "postgres_password": PASSWORD}.items():
         (folder / name).write_text(value + "\n")
-    with_secrets = {"files": ["compose.secrets.yaml"], "PUBLISH_PORTS": str(REPLICAS[0])}
-    compose("up", "--detach", "--no-build", **with_secrets)
-    start_with(REPLICAS[:1])
+    with_secrets = {"files": ["compose.secrets.yaml"]}
+    up(**with_secrets)
     drive(REPLICAS[0], ["gpt-4o"])
     environment = docker("inspect", "--format", "{{.Config.Env}}", containers()[0])
     expect(KEY not in environment and PASSWORD not in environment, "a secret is in the environment of the container")
@@ -325,7 +412,7 @@ try:
     composed()
     secrets()
 except Exception:
-    for container in docker("ps", "--all", "--quiet", "--filter", "name=assistd-try").split():
+    for container in docker("ps", "--all", "--quiet", "--filter", f"name=^{NAME}-").split():
         logs = subprocess.run(["docker", "logs", "--tail", "20", container], capture_output=True, text=True, check=False)
         name = docker("inspect", "--format", "{{.Name}}", container)
         say(f"the last lines of {name}:\n{logs.stdout}{logs.stderr}")
