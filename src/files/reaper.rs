@@ -41,9 +41,7 @@ pub async fn reap(files: FileService) {
         report("vector stores", remove_store_data(&files).await);
         if Instant::now() >= search_at {
             search_at = Instant::now() + SEARCH_EVERY;
-            for kind in BlobKind::ALL {
-                report("bytes without a row", remove_unnamed(&files, kind).await);
-            }
+            report("bytes without a row", remove_unnamed(&files).await);
         }
     }
 }
@@ -80,18 +78,36 @@ async fn remove_store_data(files: &FileService) -> Result<(), Error> {
     Ok(())
 }
 
-async fn remove_unnamed(files: &FileService, kind: BlobKind) -> Result<(), Error> {
-    let mut listed = files.blobs().list(kind).try_chunks(LOOKUP_MAX);
-    while let Some(some) = listed.try_next().await.map_err(|error| error.1)? {
-        let now = files.now();
-        let old: Vec<StoredBlob> =
-            some.into_iter().filter(|stored| now.0 - stored.stored_at.0 >= UNNAMED_AGE_S).collect();
-        let ids: Vec<String> = old.iter().map(|stored| stored.blob.id.clone()).collect();
-        let named = files.store().blobs_with_row(kind, &ids).await?;
-        for StoredBlob { blob, .. } in old.into_iter().filter(|stored| !named.contains(&stored.blob.id)) {
-            tracing::warn!(blob.id, project.id = %blob.project, "deleting bytes that no file in the database has");
-            files.blobs().delete(&blob).await?;
+/// Deletes bytes that no row names. If those are most of the bytes, they belong to another database, such as before an empty
+/// one was created, and nothing is deleted.
+async fn remove_unnamed(files: &FileService) -> Result<(), Error> {
+    let mut named_bytes = 0;
+    let mut unnamed = Vec::new();
+    for kind in BlobKind::ALL {
+        let mut listed = files.blobs().list(kind).try_chunks(LOOKUP_MAX);
+        while let Some(some) = listed.try_next().await.map_err(|error| error.1)? {
+            let now = files.now();
+            let ids: Vec<String> = some.iter().map(|stored| stored.blob.id.clone()).collect();
+            let named = files.store().blobs_with_row(kind, &ids).await?;
+            named_bytes += named.len();
+            let is_old = |stored: &StoredBlob| now.0 - stored.stored_at.0 >= UNNAMED_AGE_S;
+            let without_row = some.into_iter().filter(|stored| is_old(stored) && !named.contains(&stored.blob.id));
+            unnamed.extend(without_row.map(|stored| stored.blob));
         }
+    }
+    if unnamed.len() > named_bytes {
+        tracing::warn!(
+            storage = files.blobs().display_name(),
+            unnamed = unnamed.len(),
+            named = named_bytes,
+            "most files in the storage are not in the database; they are not deleted: check that database_url and files_url \
+             belong together"
+        );
+        return Ok(());
+    }
+    for blob in unnamed {
+        tracing::warn!(blob.id, project.id = %blob.project, "deleting bytes that no file in the database has");
+        files.blobs().delete(&blob).await?;
     }
     Ok(())
 }
