@@ -18,13 +18,13 @@ from cases.common import (
 
 
 class FailingModelServer(Case):
-    def run(self, model):
+    def run_of(self, model):
         thread_id = thread_with("Hi")
         run = threads.runs.create_and_poll(thread_id=thread_id, assistant_id=assistant_of(model), **QUICK)
         return thread_id, run
 
     def test_fails_the_run_with_a_server_error(self):
-        thread_id, run = self.run("fail")
+        thread_id, run = self.run_of("fail")
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "server_error"))
         self.assertIn("scripted failure", run.last_error.message)
@@ -35,13 +35,13 @@ class FailingModelServer(Case):
         self.assertEqual((step.status, step.last_error.code), ("failed", "server_error"))
 
     def test_rate_limit_fails_the_run_with_its_own_code(self):
-        _, run = self.run("limit")
+        _, run = self.run_of("limit")
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "rate_limit_exceeded"))
         self.assertIn("too many requests", run.last_error.message)
 
     def test_first_model_answers_for_a_name_that_the_server_does_not_list(self):
-        thread_id, run = self.run("unknown")
+        thread_id, run = self.run_of("unknown")
 
         self.assertEqual((run.status, run.model), ("completed", "unknown"))
         self.assertEqual(len(texts_of(thread_id)), 2)
@@ -60,7 +60,7 @@ class FailingModelServer(Case):
         self.assertEqual(names_in(recorder.exchanges[-1])[-1], "done")
 
     def test_disconnect_leaves_the_partial_text(self):
-        thread_id, run = self.run("cut")
+        thread_id, run = self.run_of("cut")
         message = threads.messages.list(thread_id).data[0]
 
         self.assertEqual((run.status, run.last_error.code), ("failed", "server_error"))
