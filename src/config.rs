@@ -77,7 +77,7 @@ pub struct Settings {
     pub shutdown_grace_s: u64,
     pub data_dir: PathBuf,
     pub files_url: String,
-    pub files_s3_endpoint: String,
+    pub files_s3_endpoint: SecretUrl,
     pub files_s3_region: String,
     pub files_s3_access_key: Secret,
     pub files_s3_secret_key: Secret,
@@ -290,6 +290,15 @@ impl Settings {
             let text = format!("otlp_endpoint is \"{masked}\"; expected a URL like http://127.0.0.1:4318");
             return Err(Invalid::new("otlp_endpoint", text));
         }
+        let endpoint = reqwest::Url::parse(self.files_s3_endpoint.expose());
+        let has_user = endpoint.is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
+        if !self.files_s3_endpoint.expose().is_empty() && (has_user || !is_known(&self.files_s3_endpoint)) {
+            let masked = self.files_s3_endpoint.masked();
+            let text = format!(
+                "files_s3_endpoint is \"{masked}\"; expected a URL like http://127.0.0.1:9000, without a user name or a key"
+            );
+            return Err(Invalid::new("files_s3_endpoint", text));
+        }
         for server in self.model_servers() {
             let ModelServer { setting, url, .. } = &server;
             if !is_known(url) {
@@ -316,8 +325,10 @@ impl Settings {
             store::check_url(self.database_url.expose())
                 .map_err(|error| Invalid::new("database_url", error.to_string()))?;
         }
-        files::blobs::Blobs::open(&self.blobs(), TaskTracker::new())
-            .map_err(|error| Invalid::new("files_url", error.to_string()))?;
+        files::blobs::Blobs::open(&self.blobs(), TaskTracker::new()).map_err(|error| {
+            let setting = if self.files_url.is_empty() { "data_dir" } else { "files_url" };
+            Invalid::new(setting, error.to_string())
+        })?;
         Ok(())
     }
 
@@ -434,7 +445,7 @@ impl Settings {
         files::blobs::Settings {
             url: self.files_url.clone(),
             folder: self.data_dir.join("files"),
-            s3_endpoint: self.files_s3_endpoint.clone(),
+            s3_endpoint: self.files_s3_endpoint.expose().to_owned(),
             s3_region: self.files_s3_region.clone(),
             s3_access_key: self.files_s3_access_key.clone().into_option(),
             s3_secret_key: self.files_s3_secret_key.clone().into_option(),

@@ -25,7 +25,7 @@ const NOT_SETTINGS: [&str; 1] = ["ASSISTD_CONFIG"];
 /// Prefixes of variables that Kubernetes and Docker links set for a service named assistd, and that our tests use.
 const INJECTED: [&str; 3] = ["ASSISTD_SERVICE_", "ASSISTD_PORT", "ASSISTD_TEST_"];
 /// Settings whose values no error shows, because they are or contain secrets.
-const SECRETS: [&str; 11] = [
+const SECRETS: [&str; 12] = [
     "api_keys",
     "admin_keys",
     "database_url",
@@ -33,6 +33,7 @@ const SECRETS: [&str; 11] = [
     "upstream_api_key",
     "embedding_url",
     "embedding_api_key",
+    "files_s3_endpoint",
     "files_s3_access_key",
     "files_s3_secret_key",
     "otlp_endpoint",
@@ -40,6 +41,8 @@ const SECRETS: [&str; 11] = [
 ];
 /// Characters of a value that an error shows.
 const SHOWN_CHARS: usize = 60;
+/// Maximum number of characters of an error.
+const ERROR_CHARS_MAX: usize = 1_000;
 
 /// Where the value of a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +112,10 @@ impl Settings {
     /// If the file cannot be read, a setting is unknown, or a value has the wrong type or is out of range. The text is one
     /// line, which names the line of the file or the variable.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
+        Self::read(file, environment).map_err(|error| Error(printable(&error.0)))
+    }
+
+    fn read(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
         let mut origins = Origins::default();
         let text = match file {
             Some(path) => std::fs::read_to_string(path)
@@ -297,6 +304,22 @@ fn one_line(text: &str) -> String {
     }
 }
 
+/// Returns a text in one line, without control characters, and bounded.
+fn printable(text: &str) -> String {
+    let mut line = String::new();
+    for character in text.chars().take(ERROR_CHARS_MAX) {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    if text.chars().nth(ERROR_CHARS_MAX).is_some() {
+        line.push('…');
+    }
+    line
+}
+
 /// Parses an environment variable as the type of its default.
 fn from_text(key: &str, default: &Value, text: &str) -> Result<Value, String> {
     let expected = |what: &str, text: &str| format!("is \"{}\"; expected {what}", one_line(text));
@@ -418,6 +441,12 @@ mod tests {
                 "ASSISTD_RUN_LEASE_S: run_lease_s is \"9223372036854775808\"; expected an integer below 2^63",
             ),
             (("ASSISTD_LISTN", "x"), "ASSISTD_LISTN: unknown setting \"listn\""),
+            (("ASSISTD_LOG", "in\nfo\u{1b}"), "ASSISTD_LOG: log is \"in\\nfo\\u{1b}\"; expected off"),
+            (
+                ("ASSISTD_FILES_S3_ENDPOINT", "u:x@127.0.0.1:9"),
+                "ASSISTD_FILES_S3_ENDPOINT: files_s3_endpoint is \"***\"; expected a URL like",
+            ),
+            (("ASSISTD_DATA_DIR", "a\nb"), "ASSISTD_DATA_DIR: the folder of files is \"a\\nb/files\"; its path must"),
             (("ASSISTD_UPSTREAMS", "x"), "ASSISTD_UPSTREAMS cannot be set"),
         ];
         for (variable, expected) in cases {
@@ -455,6 +484,9 @@ mod tests {
             "database_url = '7331://host/name'",
             "upstream_url = 'http://user:12/7331@host/v1'\nmax_attempts = 0",
             "upstream_url = 'sk-7331'",
+            "files_s3_endpoint = 'http://u:7331@127.0.0.1:9'",
+            "files_url = 's3://u:7331@bucket/p'",
+            "files_url = 'https://u:7331@bucket/p'",
             "[[upstreams]]\nurl = 'http://host/v1'\napi_key = 7331",
             "[[upstreams]]\nurl = 'http://host/v1'\napi_key = \"k\\u00007331\"",
         ];

@@ -6,7 +6,7 @@
 use std::fs::Permissions;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +74,9 @@ pub enum InvalidSettings {
     /// It has another form than the two that are supported.
     #[error("files_url is \"{0}\"; it must be empty, file:///path or s3://bucket/prefix")]
     Url(String),
+    /// The folder has a path that cannot be used.
+    #[error("the folder of files is {0:?}; its path must be UTF-8 without control characters")]
+    Folder(PathBuf),
     /// The S3 service cannot be used with these settings.
     #[error("files_url: the S3 settings are invalid: {0}")]
     S3(#[source] object_store::Error),
@@ -96,6 +99,26 @@ pub struct Settings {
     pub s3_secret_key: Option<SecretString>,
     /// Whether the bucket is in the path of a request, and not in the host name.
     pub s3_path_style: bool,
+}
+
+/// Returns the error of a URL. One with an @ may contain a key.
+fn invalid(url: &str) -> InvalidSettings {
+    InvalidSettings::Url(if url.contains('@') { "***".to_owned() } else { url.to_owned() })
+}
+
+/// Returns an absolute path without `..`, resolved as the system does.
+fn without_parents(path: &FilePath) -> PathBuf {
+    let mut resolved = PathBuf::new();
+    for component in path.components() {
+        if component == Component::ParentDir {
+            // The parent of a symbolic link is that of its target.
+            resolved = resolved.canonicalize().unwrap_or(resolved);
+            resolved.pop();
+        } else {
+            resolved.push(component);
+        }
+    }
+    resolved
 }
 
 /// The storage of bytes. Cheap to clone.
@@ -132,14 +155,14 @@ impl Blobs {
         let folder = match url.strip_prefix("file://") {
             Some(path) if path.starts_with('/') => PathBuf::from(path),
             None if url.is_empty() => settings.folder.clone(),
-            _ => return Err(InvalidSettings::Url(url.to_owned())),
+            _ => return Err(invalid(url)),
         };
-        Self::open_folder(&folder, tasks).ok_or_else(|| InvalidSettings::Url(url.to_owned()))
+        Self::open_folder(&folder, tasks).ok_or(InvalidSettings::Folder(folder))
     }
 
     /// Returns `None` if the path is not valid.
     fn open_folder(folder: &FilePath, tasks: TaskTracker) -> Option<Self> {
-        let folder = std::path::absolute(folder).ok()?;
+        let folder = without_parents(&std::path::absolute(folder).ok()?);
         let prefix = Path::from_absolute_path(&folder).ok()?;
         Some(Self {
             store: Arc::new(PrefixStore::new(LocalFileSystem::new().with_fsync(true), prefix)),
@@ -152,8 +175,9 @@ impl Blobs {
 
     fn open_bucket(settings: &Settings, rest: &str, tasks: TaskTracker) -> Result<Self, InvalidSettings> {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() {
-            return Err(InvalidSettings::Url(settings.url.clone()));
+        let is_valid = |character: char| character.is_ascii_alphanumeric() || ".-_".contains(character);
+        if bucket.is_empty() || !bucket.chars().all(is_valid) {
+            return Err(invalid(&settings.url));
         }
         let endpoint = settings.s3_endpoint.as_str();
         let mut builder = AmazonS3Builder::new()

@@ -2,7 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -34,7 +34,12 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, Error> {
         )));
     }
     // SQLite would read such a name as a URL.
-    Ok(if path.starts_with("file:") { Path::new(".").join(path) } else { PathBuf::from(path) })
+    let path = if path.starts_with("file:") { Path::new(".").join(path) } else { PathBuf::from(path) };
+    if !path.is_symlink() {
+        return Ok(path);
+    }
+    // One file has one lock, however it is named. A link without a target must not be replaced by an empty database.
+    path.canonicalize().map_err(|error| open_error(&path, &error))
 }
 
 /// Returns the path of a file that belongs to the database, such as `-wal`.
@@ -71,6 +76,7 @@ impl Lock {
         let mut options = File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(beside(path, ".lock")).map_err(|error| failed(&error))?;
+        give_to_owner_of_folder(path, ".lock");
         file.try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => LockError::InUse(open_error(path, &"another server is using it")),
             std::fs::TryLockError::Error(error) => failed(&error),
@@ -91,9 +97,23 @@ impl Lock {
     }
 }
 
+/// Gives a file that root has created, such as with a command before the first start, to the owner of its folder: a server that
+/// runs as that user could not open it. Best effort.
+fn give_to_owner_of_folder(path: &Path, suffix: &str) {
+    let file = beside(path, suffix);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let (Ok(found), Ok(folder)) = (file.metadata(), folder.metadata())
+        && found.uid() == 0
+        && folder.uid() != 0
+    {
+        let _ = std::os::unix::fs::chown(&file, Some(folder.uid()), Some(folder.gid()));
+    }
+}
+
 /// Lets only the owner read the files of the database. Files of older releases were readable for others.
 pub(super) fn make_private(path: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
+        give_to_owner_of_folder(path, suffix);
         let file = beside(path, suffix);
         let Ok(found) = file.metadata() else { continue };
         let mode = found.permissions().mode();

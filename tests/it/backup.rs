@@ -18,7 +18,7 @@ use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
 use crate::support::disk::Disk;
 use crate::support::form::{Form, files_in};
-use crate::support::process::{Log, assistd, serve, without_model};
+use crate::support::process::{Log, assistd, piped, serve, without_model};
 use crate::support::skip;
 use crate::support::upstream::{Answer, Upstream};
 
@@ -445,3 +445,74 @@ both_stores!(a_database_that_only_newer_releases_can_use_is_refused_with_both_ve
     assert!(expected.iter().all(|text| error.contains(text)), "{error}");
     assert_eq!(database.text("select written_by from schema_support").await, "9.9.9");
 });
+
+#[tokio::test]
+async fn the_bytes_of_another_database_are_not_deleted() {
+    let data = Folder::new();
+    let serve_until = async |message: Option<&str>, uploads: usize| {
+        // From the first line: files are looked for as soon as the server starts.
+        let mut child = piped(&without_model(&data.0)).spawn().unwrap();
+        let log = Log::follow(&mut child);
+        let address = log.wait_for("listening", 0).await["address"].as_str().unwrap().parse().unwrap();
+        let client = Client::new(address);
+        for _ in 0..uploads {
+            client.upload().await;
+        }
+        if let Some(message) = message {
+            log.wait_for(message, 0).await;
+        }
+        child
+    };
+    let stored = || files_in(&data.0.join("files"));
+    let age = |path: &Path| {
+        let old = std::time::SystemTime::now() - std::time::Duration::from_hours(72);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    };
+    serve_until(None, 3).await.kill().await.unwrap();
+    for path in stored() {
+        age(&path);
+    }
+    let moved = data.0.join("moved");
+    std::fs::create_dir(&moved).unwrap();
+    let database = ["assistd.db", "assistd.db-wal", "assistd.db-shm"];
+    let present = database.map(|name| data.0.join(name)).into_iter().filter(|path| path.exists());
+    for path in present.collect::<Vec<_>>() {
+        std::fs::rename(&path, moved.join(path.file_name().unwrap())).unwrap();
+    }
+
+    let warning = "most files in the storage are not in the database; they are not deleted: check that database_url and \
+                   files_url belong together";
+    serve_until(Some(warning), 0).await.kill().await.unwrap();
+    assert_eq!(stored().len(), 3);
+
+    for name in database {
+        let _ = std::fs::remove_file(data.0.join(name));
+        let _ = std::fs::rename(moved.join(name), data.0.join(name));
+    }
+    let unnamed = stored()[0].to_str().unwrap().to_owned();
+    let last = if unnamed.ends_with('0') { '1' } else { '0' };
+    let unnamed = std::path::PathBuf::from(format!("{}{last}", &unnamed[..unnamed.len() - 1]));
+    std::fs::copy(&stored()[0], &unnamed).unwrap();
+    age(&unnamed);
+    let mut child = serve_until(Some("deleting bytes that no file in the database has"), 0).await;
+    while unnamed.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(stored().len(), 3);
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_link_to_the_file_of_a_database_is_the_same_database() {
+    let (data, other) = (Folder::new(), Folder::new());
+    let (mut child, address, _out) = serve(&without_model(&data.0)).await;
+    let _log = Log::follow(&mut child);
+    let client = Client::new(address.parse().unwrap());
+    client.create_assistant().await;
+    std::os::unix::fs::symlink(data.0.join("assistd.db"), other.0.join("assistd.db")).unwrap();
+
+    assert!(refused(&other.0).await.contains("another server is using it"));
+    child.kill().await.unwrap();
+    std::fs::remove_file(data.0.join("assistd.db")).unwrap();
+    assert!(refused(&other.0).await.contains("No such file"), "a link without a target is not replaced");
+}

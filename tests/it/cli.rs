@@ -109,7 +109,7 @@ async fn what_a_server_writes_is_private_and_its_folder_can_have_any_name() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let folder = Folder::new();
-    let data = folder.0.join("a?b=c#d%20e f");
+    let data = folder.0.join("..").join(folder.0.file_name().unwrap()).join("a?b=c#d%20e f");
     let (mut child, address, _out) = serve(&without_model(&data)).await;
     let client = Client::new(address.parse().unwrap());
     let file = client.upload().await;
