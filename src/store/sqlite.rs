@@ -284,6 +284,7 @@ impl Backend {
         } else {
             check_schema(&mut first, &path).await?;
         }
+        sqlite_file::own_by_folder_owner(&path);
         if opener == Opener::Server {
             sqlite_file::make_private(&path);
             clear_leases(&mut first).await;

@@ -1,6 +1,6 @@
 //! The file of a SQLite database: its path, its lock, and whether it is whole.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use super::Error;
 const HEADER_BYTES: usize = 100;
 /// How each SQLite file begins.
 const MAGIC: &[u8] = b"SQLite format 3\0";
+/// The suffixes of the files of a database.
+const SUFFIXES: [&str; 4] = ["", "-wal", "-shm", ".lock"];
 /// Parameters of URLs for SQLite, as other programs write them.
 const URL_PARAMETERS: [&str; 4] = ["mode=", "cache=", "immutable=", "vfs="];
 
@@ -76,7 +78,7 @@ impl Lock {
         let mut options = File::options();
         options.create(true).truncate(false).write(true);
         let file = options.open(beside(path, ".lock")).map_err(|error| failed(&error))?;
-        give_to_owner_of_folder(path, ".lock");
+        own_by_folder_owner(path);
         file.try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => LockError::InUse(open_error(path, &"another server is using it")),
             std::fs::TryLockError::Error(error) => failed(&error),
@@ -97,24 +99,26 @@ impl Lock {
     }
 }
 
-/// Gives a file that root has created, such as with a command before the first start, to the owner of its folder: a server that
-/// runs as that user could not open it. Best effort.
-fn give_to_owner_of_folder(path: &Path, suffix: &str) {
-    let file = beside(path, suffix);
+/// Changes the owner of the files that root has created to that of their folder. Otherwise, a server that runs as that user could
+/// not open them after a command that root has run. Links are left alone: the owner of the folder could link to any file.
+pub(super) fn own_by_folder_owner(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let (Ok(found), Ok(folder)) = (file.metadata(), folder.metadata())
-        && found.uid() == 0
-        && folder.uid() != 0
-    {
-        let _ = std::os::unix::fs::chown(&file, Some(folder.uid()), Some(folder.gid()));
+    let Ok(folder) = folder.metadata() else { return };
+    for file in SUFFIXES.map(|suffix| beside(path, suffix)) {
+        let is_created_by_root = |found: Metadata| found.is_file() && found.uid() == 0 && found.nlink() == 1;
+        if folder.uid() != 0
+            && file.symlink_metadata().is_ok_and(is_created_by_root)
+            && let Err(error) = std::os::unix::fs::lchown(&file, Some(folder.uid()), Some(folder.gid()))
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, file = %file.display(), "failed to change the owner of a file of the database");
+        }
     }
 }
 
 /// Lets only the owner read the files of the database. Files of older releases were readable for others.
 pub(super) fn make_private(path: &Path) {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        give_to_owner_of_folder(path, suffix);
-        let file = beside(path, suffix);
+    for file in SUFFIXES.map(|suffix| beside(path, suffix)) {
         let Ok(found) = file.metadata() else { continue };
         let mode = found.permissions().mode();
         if mode & 0o077 != 0

@@ -1,5 +1,7 @@
 //! The command line, through the binary itself.
 
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -9,6 +11,7 @@ use tokio::process::Command;
 use crate::support::client::Client;
 use crate::support::database::{Database, Folder};
 use crate::support::process::{Log, assistd, piped, serve, start, without_model};
+use crate::support::skip;
 use crate::support::upstream::Upstream;
 
 /// Returns the exit code, the output and the errors.
@@ -139,6 +142,31 @@ async fn migrate_creates_the_database_and_exits() {
 
         assert!(ok && out.contains("is up to date"), "{out}{err}");
     }
+}
+
+#[tokio::test]
+async fn files_that_a_command_of_root_creates_belong_to_the_owner_of_the_folder_and_links_are_left_alone() {
+    const USER: u32 = 8484;
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    if chown(&folder.0, Some(USER), Some(USER)).is_err() {
+        return skip("permission to change the owner of a file");
+    }
+    let target = elsewhere.0.join("of root");
+    std::fs::write(&target, "").unwrap();
+    std::os::unix::fs::symlink(&target, folder.0.join("assistd.db.lock")).unwrap();
+    let settings = [("DATA_DIR", folder.0.to_str().unwrap())];
+
+    for command in [["projects", "list"], ["keys", "list"]] {
+        let (ok, out, err) = output(assistd(&settings).args(command)).await;
+        assert!(ok, "{out}{err}");
+    }
+
+    let owner = |path: &Path| std::fs::symlink_metadata(path).unwrap().uid();
+    assert_eq!(owner(&folder.0.join("assistd.db")), USER);
+    assert_eq!(owner(&target), 0, "the owner of the folder could link to any file");
+    std::fs::remove_file(folder.0.join("assistd.db.lock")).unwrap();
+    assert!(output(assistd(&settings).args(["keys", "list"])).await.0);
+    assert_eq!(owner(&folder.0.join("assistd.db.lock")), USER);
 }
 
 #[tokio::test]
