@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use rustix::fs::Mode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use assistd::clock::Clock;
@@ -167,14 +167,12 @@ fn run_with_settings(arguments: &Arguments, settings: &Settings) -> Result<(), F
 
 /// Makes a backup. A signal stops it, and nothing remains.
 async fn back_up(settings: &Settings, arguments: &BackupArguments) -> Result<Output, Box<dyn std::error::Error>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = StopSignals::new()?;
     let stopping = CancellationToken::new();
     let mut backup = std::pin::pin!(backup::run(settings, arguments, &stopping));
     tokio::select! {
         output = &mut backup => return Ok(output?),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
     }
     stopping.cancel();
     Ok(backup.await?)
@@ -229,12 +227,11 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 }
 
 async fn serve_until_stopped(settings: &Settings) -> Result<(), Box<dyn std::error::Error>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = StopSignals::new()?;
     // It may wait for the database.
     let server = tokio::select! {
         server = Server::start(settings, Arc::new(Clock::system())) => server?,
-        () = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => {
+        () = signals.next() => {
             tracing::info!("stopped before the server had started");
             return Ok(());
         }
@@ -255,17 +252,33 @@ async fn serve_until_stopped(settings: &Settings) -> Result<(), Box<dyn std::err
     {
         tracing::warn!(error = &error as &dyn std::error::Error, "failed to write to standard output");
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     tokio::select! {
         () = server.stop() => {}
         // A second signal exits immediately. The next server resumes unfinished runs.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
     }
     Ok(())
+}
+
+/// The signals that stop a program: SIGTERM, and SIGINT, which Ctrl-C sends.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next signal.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 fn banner(server: &Server) -> std::io::Result<()> {
