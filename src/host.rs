@@ -6,12 +6,17 @@ use std::net::IpAddr;
 /// not matter, as in DNS. IPv6 addresses may be in brackets, as in URLs.
 #[must_use]
 pub fn is_loopback(host: &str) -> bool {
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if let Ok(address) = bracketed.unwrap_or(host).parse::<IpAddr>() {
-        return is_loopback_address(address);
+    match parse(host) {
+        Ok(address) => is_loopback_address(address),
+        Err(name) => name == "localhost" || name.ends_with(".localhost"),
     }
-    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    name == "localhost" || name.ends_with(".localhost") || name.parse().is_ok_and(is_loopback_address)
+}
+
+/// Returns the address that a host is, or its name in lower case without a dot at the end.
+fn parse(host: &str) -> Result<IpAddr, String> {
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let name = host.strip_suffix('.').unwrap_or(host);
+    bracketed.unwrap_or(name).parse().map_err(|_| name.to_ascii_lowercase())
 }
 
 /// Returns whether only this machine can reach an address. IPv4 addresses may be written as IPv6 addresses.
@@ -27,17 +32,15 @@ const LOCAL_ENDINGS: [&str; 7] = [".localhost", ".local", ".internal", ".lan", "
 /// that public DNS does not have.
 #[must_use]
 pub fn is_local(host: &str) -> bool {
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if let Ok(address) = bracketed.unwrap_or(host).parse::<IpAddr>() {
-        return match address.to_canonical() {
-            IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
-            IpAddr::V6(address) => {
-                address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
-            }
-        };
+    match parse(host).map(|address| address.to_canonical()) {
+        Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        Ok(IpAddr::V6(address)) => {
+            address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
+        }
+        Err(name) => {
+            !name.is_empty() && (!name.contains('.') || LOCAL_ENDINGS.iter().any(|ending| name.ends_with(ending)))
+        }
     }
-    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    !name.is_empty() && (!name.contains('.') || LOCAL_ENDINGS.iter().any(|ending| name.ends_with(ending)))
 }
 
 #[cfg(test)]

@@ -200,21 +200,17 @@ fn variables(
     let mut found = Table::new();
     for (name, text) in &environment {
         let Some(name) = name.to_str() else { continue };
-        let Some(key) = name.strip_prefix(PREFIX).map(str::to_lowercase) else { continue };
+        let Some(written) = name.strip_prefix(PREFIX).map(str::to_lowercase) else { continue };
         if NOT_SETTINGS.contains(&name) || INJECTED.iter().any(|injected| name.starts_with(injected)) {
             continue;
         }
-        let of_file = name.strip_suffix(FILE_SUFFIX).and(key.strip_suffix("_file"));
-        let (key, is_file) = match of_file {
-            Some(setting) if !settings.contains_key(&key) => (setting.to_owned(), true),
-            _ => (key, false),
-        };
+        let of_file = written.strip_suffix("_file").filter(|_| !settings.contains_key(&written));
+        let (key, is_file) = of_file.map_or((written.as_str(), false), |key| (key, true));
         if key == "upstreams" {
             return Err(Error(format!("{name} cannot be set; [[upstreams]] can only be in a settings file")));
         }
-        let Some(default) = settings.get(&key) else {
-            let key = name[PREFIX.len()..].to_lowercase();
-            return Err(Error(format!("{name}: {}", unknown(&key))));
+        let Some(default) = settings.get(key) else {
+            return Err(Error(format!("{name}: {}", unknown(&written))));
         };
         let Some(mut text) = text.to_str().map(str::to_owned) else {
             return Err(Error(format!("{name}: {key} is not valid UTF-8")));
@@ -226,15 +222,15 @@ fn variables(
         if is_file {
             text = value_in(Path::new(&text)).map_err(|what| Error(format!("{name}: {} {what}", one_line(&text))))?;
         }
-        let value = from_text(&key, default, &text).map_err(|what| Error(format!("{name}: {key} {what}")))?;
-        if let Some(Origin::Variable(other)) = origins.0.get(&key)
+        let value = from_text(key, default, &text).map_err(|what| Error(format!("{name}: {key} {what}")))?;
+        if let Some(Origin::Variable(other)) = origins.0.get(key)
             && other != name
         {
             let both = [other.as_str(), name];
             return Err(Error(format!("{}: {key} is set twice; expected one of them", both.join(", "))));
         }
-        origins.0.insert(key.clone(), Origin::Variable(name.to_owned()));
-        found.insert(key, value);
+        origins.0.insert(key.to_owned(), Origin::Variable(name.to_owned()));
+        found.insert(key.to_owned(), value);
     }
     Ok(found)
 }

@@ -81,7 +81,7 @@ async fn remove_store_data(files: &FileService) -> Result<(), Error> {
 /// Deletes bytes that no row names. If those are most of the bytes, they belong to another database, such as before an empty
 /// one was created, and nothing is deleted.
 async fn remove_unnamed(files: &FileService) -> Result<(), Error> {
-    let mut named_bytes = 0;
+    let mut named_count = 0;
     let mut unnamed = Vec::new();
     for kind in BlobKind::ALL {
         let mut listed = files.blobs().list(kind).try_chunks(LOOKUP_MAX);
@@ -89,17 +89,17 @@ async fn remove_unnamed(files: &FileService) -> Result<(), Error> {
             let now = files.now();
             let ids: Vec<String> = some.iter().map(|stored| stored.blob.id.clone()).collect();
             let named = files.store().blobs_with_row(kind, &ids).await?;
-            named_bytes += named.len();
+            named_count += named.len();
             let is_old = |stored: &StoredBlob| now.0 - stored.stored_at.0 >= UNNAMED_AGE_S;
             let without_row = some.into_iter().filter(|stored| is_old(stored) && !named.contains(&stored.blob.id));
             unnamed.extend(without_row.map(|stored| stored.blob));
         }
     }
-    if unnamed.len() > named_bytes {
+    if unnamed.len() > named_count {
         tracing::warn!(
             storage = files.blobs().display_name(),
             unnamed = unnamed.len(),
-            named = named_bytes,
+            named = named_count,
             "most files in the storage are not in the database; they are not deleted: check that database_url and files_url \
              belong together"
         );

@@ -128,9 +128,11 @@ impl Transitions {
         let next_lease = next_lease(transition.effect);
         let committed = self.commit(&transition, current.version, next_lease, initiator).await?;
         let Committed { version, lease, metadata } = committed;
-        self.count_end(&transition.progress.run);
-        if matches!(initiator, Initiator::Service) {
-            log_end(&transition.progress.run);
+        if transition.progress.run.state.has_ended() {
+            self.count_end(&transition.progress.run);
+            if matches!(initiator, Initiator::Service) {
+                log_end(&transition.progress.run);
+            }
         }
         let transition = transition.with_metadata(metadata);
         let now = Current { progress: transition.progress, version, lease };
@@ -145,11 +147,9 @@ impl Transitions {
 
     /// Counts a run that has ended, and exports its trace. No transition leads from an end.
     fn count_end(&self, run: &Run) {
-        if run.state.has_ended() {
-            let Dependencies { clock, metrics, traces, .. } = &self.dependencies;
-            metrics.run_ended(run.state.status(), run.state.end_reason(), clock.now().0 - run.spec.created_at.0);
-            traces.run_ended(run);
-        }
+        let Dependencies { clock, metrics, traces, .. } = &self.dependencies;
+        metrics.run_ended(run.state.status(), run.state.end_reason(), clock.now().0 - run.spec.created_at.0);
+        traces.run_ended(run);
     }
 
     /// Computes the transition of all inputs, without storing it.
@@ -253,8 +253,6 @@ impl Transitions {
 
 /// Logs that a run has ended without a driver, which would log it.
 fn log_end(run: &Run) {
-    if run.state.has_ended() {
-        let _span = tracing::info_span!("run", run.id = %run.spec.id, thread.id = %run.spec.thread_id).entered();
-        tracing::info!(status = run.state.status(), tokens = run.usage.total_tokens, "run ended");
-    }
+    let _span = tracing::info_span!("run", run.id = %run.spec.id, thread.id = %run.spec.thread_id).entered();
+    tracing::info!(status = run.state.status(), tokens = run.usage.total_tokens, "run ended");
 }
