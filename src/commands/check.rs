@@ -265,31 +265,25 @@ fn nearest_existing(folder: &Path) -> Option<PathBuf> {
 }
 
 async fn check_model_servers(report: &mut Report, settings: &Settings) {
-    let servers = settings.model_servers();
-    let has_chat = servers.iter().any(|server| server.purpose() == Purpose::Chat);
-    if !has_chat {
+    let inspected = settings.inspect_model_servers(&Arc::default()).await;
+    if inspected.iter().all(|(server, _)| server.purpose() != Purpose::Chat) {
         match discover(&settings.llm(), &Arc::default()).await {
             Ok(found) => report.ok("model server", format!("{}, found on this machine: {}", found.name, found.model)),
             Err(reason) => report.warning("model server", format!("{reason}: the built-in echo model answers")),
         }
     }
-    let inspections = settings.inspect_model_servers(&Arc::default()).await;
-    for (server, inspection) in servers.iter().zip(&inspections) {
+    for (server, inspection) in &inspected {
         let area = format!("model server {}", server.name);
-        let url = server.url.masked();
-        match (&inspection.models, inspection.advice()) {
-            (Ok(models), None) => report.ok(&area, format!("{url}: {}", inspect::names(models))),
-            (Ok(models), Some(advice)) => report.warning(&area, format!("{url}: {}. {advice}", inspect::names(models))),
-            // Some servers do not list their models, and work.
-            (Err(error), Some(advice)) if error.has_no_list() && !inspection.has_wrong_url() => {
-                report.warning(&area, format!("{url}: {advice}"));
-            }
-            (Err(error), advice) => {
-                report.problem(&area, format!("{url}: {}", advice.unwrap_or_else(|| error.to_string())));
-            }
-        }
+        let models = inspection.models.as_deref().ok().map(|models| inspect::names(&[models]));
+        let level = match inspection.advice() {
+            None => Level::Ok,
+            Some(_) if inspection.may_work() => Level::Warning,
+            Some(_) => Level::Problem,
+        };
+        let found: Vec<String> = models.into_iter().chain(inspection.advice()).collect();
+        report.add(&area, level, format!("{}: {}", server.url.masked(), found.join(". ")));
     }
-    for (setting, warning) in settings.unlisted_models(&inspections) {
+    for (setting, warning) in settings.unlisted_models(&inspected) {
         report.warning(setting, warning);
     }
 }

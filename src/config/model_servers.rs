@@ -22,6 +22,8 @@ pub struct ModelServer<'s> {
     pub url: &'s SecretUrl,
     /// API key.
     pub api_key: &'s Secret,
+    /// Model names that are routed to it.
+    pub models: &'s [String],
 }
 
 impl ModelServer<'_> {
@@ -41,10 +43,12 @@ impl Settings {
             name: setting.to_owned(),
             url,
             api_key,
+            models: &[],
         };
         let mut servers = vec![of(UPSTREAM_URL, &self.upstream_url, &self.upstream_api_key)];
         for (index, more) in self.upstreams.iter().enumerate() {
-            let mut server = of(&format!("upstreams[{index}]"), &more.url, &more.api_key);
+            let server = of(&format!("upstreams[{index}]"), &more.url, &more.api_key);
+            let mut server = ModelServer { models: &more.models, ..server };
             if !more.name.is_empty() {
                 server.name.clone_from(&more.name);
             }
@@ -55,22 +59,25 @@ impl Settings {
         servers
     }
 
-    /// Asks the model servers for their models, in the order of [`Settings::model_servers`].
-    pub async fn inspect_model_servers(&self, metrics: &Arc<Metrics>) -> Vec<Inspection> {
+    /// Asks the model servers for their models.
+    pub async fn inspect_model_servers(&self, metrics: &Arc<Metrics>) -> Vec<(ModelServer<'_>, Inspection)> {
         let inspections = self.model_servers().into_iter().map(|server| async move {
             // The only server has no name in errors.
             let name = if server.setting == UPSTREAM_URL { "" } else { &server.name };
             let key = server.api_key.clone().into_option();
-            Inspection::of(name, server.url.expose(), key, server.purpose(), &self.llm(), metrics).await
+            let url = server.url.expose();
+            let inspection = Inspection::of(name, url, key, server.purpose(), &self.llm(), metrics).await;
+            (server, inspection)
         });
         futures_util::future::join_all(inspections).await
     }
 
     /// Returns the settings with a model that no server lists, with a warning for each.
     #[must_use]
-    pub fn unlisted_models(&self, inspections: &[Inspection]) -> Vec<(&'static str, String)> {
-        let of = |purpose| -> Vec<Inspection> {
-            inspections.iter().filter(|inspection| inspection.purpose == purpose).cloned().collect()
+    pub fn unlisted_models(&self, inspected: &[(ModelServer<'_>, Inspection)]) -> Vec<(&'static str, String)> {
+        let of = |purpose| -> Vec<&Inspection> {
+            let inspections = inspected.iter().map(|(_, inspection)| inspection);
+            inspections.filter(|inspection| inspection.purpose == purpose).collect()
         };
         let (chat, embeddings) = (of(Purpose::Chat), of(Purpose::Embeddings));
         let asked_for_embeddings = if embeddings.is_empty() { &chat } else { &embeddings };
@@ -78,7 +85,7 @@ impl Settings {
             ("default_model", &self.default_model, &chat),
             ("embedding_model", &self.embedding_model, asked_for_embeddings),
         ];
-        let has_server = |name: &String| self.upstreams.iter().any(|upstream| upstream.models.contains(name));
+        let has_server = |name: &String| inspected.iter().any(|(server, _)| server.models.contains(name));
         let unlisted =
             settings.into_iter().filter(|(_, model, _)| !has_server(model)).map(|(setting, model, asked)| {
                 let model = self.model_aliases.get(model).filter(|_| setting == "embedding_model").unwrap_or(model);

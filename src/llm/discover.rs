@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::inspect::{EXAMPLE_MODEL, pull};
+use super::inspect::{SUGGESTED_MODEL, pull};
 use super::openai::{Settings, Upstream};
 use super::{ChatModel, ModelObject};
 use crate::metrics::Metrics;
@@ -59,7 +59,7 @@ pub enum NotFound<'a> {
 
 /// Returns what to do about a server without a chat model.
 fn hint(name: &str) -> String {
-    if name == OLLAMA { format!(" (run `{}` and start again)", pull(EXAMPLE_MODEL)) } else { String::new() }
+    if name == OLLAMA { format!(" (run `{}` and start again)", pull(SUGGESTED_MODEL)) } else { String::new() }
 }
 
 /// Queries all candidates concurrently. Returns the first candidate, in the given order, that lists a chat model.
@@ -78,13 +78,11 @@ pub async fn find<'a>(
         let embedding_model = first_embedding_model(&models);
         Some(Ok(Found { name, server: Arc::new(server), model: model.to_owned(), embedding_model }))
     });
-    let (found, without): (Vec<_>, Vec<_>) =
-        futures_util::future::join_all(answers).await.into_iter().flatten().partition(Result::is_ok);
-    match (found.into_iter().next(), without.into_iter().next()) {
-        (Some(Ok(found)), _) => Ok(found),
-        (_, Some(Err(name))) => Err(NotFound::ChatModel(name)),
-        _ => Err(NotFound::Server),
-    }
+    let answers: Vec<Result<Found<'a>, &'a str>> =
+        futures_util::future::join_all(answers).await.into_iter().flatten().collect();
+    let without = answers.iter().find_map(|answer| answer.as_ref().err().copied());
+    let found = answers.into_iter().find_map(Result::ok);
+    found.ok_or_else(|| without.map_or(NotFound::Server, NotFound::ChatModel))
 }
 
 /// Returns the first model whose name is not that of another kind of model.

@@ -31,6 +31,11 @@ pub use embeddings::{Embedded, Embedder, EmbeddingInput, EmbeddingServer, Embedd
 pub use openai::{MASK, Settings, ThinkTags, Upstream};
 pub use routing::{Entry, Models, Route, only_or_first_chat_model};
 
+/// What Google puts in front of names in its list.
+const LISTED_PREFIX: &str = "models/";
+/// The tag that Ollama adds to a name without one.
+const DEFAULT_TAG: &str = ":latest";
+
 /// A request for an answer, in the form of chat completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[expect(missing_docs, reason = "the fields are those of chat completions")]
@@ -283,6 +288,14 @@ fn owner_default() -> String {
 }
 
 impl ModelObject {
+    /// Returns whether a name is the model's. Ollama lists `qwen3:latest`, and answers to `qwen3` as well; Google lists
+    /// `models/gemini-2.5-pro`, and answers to `gemini-2.5-pro`.
+    #[must_use]
+    pub fn answers_to(&self, name: &str) -> bool {
+        let is_name = |id: &str| id.strip_prefix(name).is_some_and(|tag| tag.is_empty() || tag == DEFAULT_TAG);
+        is_name(&self.id) || self.id.strip_prefix(LISTED_PREFIX).is_some_and(is_name)
+    }
+
     fn ours(id: &str) -> Self {
         Self { id: id.to_owned(), object: object_default(), created: 0, owned_by: owner_default(), window: None }
     }

@@ -40,7 +40,7 @@ impl ModelCache {
         let cached = self.cached.lock().await.as_ref().map(|cached| cached.lists.clone());
         match cached {
             Some(lists) => lists,
-            None => self.refresh(servers).await.0,
+            None => self.refresh(servers).await,
         }
     }
 
@@ -52,12 +52,17 @@ impl ModelCache {
         drop(cached);
         match fresh {
             Some(lists) => lists,
-            None => self.refresh(servers).await.0,
+            None => self.refresh(servers).await,
         }
     }
 
-    /// Queries all servers for their models. Returns their lists, and whether all of them have answered.
-    pub async fn refresh(&self, servers: &[Arc<dyn ChatModel>]) -> (ModelLists, bool) {
+    /// Returns whether each server listed its models, or has no list, when they were queried last. `None`: they were not.
+    pub async fn is_complete(&self) -> Option<bool> {
+        self.cached.lock().await.as_ref().map(|cached| !cached.failing.contains(&true))
+    }
+
+    /// Queries all servers for their models, and returns their lists.
+    pub async fn refresh(&self, servers: &[Arc<dyn ChatModel>]) -> ModelLists {
         let answers = futures_util::future::join_all(servers.iter().map(|server| server.list())).await;
         self.store(servers, answers).await
     }
@@ -68,7 +73,7 @@ impl ModelCache {
         &self,
         servers: &[Arc<dyn ChatModel>],
         answers: Vec<Result<Vec<ModelObject>, Error>>,
-    ) -> (ModelLists, bool) {
+    ) -> ModelLists {
         let mut cached = self.cached.lock().await;
         let (mut lists, mut failing) = (ModelLists::new(), Vec::new());
         for (index, (answer, server)) in answers.into_iter().zip(servers).enumerate() {
@@ -94,17 +99,16 @@ impl ModelCache {
                 }
             }
         }
-        let is_complete = !failing.contains(&true);
-        let fresh = if is_complete { LIST_FRESH } else { LIST_RETRY };
+        let fresh = if failing.contains(&true) { LIST_RETRY } else { LIST_FRESH };
         *cached = Some(Cached { fresh_until: Instant::now() + fresh, lists: lists.clone(), failing });
-        (lists, is_complete)
+        lists
     }
 
     /// Returns the context window of a model from the cached list of a server. Sends no request.
     pub async fn window(&self, server: usize, model: &str) -> Option<u32> {
         let cached = self.cached.lock().await;
         let lists = &cached.as_ref()?.lists;
-        lists.get(server)?.iter().find(|listed| listed.id == model)?.window
+        lists.get(server)?.iter().find(|listed| listed.answers_to(model))?.window
     }
 }
 

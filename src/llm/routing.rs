@@ -18,10 +18,6 @@ const LISTED_MAX: usize = 50;
 /// The same for a server on the internet: such services accept names that they do not list, and charge for each model
 /// differently.
 const PUBLIC_LISTED_MAX: usize = 1;
-/// What Google puts in front of names in its list.
-const LISTED_PREFIX: &str = "models/";
-/// The tag that Ollama adds to a name without one.
-const DEFAULT_TAG: &str = ":latest";
 
 /// A model server, and the model names that the settings assign to it.
 #[derive(Debug)]
@@ -175,17 +171,19 @@ impl Models {
     /// Refreshes the model lists of the servers. Never returns.
     pub async fn refresh_lists(&self) {
         loop {
-            let (_, is_complete) = self.cache.refresh(&self.servers).await;
-            tokio::time::sleep(if is_complete { REFRESH_EVERY } else { RETRY_EVERY }).await;
+            match self.cache.is_complete().await {
+                None => {}
+                Some(true) => tokio::time::sleep(REFRESH_EVERY).await,
+                Some(false) => tokio::time::sleep(RETRY_EVERY).await,
+            }
+            self.cache.refresh(&self.servers).await;
         }
     }
 }
 
-/// Returns whether a list of models has a name. Ollama lists `qwen3:latest`, and answers to `qwen3` as well; Google lists
-/// `models/gemini-2.5-pro`, and answers to `gemini-2.5-pro`.
+/// Returns whether a list of models has a name.
 pub(super) fn is_listed(models: &[ModelObject], name: &str) -> bool {
-    let is_name = |id: &str| id.strip_prefix(name).is_some_and(|tag| tag.is_empty() || tag == DEFAULT_TAG);
-    models.iter().any(|model| is_name(&model.id) || model.id.strip_prefix(LISTED_PREFIX).is_some_and(is_name))
+    models.iter().any(|model| model.answers_to(name))
 }
 
 /// Returns the chat model that answers for names that its server does not list: its only one, or the first of a local server.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::Settings;
+use crate::config::{ModelServer, Settings};
 use crate::llm::inspect::{Inspection, Purpose};
 use crate::llm::{
     ChatModel, Echo, Embedder, EmbeddingServer, Embeddings, Entry, Found, Models, Upstream, discover,
@@ -30,21 +30,21 @@ impl ServedModels {
     /// Returns the model servers, after they were asked for their models. Logs what an operator should change. A server that does
     /// not respond may do so later.
     pub(super) async fn of(settings: &Settings, metrics: &Arc<Metrics>) -> Self {
-        let inspections = settings.inspect_model_servers(metrics).await;
-        for (server, inspection) in settings.model_servers().iter().zip(&inspections) {
+        let inspected = settings.inspect_model_servers(metrics).await;
+        for (server, inspection) in &inspected {
             if let Some(advice) = inspection.advice() {
                 tracing::warn!(server = server.name, "{advice}");
             }
         }
-        for (setting, warning) in settings.unlisted_models(&inspections) {
+        for (setting, warning) in settings.unlisted_models(&inspected) {
             tracing::warn!(setting, "{warning}");
         }
         let (chat, embeddings): (Vec<_>, Vec<_>) =
-            inspections.into_iter().partition(|inspection| inspection.purpose == Purpose::Chat);
+            inspected.into_iter().partition(|(server, _)| server.purpose() == Purpose::Chat);
         let chat = if chat.is_empty() { found(settings, metrics).await } else { configured(settings, chat).await };
         let ChatModels { models, shown, example, embedding_model } = chat;
         let models = Arc::new(models);
-        let server = embeddings.into_iter().next().map(|inspection| inspection.server);
+        let server = embeddings.into_iter().next().map(|(_, inspection)| inspection.server);
         let (embedder, embeddings) = embedder(settings, server, &models, embedding_model.as_deref());
         Self { models, shown, example, embedder, embeddings }
     }
@@ -78,28 +78,26 @@ async fn found(settings: &Settings, metrics: &Arc<Metrics>) -> ChatModels {
     }
 }
 
-/// Returns the servers of the settings.
-async fn configured(settings: &Settings, inspections: Vec<Inspection>) -> ChatModels {
-    let mut names: Vec<Vec<String>> = settings.upstreams.iter().map(|upstream| upstream.models.clone()).collect();
-    if !settings.upstream_url.expose().is_empty() {
-        names.insert(0, Vec::new());
-    }
+/// Returns the servers of the settings, of which there is at least one.
+async fn configured(settings: &Settings, inspected: Vec<(ModelServer<'_>, Inspection)>) -> ChatModels {
     let default_model = Some(settings.default_model.clone()).filter(|name| !name.is_empty());
-    let server = inspections[0].server.name().to_owned();
-    let first = &inspections[0];
-    let listed =
-        first.models.as_ref().ok().and_then(|models| only_or_first_chat_model(models, first.server.is_local()));
-    let named = default_model.as_ref().or(names.iter().find_map(|names| names.first()));
+    let Inspection { server, models, .. } = &inspected[0].1;
+    let name = server.name();
+    let listed = models.as_deref().ok().and_then(|models| only_or_first_chat_model(models, server.is_local()));
+    let named = default_model.as_ref().or(inspected.iter().find_map(|(server, _)| server.models.first()));
     let (shown, example) = match (named, listed) {
-        (None, Some(name)) => (format!("{name} for names that no server lists ({server})"), name.to_owned()),
-        (Some(name), _) => (format!("{name} ({server})"), name.clone()),
-        (None, None) => (format!("the model of each request ({server})"), EXAMPLE_MODEL.to_owned()),
+        (None, Some(model)) => (format!("{model} for names that no server lists ({name})"), model.to_owned()),
+        (Some(model), _) => (format!("{model} ({name})"), model.clone()),
+        (None, None) => (format!("the model of each request ({name})"), EXAMPLE_MODEL.to_owned()),
     };
-    let embedding_model = inspections.iter().find_map(Inspection::embedding_model);
-    let (servers, lists): (Vec<_>, Vec<_>) =
-        inspections.into_iter().map(|inspection| (inspection.server, inspection.models)).unzip();
-    let entries = servers.into_iter().zip(names).map(|(server, names)| Entry { model: server, names });
-    let models = routing(settings, entries.collect(), default_model);
+    let embedding_model = inspected.iter().find_map(|(_, inspection)| inspection.embedding_model());
+    let (entries, lists) = inspected
+        .into_iter()
+        .map(|(server, Inspection { server: model, models, .. })| {
+            (Entry { model: model as Arc<dyn ChatModel>, names: server.models.to_vec() }, models)
+        })
+        .unzip();
+    let models = routing(settings, entries, default_model);
     models.store_lists(lists).await;
     ChatModels { models, shown, example, embedding_model }
 }

@@ -295,7 +295,9 @@ async fn a_server_that_does_not_start_logs_the_cause_in_the_format_of_the_log() 
 
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
     let log = String::from_utf8(output.stderr).unwrap();
-    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON in each line")).collect();
+    let [model_server, line] = lines.as_slice() else { panic!("{log}") };
+    assert_eq!(model_server["server"], "upstream_url");
     assert_eq!((&line["level"], &line["message"]), (&json!("ERROR"), &json!("the server does not start")));
     assert!(line["error"].as_str().unwrap().starts_with(&format!("cannot listen on {listen}")), "{line}");
 }
@@ -398,7 +400,7 @@ async fn the_start_warns_about_model_servers_that_will_not_answer() {
         warnings.map(|line| line["message"].as_str().unwrap().to_owned()).collect()
     };
     let without_v1 = upstream.url.trim_end_matches("/v1");
-    let corrected = format!("The model server lists its models at {}. Use this URL in the settings.", upstream.url);
+    let corrected = "The model server lists its models at a URL that ends in /v1. Change its URL in the settings.";
 
     assert_eq!(warnings(&[("UPSTREAM_URL", &upstream.url)]).await, Vec::<String>::new());
     assert_eq!(warnings(&[("UPSTREAM_URL", without_v1)]).await, [corrected]);

@@ -734,7 +734,11 @@ impl ChatModel for Upstream {
         }
         let body = answer.text(LIST_TIMEOUT).await;
         let models = lenient::parse(&body).as_ref().and_then(models::read);
-        models.ok_or_else(|| self.unavailable("answered with something other than a list of models"))
+        models.ok_or_else(|| {
+            self.unavailable(
+                "answered with something other than a list of models. Check that its URL in the settings is correct",
+            )
+        })
     }
 
     fn name(&self) -> &str {
