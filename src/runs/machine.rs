@@ -25,7 +25,7 @@
 //! | text and refusal after the last tool calls  | removed from the message; the message and its step stay open |
 //! | a `tool_calls` step without calls           | removed                                                      |
 //! | a `tool_calls` step with submitted outputs  | unchanged: it is already completed                           |
-//! | a `tool_calls` step of built-in tools       | unchanged: the searches run again. The first code that has not ended may have run in part: it ends, and the model reads so |
+//! | a `tool_calls` step of built-in tools       | unchanged: the searches run again. The first code that has not ended may have run in part: it ends, and the model is informed |
 //!
 //! Built-in tools run in the server. Their calls are stored before the tools run (`ModelReplied`, then `ToolsEnded`). If a
 //! turn calls both built-in tools and functions, the step of the built-in tools is the first, and the step of the functions

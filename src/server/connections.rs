@@ -314,8 +314,8 @@ async fn accept(
     tasks: &TaskTracker,
     connections_max: usize,
 ) -> io::Result<(TcpStream, bool)> {
-    // A task has a file handle until it ends. Not longer than this, because a closed connection may have received a
-    // request in the same moment, and serves it.
+    // Each task has a file handle until it ends. The wait is bounded, because a connection that received a request at the
+    // moment when it was closed serves that request first.
     let closing = async {
         while tasks.len() >= connections_max + HEALTH_CONNECTIONS + CLOSING_CONNECTIONS {
             tokio::time::sleep(ACCEPT_PAUSE / 10).await;

@@ -21,7 +21,8 @@ call, with status 400.
 
     upstream.py PORT_FILE [ADDRESS]
 
-listens on a free port of ADDRESS, or of 127.0.0.1, and writes the port to PORT_FILE when it is ready. Requires only the standard library.
+listens on a free port of ADDRESS, or of 127.0.0.1, and writes the port to PORT_FILE when it is ready. Requires only the
+standard library.
 """
 
 import json
